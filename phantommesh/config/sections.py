@@ -13,9 +13,16 @@ from phantommesh.routable import MAX_ROUTES
 # A description completes the sentence "set KEY to ...".
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
-Goal = Literal["auto", "throughput", "order", "private"]  # what is wanted of the scattering
-GOALS: Final = '"auto", "throughput", "order" or "private"'
+# What is wanted of the scattering.
+Goal = Literal["auto", "throughput", "order", "latency", "private"]
+GOALS: Final = '"auto", "throughput", "order", "latency" or "private"'
 MAX_REGION_CHARS: Final = 32
+Names = Annotated[
+    tuple[str, ...], Meta(max_length=1024, description='at most 1024 names of members, e.g. ["db", "web"]')
+]
+Regions = Annotated[
+    tuple[str, ...], Meta(max_length=64, description='at most 64 names of regions, e.g. ["eu-west"]')
+]
 ALL_ROUTES: Final = "all"  # in `routes.accept`: any prefix
 Switch = Annotated[bool, Meta(description="true or false")]
 MAX_INTENTS: Final = 64
@@ -149,6 +156,10 @@ class RelaySection(msgspec.Struct, frozen=True):
     its own; at UDP `port`, which has to be open to others; at most `rate` bytes a second in each direction of
     a lease, and `quota` bytes a day of each (a pair has up to seven leases); only between `members` of these
     names, and between all where there are none. `use`: whether this node goes over relays itself.
+
+    Which members may pass on this node's own packets, as relays or by joining its connections: none with
+    `direct_only`; else those of these names (`only`) and in these `regions`, where any are given, without
+    `never` and `never_regions`. Where that leaves no way, nothing is sent. A region is a member's own word.
     """
 
     offer: Annotated[bool | Literal["auto"], Meta(description='true, false or "auto"')] = "auto"
@@ -159,18 +170,26 @@ class RelaySection(msgspec.Struct, frozen=True):
     quota: Annotated[int, Meta(ge=1_000_000, le=2**60, description="a number of bytes above 1000000")] = (
         50_000_000_000
     )
-    members: Annotated[
-        tuple[str, ...],
-        Meta(max_length=1024, description='at most 1024 names of members, e.g. ["db", "web"]'),
-    ] = ()
+    members: Names = ()
     use: Switch = True
+    direct_only: Switch = False
+    only: Names = ()
+    never: Names = ()
+    regions: Regions = ()
+    never_regions: Regions = ()
 
 
 class RoutesSection(msgspec.Struct, frozen=True):
     """Prefixes beyond the mesh. `advertise`: those that this node is to route for others, as soon as an
     authority approves them; a default route ("0.0.0.0/0", "::/0") makes it an exit. `accept`: prefixes within
     these are sent to the members that route them; ["all"]: any, but no default route. `exit`: the member that
-    all other traffic goes to, by name."""
+    all other traffic goes to, by name.
+
+    `masquerade`: what this node forwards to the prefixes that it routes has an address of this host, so that
+    answers find back; else the network there needs a route to the overlay by this node. `probe`: for such a
+    prefix, an address in it that has to answer pings, or the node tells the others that its route there does
+    not work. `port`: the UDP port of overlay addresses by which members ask for that. A mesh has one such
+    port."""
 
     advertise: Annotated[
         tuple[str, ...],
@@ -181,6 +200,12 @@ class RoutesSection(msgspec.Struct, frozen=True):
         Meta(max_length=64, description='at most 64 prefixes, e.g. ["10.0.0.0/8"], or ["all"]'),
     ] = ()
     exit: Annotated[str, Meta(max_length=63, description="the name of a member, or nothing")] = ""
+    masquerade: Switch = True
+    probe: Annotated[
+        dict[str, str],
+        Meta(max_length=16, description='a table of at most 16 prefixes, each = "an address in it"'),
+    ] = {}
+    port: Port = 51802
 
 
 class GossipSection(msgspec.Struct, frozen=True):

@@ -24,6 +24,7 @@ from phantommesh.scatter.maps import (
     stream_of,
 )
 from phantommesh.scatter.peermap import Hits, PeerMap, length_of, read_hits
+from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
 
 EQUAL = (1.0,) * DIMENSIONS
@@ -106,6 +107,11 @@ class ScatterPeer:
     schedule: Schedule
     classes: tuple[TrafficClass, ...] = ()
 
+    @property
+    def schedules(self) -> list[Schedule]:
+        """How its traffic is scattered: what is of no class first, then the classes."""
+        return [self.schedule, *(each.schedule for each in self.classes)]
+
 
 class Numbers:
     """Numbers a peer's epochs within each of the link's, so that none is ever used twice: a link that is
@@ -146,7 +152,7 @@ class PeerScatter:
         self._parity = 0
         self._stood = self._nothing()  # the counters of each parity when its last epoch ended
         self._map: PeerMap | None = None
-        self._split: frozenset[int] = frozenset()
+        self._split: frozenset[int] = frozenset()  # moved buckets are those of one epoch
         self._closing: tuple[EpochCounts, int] | None = None
 
     @property
@@ -155,21 +161,28 @@ class PeerScatter:
         assert self._map is not None
         return self._map
 
-    def open(self, keying: Keying, scores: Sequence[float], now: Moment) -> PeerMap:
-        """Start the next epoch and return its map. Its date is that at which the epoch before it ends, unless
-        the clock was set meanwhile. Raises ValueError for scores that are none."""
+    def open(
+        self, keying: Keying, scores: Sequence[float], now: Moment, *, quickest: int | None = None
+    ) -> PeerMap:
+        """Start the next epoch and return its map. ``quickest`` is the dimension for schedules that want the
+        quickest one. The epoch's date is that at which the one before it ends, unless the clock was set
+        meanwhile. Raises ValueError for scores that are none."""
         before, epoch = self.current, self._numbers.take(keying.link)
         if before is not None and self.live:
             self._closing = (before, self._parity)
         self._parity ^= 1
         declared: Scheduler = "flow" if self.classes else self.schedule.scheduler
         keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.schedule.unequal)
-        committed = cards(scores, keys.noise, SLOTS[declared])
+        mine = self.schedule.capacities(scores, quickest)
+        committed = cards(mine, keys.noise, SLOTS[declared])
         held = [committed] * (1 + len(self.classes))  # by the number of the class
         for number, each in enumerate(self.classes, 1):
+            capacities = each.schedule.capacities(scores, quickest)
             if each.schedule.unequal != self.schedule.unequal:
                 others = epoch_keys(apart(keying.secret), self._sender, epoch, unequal=each.schedule.unequal)
-                held[number] = cards(scores, others.noise, SLOTS[declared])
+                held[number] = cards(capacities, others.noise, SLOTS[declared])
+            elif capacities != mine:
+                held[number] = cards(capacities, keys.noise, SLOTS[declared])
         own = self._part(self.schedule, committed, keys.stream)
         parts = [
             replace(
@@ -178,12 +191,12 @@ class PeerScatter:
             )
             for number, each in enumerate(self.classes, 1)
         ]  # fmt: skip
-        self._map = made = replace(own, classes=tuple(parts)).splitting(self._split)
+        self._map = made = replace(own, classes=tuple(parts)).steered(Steering(self._split))
         started = now.wall if before is None else before.after(now.steady)
         if abs(started - now.wall) >= STEP:
             started = now.wall
         counts = EpochCounts(
-            epoch, declared, tuple(scores), committed, Hits(), started, began=now.steady,
+            epoch, declared, mine, committed, Hits(), started, began=now.steady,
             classes=self._counts(held),
         )  # fmt: skip
         self.current = counts
@@ -211,11 +224,11 @@ class PeerScatter:
             rest,
         )
 
-    def set_split(self, buckets: frozenset[int]) -> PeerMap:
-        """Split these buckets, in this epoch and those that follow. Return the map of the epoch under way,
-        which goes on. Only after ``open``."""
-        self._split = buckets
-        self._map = self.map.splitting(buckets)
+    def steer(self, steering: Steering) -> PeerMap:
+        """Split these buckets, in this epoch and those that follow, and move others in this one. Return the
+        map of the epoch under way, which goes on. Only after ``open``."""
+        self._split = steering.split
+        self._map = self.map.steered(steering)
         return self._map
 
     def close(self, counters: Mapping[int, tuple[int, int]], now: Moment) -> EpochCounts | None:

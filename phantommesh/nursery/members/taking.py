@@ -24,6 +24,7 @@ from phantommesh.trust.revocations import Revocations
 # Tuning.
 LOOK: Final = 30.0  # s between looks while nothing is heard
 PAUSE: Final = 0.2  # s between two looks, however fast members change
+SHARE: Final = 20.0  # a look may take one part in so many of a core, on a host with very many routes
 
 log = structlog.get_logger("phantommesh.routes")
 
@@ -66,14 +67,19 @@ class Taking:
     async def run(self) -> None:
         """Judge whenever something may have changed, until cancelled."""
         while True:
-            self._kicked = trio.Event()
+            self._kicked, began = trio.Event(), trio.current_time()
             try:
-                self._look(await self._host())
+                await self.look()
             except PhantomMeshError as error:  # the host cannot be read: what was taken stays
                 log.warning("the host's own ranges are not known", error=str(error), fix=error.fix)
-            with trio.move_on_after(LOOK):
+            took = trio.current_time() - began
+            with trio.move_on_after(max(LOOK, SHARE * took)):
                 await self._kicked.wait()
-            await trio.sleep(PAUSE)
+            await trio.sleep_until(began + max(PAUSE, SHARE * took))
+
+    async def look(self) -> None:
+        """Judge anew. Raises BackendError where the host cannot be read."""
+        self._judge(await self._host())
 
     async def _host(self) -> tuple[HostRange, ...]:
         networks = self.routes.networks
@@ -82,7 +88,7 @@ class Taking:
         view = await trio.to_thread.run_sync(partial(hostview.look, networks, self._names))
         return view.ranges
 
-    def _look(self, host: Iterable[HostRange]) -> None:
+    def _judge(self, host: Iterable[HostRange]) -> None:
         before = self.routes.taken
         changes, claims = self.routes.look(self._entries(), self._revocations, host)
         for claim in claims:
