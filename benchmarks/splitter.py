@@ -69,7 +69,9 @@ class _Table:
         self._steering, changed = steering, replace(self._peer, steering=steering)
         await self._table.replace({changed.name: changed.elements})
 
-    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
+    async def set_scores(
+        self, wanted: Mapping[bytes, Sequence[float]], quickest: Mapping[bytes, int | None]
+    ) -> None:
         """The rig's weights are fixed."""
 
     def snapshot(self, node_id: bytes) -> Snapshot | None:

@@ -115,11 +115,6 @@ def user(intent: IntentSection) -> int | str | None:
     return intent.user
 
 
-def applying(name: str, intents: Sequence[IntentSection]) -> list[IntentSection]:
-    """The intents for traffic to the peer of this name, in order."""
-    return [intent for intent in intents if not intent.peers or name in intent.peers]
-
-
 def check(intents: Sequence[IntentSection]) -> None:
     """Raise ConfigError, which names the intent, the value and the fix, for intents that cannot be."""
     for name, count in Counter(intent.name for intent in intents).items():
@@ -127,15 +122,13 @@ def check(intents: Sequence[IntentSection]) -> None:
             raise ConfigError(f"{count} intents are named {name}", fix="give each a name of its own")
     for number, intent in enumerate(intents, 1):
         _check(f"intent.{called(intent.name, number)}", intent)
-    named = {peer for intent in intents for peer in intent.peers}
-    for peer in sorted(named) or [""]:
-        count = len(applying(peer, intents))
-        if count >= MAX_CLASSES:
-            whom = f"the peer {peer}" if peer else "each peer"
-            raise ConfigError(
-                f"{count} intents are for traffic to {whom}",
-                fix=f"have at most {MAX_CLASSES - 1} for one peer: name in `peers` whom each of them is for",
-            )
+    named = Counter(peer for intent in intents for peer in set(intent.peers))
+    whom, most = max(named.items(), key=lambda one: one[1], default=("", 0))
+    if (count := most + sum(not intent.peers for intent in intents)) >= MAX_CLASSES:
+        raise ConfigError(
+            f"{count} intents are for traffic to {f'the peer {whom}' if whom else 'each peer'}",
+            fix=f"have at most {MAX_CLASSES - 1} for one peer: name in `peers` whom each of them is for",
+        )
 
 
 def _check(where: str, intent: IntentSection) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from ipaddress import AddressValueError, IPv4Network, IPv6Network, NetmaskValueError, ip_address
+from ipaddress import AddressValueError, IPv4Network, IPv6Network, NetmaskValueError, ip_address, ip_network
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Final, get_args, get_origin
@@ -253,6 +253,7 @@ def _check(config: Config) -> None:
     for member in relay.members:
         if not _LABEL.fullmatch(member):
             raise ConfigError(f"relay.members: {_show(member)} is no name", fix="see `phantommesh peers`")
+    _check_probes(config)
     if dns.mode == "resolved" and not dns.serve:
         raise ConfigError(
             'dns.mode = "resolved" needs the name server', fix='set dns.serve to true, or dns.mode to "hosts"'
@@ -297,6 +298,31 @@ def _check(config: Config) -> None:
             loopback = False
         if not loopback:
             raise _bad("api.listen", config.api.listen, _kind(ApiSection, "listen"))
+
+
+def _check_probes(config: Config) -> None:
+    """Refuse a port that this node uses for something else, and targets that are not in their prefixes."""
+    routes, ports = (
+        config.routes,
+        (config.control.port, config.dns.port, config.paths.port, config.relay.port),
+    )
+    if routes.port in ports or routes.port in config.wireguard.ports:
+        raise ConfigError(
+            f"routes.port = {routes.port} is taken by this node already",
+            fix="set routes.port to another port, the same on all nodes",
+        )
+    for prefix, target in routes.probe.items():
+        try:
+            network, host = ip_network(prefix), ip_address(target)
+        except ValueError:
+            network, host = None, None
+        if network is None or host is None:
+            raise _bad("routes.probe", {prefix: target}, _kind(RoutesSection, "probe"))
+        if host not in network:
+            raise ConfigError(
+                f"routes.probe: {target} is not in {prefix}",
+                fix="name a host in the prefix that answers pings",
+            )
 
 
 def _check_routes(routes: RoutesSection) -> None:

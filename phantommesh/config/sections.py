@@ -13,8 +13,9 @@ from phantommesh.routable import MAX_ROUTES
 # A description completes the sentence "set KEY to ...".
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
 Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
-Goal = Literal["auto", "throughput", "order", "private"]  # what is wanted of the scattering
-GOALS: Final = '"auto", "throughput", "order" or "private"'
+# What is wanted of the scattering.
+Goal = Literal["auto", "throughput", "order", "latency", "private"]
+GOALS: Final = '"auto", "throughput", "order", "latency" or "private"'
 MAX_REGION_CHARS: Final = 32
 ALL_ROUTES: Final = "all"  # in `routes.accept`: any prefix
 Switch = Annotated[bool, Meta(description="true or false")]
@@ -170,7 +171,13 @@ class RoutesSection(msgspec.Struct, frozen=True):
     """Prefixes beyond the mesh. `advertise`: those that this node is to route for others, as soon as an
     authority approves them; a default route ("0.0.0.0/0", "::/0") makes it an exit. `accept`: prefixes within
     these are sent to the members that route them; ["all"]: any, but no default route. `exit`: the member that
-    all other traffic goes to, by name."""
+    all other traffic goes to, by name.
+
+    `masquerade`: what this node forwards to the prefixes that it routes has an address of this host, so that
+    answers find back; else the network there needs a route to the overlay by this node. `probe`: for such a
+    prefix, an address in it that has to answer pings, or the node tells the others that its route there does
+    not work. `port`: the UDP port of overlay addresses by which members ask for that. A mesh has one such
+    port."""
 
     advertise: Annotated[
         tuple[str, ...],
@@ -181,6 +188,12 @@ class RoutesSection(msgspec.Struct, frozen=True):
         Meta(max_length=64, description='at most 64 prefixes, e.g. ["10.0.0.0/8"], or ["all"]'),
     ] = ()
     exit: Annotated[str, Meta(max_length=63, description="the name of a member, or nothing")] = ""
+    masquerade: Switch = True
+    probe: Annotated[
+        dict[str, str],
+        Meta(max_length=16, description='a table of at most 16 prefixes, each = "an address in it"'),
+    ] = {}
+    port: Port = 51802
 
 
 class GossipSection(msgspec.Struct, frozen=True):

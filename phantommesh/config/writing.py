@@ -50,9 +50,14 @@ def _node_name(text: str) -> object:
         return None
 
 
+def _key(key: str) -> str:
+    """A key of an inline table: bare where TOML allows it."""
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)  # TOML's basic strings are JSON's, but for DEL, which _check lets into no value
 
 

@@ -143,6 +143,11 @@ class Route(msgspec.Struct, frozen=True, tag="route"):
     ]
 
 
+class Approved(msgspec.Struct, frozen=True, tag="approved"):
+    """An authority's word that it has approved routes of the other end, which may ask for them now. The
+    answer is `Done`."""
+
+
 class Replace(msgspec.Struct, frozen=True, tag="replace"):
     """A member's request for an invite by which it can join anew, under its name, in place of itself."""
 
@@ -483,9 +488,9 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Request = (
-    Enrol | Renew | Return | Rename | Route | Replace | Announce | AskKeys | CompareRevocations
-    | FetchRevocations | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove | Attend | Look
-    | AskRelay | LeaveRelay | OfferRelay
+    Enrol | Renew | Return | Rename | Route | Approved | Replace | Announce | AskKeys
+    | CompareRevocations | FetchRevocations | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
+    | Attend | Look | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
     | Meet | Frames | CheckTcp | Echo
     | Bridge | Bridged | AskNeighbours

@@ -69,6 +69,11 @@ class Granting:
         written = (one.grant for one in self._book if one.node_id == node_id)
         return standing(written, node_id, self._node.revocations)
 
+    def asked_by(self, node_id: NodeId) -> frozenset[Network]:
+        """What a node has asked for last."""
+        asked = self._asked.get(node_id)
+        return frozenset(() if asked is None else asked.prefixes)
+
     def open_requests(self, now: float) -> list[Asked]:
         """What members ask for and nobody has approved yet, by node id."""
         found = list[Asked]()

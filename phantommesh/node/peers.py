@@ -44,7 +44,7 @@ from phantommesh.scatter.intents import Intents
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide, PeerReading, read_peer
-from phantommesh.wireguard.device import DeviceConfig, DeviceState
+from phantommesh.wireguard.device import DeviceConfig, DeviceState, Network
 from phantommesh.wireguard.fits import Fitted
 
 Where = Callable[[Entry], tuple[Address, ...]]
@@ -141,6 +141,7 @@ class Peers:
         self._keepalive = keepalive
         self._turns: dict[NodeId, _Turns] = {}
         self._located: dict[NodeId, int] = {}
+        self._carried: dict[NodeId, frozenset[Network]] = {}
         self._desired = Desired(wireguard)
 
     def scatter_by(self, scatter: ScatterSection, intents: Intents) -> None:
@@ -232,6 +233,19 @@ class Peers:
         self._desired.change(self._mesh_peer(entry))
         return Keyed(self._scatter_peer(entry), self._reached(entry))
 
+    def carry(self, carried: Mapping[Network, bytes]) -> None:
+        """Have each of these prefixes beyond the mesh carried by the peer (a node id) that it names, and by
+        no other; the seven interfaces get all of it at once."""
+        by: dict[NodeId, set[Network]] = {}
+        for prefix, router in carried.items():
+            by.setdefault(NodeId(router), set()).add(prefix)
+        before, self._carried = self._carried, {peer: frozenset(all_) for peer, all_ in by.items()}
+        changed = [p for p in before.keys() | by.keys() if before.get(p) != self._carried.get(p)]
+        for peer in changed:
+            entry = self.get(peer)
+            if entry is not None and self._placed(entry):
+                self._desired.change(self._mesh_peer(entry))
+
     def turn(self, peer: bytes, dark: int, now: float) -> bool:
         """These dimensions of a peer, a bitmap, are dark. One whose endpoint has several addresses takes the
         next of them, after `TURN`. Return whether any did: then `keyed` is to be called."""
@@ -309,6 +323,7 @@ class Peers:
             self._links.psks(member.node_id),
             without(self._links.dials(member.node_id), held),
             () if self._keepalive is None else tuple(self._keepalive(host) for host, _ in where),
+            self._carried.get(member.node_id, frozenset()),
         )
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:

@@ -80,7 +80,7 @@ class Routes:
         self.taken: tuple[Taken, ...] = ()
         self.conflicts: tuple[Conflict, ...] = ()
         self.claims: frozenset[Claim] = frozenset()
-        self.exit_offered = False
+        self.exit_missing = False
 
     @property
     def wants_any(self) -> bool:
@@ -98,7 +98,8 @@ class Routes:
     ) -> tuple[list[Change], list[Claim]]:
         """Judge anew, given the members in good standing and what the host has of its own. Return what has
         changed, and the claims that are new."""
-        listed = sorted(entries, key=self._preference)
+        offering = (entry for entry in entries if entry.record.routes)  # few, of many members
+        listed = sorted(offering, key=self._preference)
         accept = accepts(self._section, listed)
         offers = [
             Offer(prefix, entry.member.node_id)
@@ -108,7 +109,8 @@ class Routes:
         ]
         before = {one.prefix: one.routers for one in self.taken}
         self.taken, self.conflicts = taken(offers, accept, self._overlay, host)
-        self.exit_offered = any(one.prefix.prefixlen == 0 for one in self.taken)
+        offered_exit = any(one.prefix.prefixlen == 0 for one in self.taken)
+        self.exit_missing = bool(self._section.exit) and not offered_exit
         fresh = frozenset(claim for entry in listed for claim in claims(entry))
         new = sorted(fresh - self.claims, key=lambda claim: (claim.node_id, claim.prefix))
         self.claims = fresh

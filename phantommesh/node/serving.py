@@ -19,7 +19,7 @@ from phantommesh.rates import Rates
 from phantommesh.records import antientropy
 from phantommesh.records.record import SignedRecord
 from phantommesh.records.roster import Entry, name_of
-from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.certificates import Role, TrustError
 from phantommesh.trust.groupkey import NO_KEY, Keyring, encode_keys
 from phantommesh.trust.identity import NodeId
 
@@ -42,6 +42,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Renew: (0.2, 20),  # fewer are granted: see `node.desk`
     messages.Rename: (0.2, 20),  # likewise
     messages.Route: (0.5, 20),  # likewise: see `node.granting`
+    messages.Approved: (0.2, 5),  # each may have an authority asked
     messages.Replace: (0.2, 20),  # an invite on disk each, in place of the one before
     messages.Enrol: (0.2, 20),
     messages.Return: (0.2, 20),
@@ -145,7 +146,8 @@ class Serving:
     verify: announcements count against it. ``proofs`` says whether this node keeps scatter proofs. ``relay``
     answers for the relay that this node is; None: it is none. ``offered`` takes a relay's word of a lease;
     None: this node uses no relays. ``bridged`` takes a member's word that another waits there.
-    ``neighbours`` says what links this node has."""
+    ``neighbours`` says what links this node has. ``approved`` is called when an authority says that it has
+    approved routes of this node."""
 
     def __init__(
         self,
@@ -159,8 +161,9 @@ class Serving:
         offered: Callable[[NodeId, messages.OfferRelay], None] | None = None,
         bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
         neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
+        approved: Callable[[], None] | None = None,
     ) -> None:
-        self._neighbours = neighbours
+        self._neighbours, self._approved = neighbours, approved
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
         self._relay, self._offered, self._bridged = relay, offered, bridged
         self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
@@ -213,6 +216,12 @@ class Serving:
                 return (yield from self._desk.rename(entry, request, at))
             case messages.Route():
                 return (yield from self._desk.granting.ask(entry, request, at))
+            case messages.Approved():
+                if entry.member.role is not Role.AUTHORITY:
+                    return messages.Refused("only an authority approves routes")
+                if self._approved is not None:
+                    self._approved()
+                return messages.Done()
             case messages.Replace():
                 return (yield from self._desk.replace(entry, at))
             case messages.Announce(record):

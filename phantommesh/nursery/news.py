@@ -37,6 +37,16 @@ class Rerouted:
 
 
 @dataclass(frozen=True, slots=True)
+class RoutesChanged:
+    """This node takes other prefixes beyond the mesh, or of others, than before."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarriersChanged:
+    """Other members carry prefixes beyond the mesh for this node than before."""
+
+
+@dataclass(frozen=True, slots=True)
 class Installed:
     """The desired PSKs of these peers, by node id, have changed."""
 
@@ -75,6 +85,8 @@ News = (
     | SecretsChanged
     | KeysReplaced
     | Rerouted
+    | RoutesChanged
+    | CarriersChanged
     | Installed
     | WayChanged
     | ReadBack

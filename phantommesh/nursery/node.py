@@ -95,7 +95,9 @@ class Node:
         (`succession.done`), or the run that it stepped aside for has gone (`runs.over`). The API is the first
         to stop, the interfaces the last. When ``hurry`` is set, nobody is told and nothing is waited for."""
         parts = self.parts
-        await parts.guarding.converge()  # before there is anything to reach
+        # Before there is anything to reach, what is taken is closed.
+        await self._weaving.begin_routes()
+        await parts.guarding.converge()
         if parts.config.control.tcp:
             await parts.tcp.listen()
             parts.driver.tcp = parts.tcp
@@ -198,6 +200,9 @@ class Node:
             "reconciler": parts.reconciler.run,
             "link": parts.driver.run,
             "scatter": parts.scattering.run,
+            "routes-taken": parts.beyond.run,
+            "routes-asked": parts.talk.run,
+            "routes-offered": parts.gateway.run,
             "splitting": parts.splitter.run,
             "proofs": parts.proving.run,
             "paths": parts.paths.run,

@@ -29,14 +29,17 @@ from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.regions import nearness
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.framed import Framed
+from phantommesh.nursery.dataplane.gateway import GatewayDriver
 from phantommesh.nursery.dataplane.lending import Lending
 from phantommesh.nursery.dataplane.paths import PathDriver
 from phantommesh.nursery.dataplane.reconciler import Reconciler
 from phantommesh.nursery.dataplane.rekeying import KeyReplacer
 from phantommesh.nursery.dataplane.relays import make_bridging, make_relays
+from phantommesh.nursery.dataplane.routetalk import RouteTalk
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.dataplane.splitting import Splitter
 from phantommesh.nursery.host import traffic
@@ -70,6 +73,7 @@ from phantommesh.nursery.members.taking import Taking
 from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
+    CarriersChanged,
     CopyGone,
     EpochOver,
     Installed,
@@ -77,6 +81,7 @@ from phantommesh.nursery.news import (
     PeersChanged,
     ReadBack,
     Rerouted,
+    RoutesChanged,
     SecretsChanged,
     Tell,
     WayChanged,
@@ -93,6 +98,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.intents import Intents, named_users
 from phantommesh.state import directory
@@ -156,6 +162,10 @@ class Parts:
     scattering: Scattering
     splitter: Splitter
     guarding: Guarding
+    failover: Failover
+    beyond: BeyondMesh
+    gateway: GatewayDriver
+    talk: RouteTalk
     paths: PathDriver
     framed: Framed
     rekeying: KeyReplacer
@@ -245,6 +255,7 @@ def make_parts(
     def look() -> None:
         reconciler.hear()
         scattering.hear()
+        beyond.kick()
 
     async def rouse() -> None:
         borrower.moved()
@@ -257,6 +268,8 @@ def make_parts(
         finding.moved()
         paths.uplinks_changed()
         lending.moved()
+        beyond.kick()
+        gateway.kick()
         taking.kick()
 
     changes = Changes((*names, master), look, moved)
@@ -295,9 +308,21 @@ def make_parts(
         fits=lambda: peers.fits,
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
+    failover = Failover()
+    beyond = BeyondMesh(
+        master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
+        changed=lambda: guarding.kick(),
+    )  # fmt: skip
+    gateway = GatewayDriver(config.routes, (master, *names), networks=lambda: overlay.networks)
+    talk = RouteTalk(
+        failover, config.routes.port,
+        address=own.ip4, members=lambda: {e.member.node_id: e.member.ip4 for e in peers.entries},
+        works=gateway.asked, moved=partial(tell, CarriersChanged()),
+    )  # fmt: skip
     guarding = make_guarding(
-        config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits, flushed=scattering.kick
-    )
+        config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits,
+        beyond=lambda: beyond.closed, routes=own.routed, flushed=scattering.kick,
+    )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
 
@@ -305,7 +330,8 @@ def make_parts(
         if peers.refit(paths.fitting.fit):
             scattering.kick()
             reconciler.kick()
-            if config.guard.forward:
+            beyond.kick()
+            if config.guard.forward or own.routed():
                 guarding.kick()  # it has the segments to peers whose routes cannot say them
 
     paths = PathDriver(
@@ -373,6 +399,8 @@ def make_parts(
         config.routes, config.node.region, overlay.networks, (*names, master), lambda: peers.entries,
         state.revocations,
     )  # fmt: skip
+    taking.carried = lambda: failover.carried
+    taking.changed = partial(tell, RoutesChanged())
     surveying = make_surveying(state, keeper, caller, peers, gossip.membership, measured, ways)
     lifetimes = make_lifetimes(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
@@ -384,7 +412,7 @@ def make_parts(
         sight=partial(sight, names, finding, gossip, peers, lambda: reconciler.actual), carry=carrying.answer,
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
-        bridged=framed.prompted, neighbours=surveying.answer,
+        bridged=framed.prompted, neighbours=surveying.answer, approved=own.routes_approved,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
     further = FurtherPorts(config.control.tcp_ports, own.publish)
@@ -450,6 +478,10 @@ def make_parts(
         scattering=scattering,
         splitter=Splitter(paths, scattering),
         guarding=guarding,
+        failover=failover,
+        beyond=beyond,
+        gateway=gateway,
+        talk=talk,
         paths=paths,
         framed=framed,
         rekeying=KeyReplacer(wireguard, own, paths, partial(tell, KeysReplaced())),
@@ -463,6 +495,12 @@ def make_parts(
         server=server,
         tcp=tcp,
     )
+
+
+def fits_by_node(peers: Peers) -> dict[bytes, int]:
+    """The largest packet in bytes that each peer may be sent, by node id."""
+    sizes = {fit.ip4: fit.mtu for fit in peers.fits}
+    return {e.member.node_id: sizes[e.member.ip4] for e in peers.entries if e.member.ip4 in sizes}
 
 
 def _where(keeper: RosterKeeper, places: Places, node_id: NodeId) -> Sequence[Address]:

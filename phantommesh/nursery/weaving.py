@@ -15,6 +15,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.node.peers import Seen
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.news import (
+    CarriersChanged,
     CopyGone,
     EpochOver,
     Installed,
@@ -23,6 +24,7 @@ from phantommesh.nursery.news import (
     PeersChanged,
     ReadBack,
     Rerouted,
+    RoutesChanged,
     SecretsChanged,
     WayChanged,
 )
@@ -61,6 +63,10 @@ class Weaving:
                 self._adopt_keys()
             case Rerouted():
                 self._reroute()
+            case RoutesChanged():
+                self._take_routes()
+            case CarriersChanged():
+                self._carry()
             case Installed(peers):
                 self._install(peers)
             case WayChanged(peer):
@@ -115,8 +121,37 @@ class Weaving:
         parts.taking.kick()
         parts.punching.look()
         self._arrange()
+        self._take_routes()
         parts.lending.changed()
         parts.borrower.forget(parts.peers.standing)
+
+    async def begin_routes(self) -> None:
+        """Close what this node takes for all other ways: before anything else, for an earlier run has left it
+        closed. Raises BackendError."""
+        self._parts.wiring.look(moment()[1])
+        await self._parts.taking.look()
+        self._take_routes()
+        await self._parts.beyond.converge()
+
+    def _take_routes(self) -> None:
+        """Take the prefixes beyond the mesh that are to be taken now, and no others, and route our own."""
+        parts = self._parts
+        if parts.beyond.take(parts.taking.taken) and parts.failover.take(
+            parts.beyond.taken, trio.current_time()
+        ):
+            self._carry()
+        routed = parts.own.routed()
+        parts.talk.want(bool(parts.beyond.taken or routed))
+        if parts.gateway.offer(routed):
+            parts.guarding.kick()
+
+    def _carry(self) -> None:
+        """Have WireGuard, the scatter rules and the kernel's routes follow who carries which prefix."""
+        parts = self._parts
+        parts.peers.carry(parts.failover.carried)
+        parts.scattering.carry(parts.failover.carried)
+        parts.reconciler.kick()
+        parts.beyond.kick()
 
     def _reroute(self) -> None:
         parts = self._parts
@@ -135,8 +170,12 @@ class Weaving:
             tuple(parts.overlay.routed),
         )
         parts.wgports.open_ports(own.ports)
-        parts.scattering.update(parts.peers.arrange(own))
+        scattered = parts.peers.arrange(own)
+        parts.scattering.update(scattered)
         parts.paths.set_peers(parts.peers.reached())
+        parts.paths.seek_quickest(
+            {peer.node_id for peer in scattered if any(one.quickest for one in peer.schedules)}
+        )
         parts.peers.refit(parts.paths.fitting.fit)
         parts.reconciler.kick()
 

@@ -7,8 +7,10 @@ interfaces only, and what comes from the mesh may go to this node's overlay addr
 its own, there before the first interface, kept as it is while the node runs, and left in place when the node
 ends.
 
-The networks are those whose traffic is the mesh's. The verdicts need no connection tracking, unless
-``forward`` names interfaces of machines that use the mesh through this node.
+The networks are those whose traffic is the mesh's. Prefixes ``beyond`` the mesh that this node takes are
+guarded in the same way, but for packets that carry the mesh: a router's own address may be in one. The
+verdicts need no connection tracking, unless ``forward`` names interfaces of machines that use the mesh
+through this node, or the node itself ``routes`` prefixes for others.
 """
 
 from __future__ import annotations
@@ -77,7 +79,9 @@ class Guard:
     ``own`` this node's overlay addresses, ``networks`` whose traffic is the mesh's (both families),
     ``control`` and ``wireguard`` the ports of the underlay, ``forward`` the interfaces of machines that use
     the mesh through this node, ``short`` the segments in bytes that those machines may send to peers whose
-    route over IPv6 cannot say it."""
+    route over IPv6 cannot say it. ``beyond`` are the prefixes that this node takes of others, as far as they
+    mean the mesh here; ``routes`` those that it routes for others, and ``returns`` says that answers come
+    back by the network's own routes, for the members' own addresses, and not by masquerade."""
 
     device: str
     names: tuple[str, ...]
@@ -87,6 +91,9 @@ class Guard:
     wireguard: tuple[int, ...]
     forward: tuple[str, ...] = ()
     short: tuple[tuple[IPv6Address, int], ...] = ()
+    beyond: tuple[Network, ...] = ()
+    routes: tuple[Network, ...] = ()
+    returns: bool = False
 
     @property
     def table(self) -> str:
@@ -106,6 +113,7 @@ def render(guard: Guard) -> str:
             *chain_block("inside", *_inside(guard)),
             *chain_block("quoting", *_quoting(guard)),
             *chain_block("entering", _entering(guard)),
+            *_outside(guard),
             *chain_block(
                 "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
             ),
@@ -167,10 +175,25 @@ def _end(why: Drop) -> list[str]:
 
 def _overlay(guard: Guard, end: str) -> list[str]:
     """Matches of packets whose ``end`` (saddr, daddr) is in the overlay, one a family."""
+    return _ends(guard.networks, end)
+
+
+def _routed(guard: Guard, source: Sequence[Network], target: Sequence[Network]) -> list[str]:
+    """Matches of packets from one of some networks to one of others, one a family."""
     found = []
     for version, header in ((4, "ip"), (6, "ip6")):
-        if networks := [n for n in guard.networks if n.version == version]:
-            found.append(f"{header} {end} {anonymous(networks)}")
+        both = [[n for n in networks if n.version == version] for networks in (source, target)]
+        if all(both):
+            found.append(f"{header} saddr {anonymous(both[0])} {header} daddr {anonymous(both[1])}")
+    return found
+
+
+def _ends(networks: Sequence[Network], end: str) -> list[str]:
+    """Matches of packets whose ``end`` (saddr, daddr) is in one of these networks, one a family."""
+    found = []
+    for version, header in ((4, "ip"), (6, "ip6")):
+        if mine := [n for n in networks if n.version == version]:
+            found.append(f"{header} {end} {anonymous(mine)}")
     return found
 
 
@@ -185,9 +208,34 @@ def _arriving(guard: Guard) -> list[str]:
         *(f"{match} jump quoting" for match in (_ERRORS4, _ERRORS6, _REDIRECT6)),
     ]
     rules += [f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "saddr")]
+    # The addresses of a taken prefix come by the mesh. The underlay's own packets are authenticated by what
+    # takes them.
+    rules += [f"{match} goto outside" for match in _ends(guard.beyond, "saddr")]
     if guard.forward:
         rules.append(f"iifname {_names(guard.forward)} accept")
-    return rules + [f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "daddr")]
+    if guard.returns:  # to members, and never to this node's own overlay addresses; `passing` sees the rest
+        for match in _routed(guard, guard.routes, guard.networks):
+            own = guard.own[match.startswith("ip6")]
+            rules.append(f"{match} {match.split()[0]} daddr != {own} accept")
+    return rules + [
+        f"{match} {_drop(Drop.FOREIGN)}"
+        for match in (*_overlay(guard, "daddr"), *_ends(guard.beyond, "daddr"))
+    ]
+
+
+def _outside(guard: Guard) -> list[str]:
+    """The chain for what comes by the underlay from an address of a taken prefix: what carries the mesh may,
+    and answers to this node's own connections of the control port."""
+    if not guard.beyond:
+        return []
+    return chain_block(
+        "outside",
+        *(f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "daddr")),
+        f"udp dport {_outer(guard)} accept",
+        f"tcp dport {guard.control} accept",
+        f"tcp sport {guard.control} tcp flags & (syn | ack) != syn accept",
+        _drop(Drop.FOREIGN),
+    )
 
 
 def _quoting(guard: Guard) -> list[str]:
@@ -216,6 +264,8 @@ def _inside(guard: Guard) -> list[str]:
         f"icmpv6 type {{ packet-too-big, nd-redirect }} {_drop(Drop.BEYOND)}",
         f"ip daddr {four} accept",
         f"ip6 daddr {six} accept",
+        # A prefix that this node routes: members' own addresses may send there, by WireGuard's word.
+        *(f"{match} accept" for match in _routed(guard, guard.networks, guard.routes)),
         _drop(Drop.BEYOND),
     ]
 
@@ -230,6 +280,12 @@ def _passing(guard: Guard) -> list[str]:
             f"iifname {ours} oifname {behind} ct state established,related accept",
             f"iifname {ours} oifname {behind} ct status dnat accept",
         ]
+    there, back = (guard.networks, guard.routes), (guard.routes, guard.networks)
+    rules += [f"iifname {ours} oifname != {ours} {match} accept" for match in _routed(guard, *there)]
+    rules += [
+        f"iifname != {ours} oifname {ours} {match} ct state established,related accept"
+        for match in _routed(guard, *back)
+    ]
     return [*rules, f"iifname {ours} {_drop(Drop.FORWARDED)}", f"oifname {ours} {_drop(Drop.FORWARDED)}"]
 
 
@@ -237,7 +293,7 @@ def _clamping(guard: Guard) -> list[str]:
     """The chain by which machines behind this node and members ask each other for TCP segments that the route
     takes, there and back. Routes know what each peer's paths carry, and such a machine may not hear the ICMP
     errors that say so. The kernel only ever lowers a size."""
-    if not guard.forward:
+    if not guard.forward and not guard.routes:
         return []
     ours = _names((guard.device, *guard.names))
     fit = "tcp flags & (syn | rst) == syn tcp option maxseg size set"
@@ -253,8 +309,11 @@ def _clamping(guard: Guard) -> list[str]:
 
 def _entering(guard: Guard) -> str:
     """By the mark and the port: other programs have marks of their own, which may look like ours."""
-    marked = f"meta mark & {OUTER_MASK:#x} == {OUTER_MARK:#x}"
-    return f"{marked} udp sport {_outer(guard)} {_drop(Drop.NESTED)}"
+    return f"{_marked()} udp sport {_outer(guard)} {_drop(Drop.NESTED)}"
+
+
+def _marked() -> str:
+    return f"meta mark & {OUTER_MASK:#x} == {OUTER_MARK:#x}"
 
 
 def _outer(guard: Guard) -> str:
@@ -267,4 +326,8 @@ def _leaving(guard: Guard) -> list[str]:
         'oifname "lo" accept',
         f"oifname {ours} goto entering",
         *(f"{match} {_drop(Drop.CLEAR)}" for match in _overlay(guard, "daddr")),
+        # What carries the mesh goes to routers whose own address is in a taken prefix.
+        *(f"{_marked()} udp sport {_outer(guard)} accept" for _ in guard.beyond[:1]),
+        *(f"{_marked()} meta l4proto tcp accept" for _ in guard.beyond[:1]),
+        *(f"{match} {_drop(Drop.CLEAR)}" for match in _ends(guard.beyond, "daddr")),
     ]

@@ -20,10 +20,12 @@ class Send:
 @dataclass(frozen=True, slots=True)
 class Rescore:
     """How much of the traffic to a peer each dimension should carry: seven weights, 0.0 for none at all.
-    ``Paths.in_force`` has to be told when it is so."""
+    ``quickest`` is the dimension for traffic that waits for answers; None: any. ``Paths.in_force`` has to be
+    told when it is so."""
 
     peer: bytes
     scores: tuple[float, ...]
+    quickest: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

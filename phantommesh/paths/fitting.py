@@ -186,7 +186,7 @@ class Fitting:
         self._schedule(node_id, peer, dimension)
         effects = self._refit(node_id, peer)
         if path.narrow is not narrow:
-            effects += self._paths.set_narrow(node_id, dimension, path.narrow)
+            effects += self._paths.set_narrow(node_id, dimension, path.narrow, now)
         return effects
 
     def traffic(self, node_id: bytes, now: float) -> None:
@@ -233,7 +233,7 @@ class Fitting:
                 effects += self._settle(node_id, peer, dimension, path, now)
             self._schedule(node_id, peer, dimension)
             if path.narrow is not narrow:
-                effects += self._paths.set_narrow(node_id, dimension, path.narrow)
+                effects += self._paths.set_narrow(node_id, dimension, path.narrow, now)
         return effects + self._refit(node_id, peer)
 
     def tick(self, now: float) -> list[Effect]:
@@ -272,7 +272,7 @@ class Fitting:
             path.lost = 0
         effects = list[Effect]()
         if path.narrow is not narrow:
-            effects = self._paths.set_narrow(node_id, dimension, path.narrow)
+            effects = self._paths.set_narrow(node_id, dimension, path.narrow, now)
         if path.missed > missed:
             self._paths.hurry(node_id, dimension, now)
             if asked and not missed and asked <= path.size:

@@ -7,7 +7,7 @@ It never raises for anything that came from the network: what it cannot use is c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
@@ -15,8 +15,9 @@ from typing import Final
 from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
-from phantommesh.paths.pace import Pace
+from phantommesh.paths.pace import CLOSER, FURTHER, Pace, Watch
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
+from phantommesh.paths.quickest import Candidate, Quickest
 from phantommesh.paths.state import MISSES, SILENT, Path, PathState
 from phantommesh.paths.weights import FULL, leaves, weigh, weights
 from phantommesh.rates import Bucket
@@ -32,7 +33,8 @@ COUNT: Final = 0.25  # s between two counts of what probing fast would take
 SLOW_BUDGET: Final = 20.0  # slow ones
 SPREAD: Final = 0.15  # of the interval, either way: an observer should not find seven probes at one moment
 SLOT: Final = 1.0  # s between the moments at which slow probes leave: a wake-up costs more than a probe
-ANSWERS: Final = 50.0  # pings a second and path that are answered; a burst of as many
+ANSWERS: Final = 50.0, 100.0  # pings of a path that are answered, a second and at once
+LOOK: Final = 0.1  # s between two looks for the quickest path of a peer
 STALL: Final = 0.1  # s that a tick may be late before this node itself is taken for the cause of silence
 WEIGH: Final = 1.0  # s between two looks at the shares
 LATELY: Final = 3.0  # slow pauses within which a probe has to have come back for its path to carry anything
@@ -40,9 +42,19 @@ ROUSED: Final = 5.0  # s after a move for which a path that does not answer yet 
 
 
 @dataclass(slots=True)
+class Seek:
+    """The search for the quickest path to one peer."""
+
+    watch: Watch
+    found: Quickest = field(default_factory=Quickest)
+    look_at: float = float("-inf")
+
+
+@dataclass(slots=True)
 class _Peer:
     paths: list[Path]
     scores: tuple[float, ...] = FULL
+    quickest: int | None = None  # the dimension that traffic takes which waits for answers
     in_force: tuple[float, ...] = FULL
     pace: Pace = field(default_factory=Pace)
     answered: float = float("-inf")  # when the newest answered ping was sent, on any path
@@ -51,9 +63,8 @@ class _Peer:
     sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)  # bytes of them, as of `sent`
     received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
-    answers: list[Bucket] = field(
-        default_factory=lambda: [Bucket(ANSWERS, ANSWERS, 0.0) for _ in range(DIMENSIONS)]
-    )
+    seek: Seek | None = None  # only where its traffic takes the quickest path
+    answers: list[Bucket] = field(default_factory=lambda: [Bucket(*ANSWERS, 0.0) for _ in range(DIMENSIONS)])
 
 
 class Paths:
@@ -103,7 +114,22 @@ class Paths:
                 self._schedule(path)
             if path.state is not before:
                 effects.append(Turned(node_id, i, before, path.state))
-        return effects + self._rescore(node_id, peer)
+        return effects + self._rescore(node_id, peer, now)
+
+    def seek_quickest(self, peers: Container[bytes], now: float) -> list[Effect]:
+        """Look for the quickest path to these of the peers, and to no others."""
+        effects: list[Effect] = []
+        for node_id, peer in self._peers.items():
+            if (node_id in peers) == (peer.seek is not None):
+                continue
+            peer.seek = Seek(Watch(now)) if peer.seek is None else None
+            effects += self._rescore(node_id, peer, now)
+        return effects
+
+    def quickest(self, node_id: bytes) -> Quickest | None:
+        """The search for the quickest path to a peer as it is; None where there is none."""
+        peer = self._peers.get(node_id)
+        return None if peer is None or peer.seek is None else peer.seek.found
 
     def read(self, node_id: bytes, counters: Sequence[tuple[int, int] | None], now: float) -> None:
         """Take in WireGuard's counters of a peer: bytes sent and received on each dimension."""
@@ -123,9 +149,9 @@ class Paths:
                 carried += sent - before - (path.probe_bytes - peer.probes[i])
             peer.sent[i], peer.probes[i] = sent, path.probe_bytes
         if peer.pace.carried(carried, now):
-            pause = peer.pace.pause(self._interval) * self._too_many(now)
             for path in peer.paths:
                 if path.state is PathState.UP:
+                    pause = self._pause(peer, path, now)
                     path.next_probe = min(path.next_probe, now + self._random.uniform(0, pause))
                     self._schedule(path)
         if peer.pace.busy(now):
@@ -140,7 +166,7 @@ class Paths:
                 if has(changed, path.dimension) and path.state in (PathState.UP, PathState.PROVING):
                     path.next_probe = now  # so that the peer hears of it
                     self._schedule(path)
-            effects += self._rescore(node_id, peer)
+            effects += self._rescore(node_id, peer, now)
         return effects
 
     def set_aside(self, node_id: bytes, dimensions: int, now: float) -> list[Effect]:
@@ -156,7 +182,7 @@ class Paths:
                 if path.state is not PathState.CLOSED:
                     path.next_probe = now  # so that the peer hears of it
                     self._schedule(path)
-        return self._rescore(node_id, peer)
+        return self._rescore(node_id, peer, now)
 
     def at_rest(self, node_id: bytes) -> int:
         """The dimensions of a peer, a bitmap, by which neither end sends traffic."""
@@ -237,7 +263,9 @@ class Paths:
             self._schedule(path)
         path.peer_leaving, path.peer_drained, path.sizes = probe.leaving, probe.drained, probe.sizes
         if (path.state, path.share, self._leaves(path)) != was:
-            effects += self._rescore(node_id, peer)
+            effects += self._rescore(node_id, peer, now)
+        elif probe.pong:
+            effects += self._seek(node_id, peer, now)
         return effects
 
     def tick(self, now: float) -> list[Effect]:
@@ -249,7 +277,7 @@ class Paths:
             if self._weigh_at <= now:
                 self._weigh(now)
                 for node_id, peer in self._peers.items():
-                    effects += self._rescore(node_id, peer)
+                    effects += self._rescore(node_id, peer, now)
                 continue
             node_id, dimension = self._timers.take()
             peer = self._peers[node_id]
@@ -257,16 +285,21 @@ class Paths:
             before = path.state
             path.overdue(now, self._hold)
             if path.misses:
-                path.judge(peer.answered, now)
+                watched = self._watch(peer, path, now) is not None
+                path.judge(peer.answered, now, self._interval if watched else 0.0)
             if path.misses >= MISSES and peer.answered < path.first_missed:
                 self._ask_all(peer, now)
             if path.state is not before:
                 effects.append(Turned(path.peer, path.dimension, before, path.state))
-                effects += self._rescore(path.peer, peer)
+                effects += self._rescore(path.peer, peer, now)
+            elif path.misses:
+                effects += self._seek(path.peer, peer, now)
             pause = self._pause(peer, path, now)
             if path.misses:
                 path.next_probe = min(path.next_probe, now + pause)
             if path.next_probe <= now:
+                if (watch := self._watch(peer, path, now)) is not None:
+                    watch.sent(now)
                 number = path.ping(now, max(self._interval, path.quality.timeout))
                 effects.append(self._probe(peer, path, number, pong=False, now=now))
                 path.next_probe = self._next(peer, now, pause)
@@ -283,6 +316,9 @@ class Paths:
 
     def _pause(self, peer: _Peer, path: Path, now: float) -> float:
         """How long until the next probe."""
+        if (watch := self._watch(peer, path, now)) is not None:
+            suspects = path.quality.alarm.suspects
+            return watch.pause(self._interval * self._too_many(now), now, suspects=suspects)
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
         leaving = path.aside or (has(self._leaving, path.dimension) and not path.peer_drained)
         if unsure or (_new(path) and path.misses < MISSES):
@@ -290,12 +326,25 @@ class Paths:
         if path.state is PathState.UP and (leaving or path.peer_leaving):
             return self._interval * self._too_many(now)
         if path.state is PathState.UP and peer.pace.busy(now):
-            return peer.pace.pause(self._interval) * self._too_many(now)
+            return self._busy_pause(peer) * self._too_many(now)
         if now < peer.roused and (path.misses or path.state is not PathState.UP):
             return self._interval * self._too_many(now)
         slow = self._slow
         alive = any(other.state in (PathState.UP, PathState.PROVING) for other in peer.paths)
         return RETURN if path.state is PathState.DARK and alive else slow
+
+    def _watch(self, peer: _Peer, path: Path, now: float) -> Watch | None:
+        """What says how closely to watch a path that has a peer's traffic as the quickest; None for another
+        path, and while there is no traffic."""
+        if peer.seek is None or peer.quickest != path.dimension or not peer.pace.busy(now):
+            return None
+        return peer.seek.watch if path.state is PathState.UP else None
+
+    def _busy_pause(self, peer: _Peer) -> float:
+        """The seconds between probes of a path of a peer with traffic; of the quickest there are more, and
+        fewer of the others, so that all are as many as without."""
+        pause = peer.pace.pause(self._interval)
+        return pause if peer.quickest is None else max(FURTHER * self._interval, pause)
 
     @property
     def _slow(self) -> float:
@@ -306,16 +355,19 @@ class Paths:
         """By how much pauses have to be longer so that all fast probes stay within `BUDGET`; 1 or more."""
         counted_at, factor = self._thrift
         if now >= counted_at + COUNT:
-            pauses = (self._eager(peer, now) for peer in self._peers.values())
-            factor = max(1.0, sum(DIMENSIONS / pause for pause in pauses if pause) / BUDGET)
+            eager = sum(self._eager(peer, now) for peer in self._peers.values())
+            factor = max(1.0, eager / BUDGET)
             self._thrift = now, factor
         return factor
 
     def _eager(self, peer: _Peer, now: float) -> float:
-        """The seconds between a peer's fast probes; 0 where there are none."""
+        """How many fast probes a second a peer is sent."""
         if any(map(_new, peer.paths)) or now < peer.roused:
-            return self._interval
-        return peer.pace.pause(self._interval) if peer.pace.busy(now) else 0.0
+            return DIMENSIONS / self._interval
+        if not peer.pace.busy(now):
+            return 0.0
+        others = DIMENSIONS / self._busy_pause(peer)
+        return others if peer.seek is None or peer.quickest is None else others + CLOSER / self._interval
 
     def _next(self, peer: _Peer, now: float, pause: float) -> float:
         """When to probe a path again after a pause. Slow probes of different peers leave in one wake-up, and
@@ -375,12 +427,26 @@ class Paths:
         peer = self._peers.get(node_id)
         return FULL if peer is None else peer.scores
 
-    def _rescore(self, node_id: bytes, peer: _Peer) -> list[Effect]:
-        scores = weights(peer.paths, self._leaving)
-        if scores == peer.scores:
+    def _rescore(self, node_id: bytes, peer: _Peer, now: float) -> list[Effect]:
+        scores, quickest = weights(peer.paths, self._leaving), None
+        if peer.seek is not None:
+            peer.seek.look_at = now + LOOK
+            held = peer.seek.found.chosen
+            seen = [
+                _candidate(path, score, now, held=path.dimension == held)
+                for path, score in zip(peer.paths, scores, strict=True)
+            ]
+            quickest = peer.seek.found.look(seen, now)
+        if (scores, quickest) == (peer.scores, peer.quickest):
             return []
-        peer.scores = scores
-        return [Rescore(node_id, scores)]
+        peer.scores, peer.quickest = scores, quickest
+        return [Rescore(node_id, scores, quickest)]
+
+    def _seek(self, node_id: bytes, peer: _Peer, now: float) -> list[Effect]:
+        """Look for the quickest path, if it is time."""
+        if peer.seek is None or now < peer.seek.look_at:
+            return []
+        return self._rescore(node_id, peer, now)
 
     def _leaves(self, path: Path) -> bool:
         return leaves(path, self._leaving)
@@ -407,14 +473,14 @@ class Paths:
         if path is not None:
             path.beside += size
 
-    def set_narrow(self, node_id: bytes, dimension: int, narrow: bool) -> list[Effect]:
+    def set_narrow(self, node_id: bytes, dimension: int, narrow: bool, now: float) -> list[Effect]:
         """Take a path out of use that answers small probes and swallows all packets of a useful size, or give
         it back."""
         peer = self._peers.get(node_id)
         if peer is None:
             return []
         peer.paths[dimension].narrow = narrow
-        return self._rescore(node_id, peer)
+        return self._rescore(node_id, peer, now)
 
     def ask(self, node_id: bytes, dimension: int, number: int, now: float) -> Send | None:
         """A ping of somebody else's number, which this does not wait for (`paths.burst`); None where the path
@@ -486,3 +552,18 @@ def _ago(moment: float | None, now: float) -> float | None:
 def _new(path: Path) -> bool:
     """Whether a path has to show first that it carries anything."""
     return path.state is PathState.PROVING or path.quality.rtt is None
+
+
+def _candidate(path: Path, score: float, now: float, *, held: bool) -> Candidate:
+    """One path as a candidate for the quickest. ``held``: it is the one that is taken now."""
+    quality = path.quality
+    return Candidate(
+        score > 0.0,
+        quality.rtt,
+        quality.jitter,
+        quality.loss,
+        quality.standing.least(now) if held else None,
+        quality.standing.queue(now) if held else 0.0,
+        quality.alarm.sure,
+        not path.misses,
+    )

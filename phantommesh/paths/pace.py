@@ -11,12 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from phantommesh.rates import Bucket
+
 # Tuning.
 BUSY_RATE: Final = 600.0  # bytes a second sent to a peer, probes aside, that count as traffic
 BUSY_FOR: Final = 10.0  # s that it stays so after the last such reading
 FULL_RATE: Final = 20_000.0  # bytes a second from which on probes are the interval apart: with less, further
 LIGHT: Final = 2.0  # s between probes of a path at most while there is any traffic
 READ: Final = 1.0  # s of counters at least that a rate is taken from
+# Of a path that has a peer's traffic because it is the quickest, so many probes in an interval, and while a
+# loss of late makes it suspect. The other paths of that peer have one in so many intervals.
+CLOSER, SUSPECT, FURTHER = 4.0, 15.0, 2.0
+CLOSEST: Final = 45.0, 80.0  # such probes a second, and at once: fewer than are answered (`machine.ANSWERS`)
 
 
 @dataclass(slots=True)
@@ -54,3 +60,20 @@ class Pace:
     def pause(self, interval: float) -> float:
         """Return the seconds between probes of a path while busy; ``interval`` is that under load."""
         return max(interval, min(LIGHT, interval * FULL_RATE / self._rate))
+
+
+class Watch:
+    """How closely one path is watched, so that it is known within two seconds that the path loses more, or
+    takes longer."""
+
+    def __init__(self, now: float) -> None:
+        self._bucket = Bucket(*CLOSEST, now)
+
+    def sent(self, now: float) -> None:
+        """A probe was sent by the path."""
+        self._bucket.owe(now)
+
+    def pause(self, interval: float, now: float, *, suspects: bool) -> float:
+        """Return the seconds until the next probe; ``interval`` is that of other paths under load. Probes are
+        never so many that the other end would not answer them: that would look like loss."""
+        return max(interval / (SUSPECT if suspects else CLOSER), self._bucket.wait(now))

@@ -9,6 +9,7 @@ from itertools import pairwise
 from math import exp, sqrt
 from typing import Final
 
+from phantommesh.paths.lossalarm import LossAlarm
 from phantommesh.paths.standing import Standing
 
 # Specification: RFC 6298 section 2 (smoothed round trip), RFC 3550 section 6.4.1 (jitter).
@@ -42,6 +43,7 @@ class Quality:
     _at: float = float("-inf")  # when the newest of them was settled
     counted: Counted = field(default_factory=lambda: Counted())
     standing: Standing = field(default_factory=Standing)
+    alarm: LossAlarm = field(default_factory=LossAlarm)
 
     @property
     def timeout(self) -> float:
@@ -51,6 +53,7 @@ class Quality:
     def answered(self, rtt: float, now: float) -> None:
         """Take in a round trip. The first ones may have waited for a WireGuard handshake."""
         self.standing.answered(rtt, now)
+        self.alarm.answered()
         if self.rtt is None or (self._sent < YOUNG and rtt < self.rtt / 2):
             self.rtt, self.variation = rtt, rtt / 2
         else:
@@ -61,14 +64,16 @@ class Quality:
         self._last = rtt
         self._outcome(0.0, now)
 
-    def missed(self, now: float) -> None:
-        """No answer came in time."""
+    def missed(self, number: int, now: float) -> None:
+        """No answer to the probe of this number came in time."""
         self.standing.missed(now)
+        self.alarm.missed(number)
         self._outcome(1.0, now)
 
-    def came_late(self) -> None:
-        """One that counted as missing came after all."""
+    def came_late(self, number: int) -> None:
+        """The probe of this number counted as missing and came after all."""
         self._lost = max(0.0, self._lost - 1.0)
+        self.alarm.came_late(number)
 
     def _outcome(self, lost: float, now: float) -> None:
         keep = min(1 - 1 / WINDOW, exp((self._at - now) / MEMORY))
@@ -79,7 +84,7 @@ class Quality:
     def forget_loss(self) -> None:
         """Start to count anew: what was lost while the path was dark says nothing of what it is now."""
         self._sent = self._lost = 0.0
-        self.counted = Counted()
+        self.counted, self.alarm = Counted(), LossAlarm()
 
     @property
     def probe_loss(self) -> float:

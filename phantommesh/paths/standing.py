@@ -38,12 +38,15 @@ class Standing:
         """A probe did not come back in time."""
         self._probes.append((now, None))
 
+    def least(self, now: float) -> float | None:
+        """The least round trip of late in seconds; None where too little is known."""
+        trips = [rtt for at, rtt in self._probes if rtt is not None and now - at <= OVER]
+        return min(trips) if len(trips) >= LEAST else None
+
     def queue(self, now: float) -> float:
         """The seconds that each probe of late had to wait at least; 0.0 where too little is known."""
-        waits = [rtt for at, rtt in self._probes if rtt is not None and now - at <= OVER]
-        if len(waits) < LEAST:
-            return 0.0
-        return max(0.0, min(waits) - min(self._floor, self._floor_before))
+        least = self.least(now)
+        return 0.0 if least is None else max(0.0, least - min(self._floor, self._floor_before))
 
     def loss(self, now: float) -> float:
         """The share of the probes of late that were lost; 0.0 where too little is known."""

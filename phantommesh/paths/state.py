@@ -138,7 +138,7 @@ class Path:
             sent = self._late.pop(number, None)
             if sent is None:
                 return None
-            self.quality.came_late()
+            self.quality.came_late(number)
         self.quality.answered(now - sent.at, now)
         self.answered_at = now
         self.latest = max(self.latest, sent.at)
@@ -169,7 +169,7 @@ class Path:
                 self.first_missed = sent.at
             self.misses += 1
             self._streak = 0
-            self.quality.missed(now)
+            self.quality.missed(sent.number, now)
         return self.misses
 
     def answers(self, now: float, lately: float) -> bool:
@@ -187,12 +187,15 @@ class Path:
             self._late.popitem(last=False)
         self.quality.forget_loss()
 
-    def judge(self, siblings_answered: float, now: float) -> None:
-        """Go dark after `MISSES` if another path of the peer has answered a later probe, else `SILENT`."""
+    def judge(self, siblings_answered: float, now: float, pace: float = 0.0) -> None:
+        """Go dark after `MISSES` if another path of the peer has answered a later probe, else `SILENT`; not
+        sooner than so many probes ``pace`` seconds apart would take, where they are closer."""
         if self.aside or (self.peer_leaving and now < (self.heard_at or 0.0) + ASIDE):
             return
         enough = MISSES if siblings_answered >= self.first_missed else SILENT
         if self.misses < enough or self.state not in (PathState.UP, PathState.PROVING):
+            return
+        if now - self.first_missed < enough * pace:
             return
         self._with_peer = enough == SILENT
         if self.state is PathState.UP and not self._with_peer:

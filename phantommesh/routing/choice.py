@@ -18,15 +18,12 @@ from dataclasses import dataclass
 from math import inf
 from typing import Final
 
+from phantommesh.paths.cost import cost, worth
 from phantommesh.routing.neighbours import Link
 from phantommesh.trust.identity import NodeId
 
 # Tuning.
 WAYS: Final = 2  # relays of one pair, where there are two
-MARGIN: Final = 0.010  # s of round trip that a change has to save,
-SHARE: Final = 0.2  # and the share of the round trip
-JITTERS: Final = 2.0  # times its jitter that a packet may be late
-RESEND: Final = 0.2  # s until a lost packet is sent again, at least: RFC 6298 rule 2.4 as Linux has it
 HOLD: Final = 30.0  # s from any change of relays to the next one for cost's sake
 
 
@@ -47,9 +44,8 @@ class Offer:
 
 
 def latency(link: Link) -> float:
-    """Return what a link costs traffic that waits for answers, in seconds: its round trip, its jitter, and
-    for what is lost the time until it is sent again."""
-    return link.rtt + JITTERS * link.jitter + link.loss * (RESEND + link.rtt)
+    """Return what a link costs traffic that waits for answers, in seconds."""
+    return cost(link.rtt, link.jitter, link.loss)
 
 
 def hop(
@@ -57,7 +53,7 @@ def hop(
 ) -> tuple[NodeId | None, float]:
     """Return the relay by which a peer costs least, None for the direct way, and the cost. ``near`` are costs
     from here to relays, ``far`` from relays to the peer. The way that is ``held`` is left for one that costs
-    less by `MARGIN` and by `SHARE` of it; one that is there no more, at once."""
+    less by as much as is `worth` a change; one that is there no more, at once."""
     best, least, rest = None, inf, far.get
     for relay, here in near.items():
         if here < least and (cost := here + rest(relay, inf)) < least:
@@ -69,7 +65,7 @@ def hop(
             best, least = None, direct
     else:
         held = None
-    if least < now and (now == inf or now - least > max(MARGIN, SHARE * now)):
+    if least < now and (now == inf or worth(now, least)):
         return best, least
     return held, now
 
@@ -104,7 +100,7 @@ class Choice:
             ways += others[: number - len(ways)]
         elif others and number and now - self._changed >= HOLD:
             worst, best = ways[-1], others[0]
-            if costs[worst] - costs[best] > max(MARGIN, SHARE * costs[worst]):
+            if worth(costs[worst], costs[best]):
                 ways[-1] = best
         if set(ways) != set(held):
             self._changed = now

@@ -83,7 +83,7 @@ class Frame:
     """The relay's own part. ``here4`` and ``here6`` are the host's addresses at which it relays, as its own
     interfaces have them (None: not in this family); ``port`` is the one UDP port; ``rate`` in bytes a second
     for each direction of a lease; ``opened`` are interfaces whose forwarding the node has turned on for the
-    relay, so that they forward nothing else."""
+    relay, so that they forward nothing else, but to the interfaces of the ``mesh``."""
 
     device: str
     port: int
@@ -91,6 +91,7 @@ class Frame:
     here6: IPv6Address | None
     rate: int
     opened: tuple[str, ...] = ()
+    mesh: tuple[str, ...] = ()
 
     @property
     def table(self) -> str:
@@ -152,6 +153,12 @@ def render(frame: Frame, forwards: Collection[Forward]) -> str:
             "passing",
             "type filter hook forward priority filter - 5; policy accept;",
             *([f"iifname {_names(frame.opened)} {marked} accept"] if frame.opened else []),
+            # The guard judges what is for the mesh: answers from networks that this node routes.
+            *(
+                [f"iifname {_names(frame.opened)} oifname {_names(frame.mesh)} accept"]
+                if frame.opened and frame.mesh
+                else []
+            ),
             *([f"iifname {_names(frame.opened)} {_drop(Drop.UNMARKED)}"] if frame.opened else []),
         ),
         *chain_block(

@@ -107,6 +107,11 @@ class ScatterPeer:
     schedule: Schedule
     classes: tuple[TrafficClass, ...] = ()
 
+    @property
+    def schedules(self) -> list[Schedule]:
+        """How its traffic is scattered: what is of no class first, then the classes."""
+        return [self.schedule, *(each.schedule for each in self.classes)]
+
 
 class Numbers:
     """Numbers a peer's epochs within each of the link's, so that none is ever used twice: a link that is
@@ -156,21 +161,28 @@ class PeerScatter:
         assert self._map is not None
         return self._map
 
-    def open(self, keying: Keying, scores: Sequence[float], now: Moment) -> PeerMap:
-        """Start the next epoch and return its map. Its date is that at which the epoch before it ends, unless
-        the clock was set meanwhile. Raises ValueError for scores that are none."""
+    def open(
+        self, keying: Keying, scores: Sequence[float], now: Moment, *, quickest: int | None = None
+    ) -> PeerMap:
+        """Start the next epoch and return its map. ``quickest`` is the dimension for schedules that want the
+        quickest one. The epoch's date is that at which the one before it ends, unless the clock was set
+        meanwhile. Raises ValueError for scores that are none."""
         before, epoch = self.current, self._numbers.take(keying.link)
         if before is not None and self.live:
             self._closing = (before, self._parity)
         self._parity ^= 1
         declared: Scheduler = "flow" if self.classes else self.schedule.scheduler
         keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.schedule.unequal)
-        committed = cards(scores, keys.noise, SLOTS[declared])
+        mine = self.schedule.capacities(scores, quickest)
+        committed = cards(mine, keys.noise, SLOTS[declared])
         held = [committed] * (1 + len(self.classes))  # by the number of the class
         for number, each in enumerate(self.classes, 1):
+            capacities = each.schedule.capacities(scores, quickest)
             if each.schedule.unequal != self.schedule.unequal:
                 others = epoch_keys(apart(keying.secret), self._sender, epoch, unequal=each.schedule.unequal)
-                held[number] = cards(scores, others.noise, SLOTS[declared])
+                held[number] = cards(capacities, others.noise, SLOTS[declared])
+            elif capacities != mine:
+                held[number] = cards(capacities, keys.noise, SLOTS[declared])
         own = self._part(self.schedule, committed, keys.stream)
         parts = [
             replace(
@@ -184,7 +196,7 @@ class PeerScatter:
         if abs(started - now.wall) >= STEP:
             started = now.wall
         counts = EpochCounts(
-            epoch, declared, tuple(scores), committed, Hits(), started, began=now.steady,
+            epoch, declared, mine, committed, Hits(), started, began=now.steady,
             classes=self._counts(held),
         )  # fmt: skip
         self.current = counts

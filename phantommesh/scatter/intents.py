@@ -9,9 +9,10 @@ all: the fragments of one datagram are of one class, and keep together.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
+from types import MappingProxyType
 
 from phantommesh.config import intents
 from phantommesh.config.sections import Goal, IntentSection
@@ -21,6 +22,7 @@ from phantommesh.scatter.goals import SCHEDULES, Schedule
 UNKNOWN_USER = FaultKind("intent-unknown-user", "low")
 UNKNOWN_PEER = FaultKind("intent-unknown-peer", "low")
 
+NOBODY: Mapping[str, int] = MappingProxyType({})
 _WHOLE = {"ip": "ip frag-off & 0x3fff == 0", "ip6": "ip6 nexthdr != 44"}
 
 
@@ -35,40 +37,45 @@ class TrafficClass:
     matches: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Intents:
-    """The intents of a node in order, and the numbers of the users of this machine whom they name."""
+    """The intents of a node in order: ``sections`` of its configuration, and ``uids``, the numbers of the
+    users of this machine whom they name. An intent for a user whom this machine does not have is left out."""
 
-    sections: tuple[IntentSection, ...] = ()
-    uids: Mapping[str, int] = field(default_factory=dict)
+    def __init__(self, sections: Sequence[IntentSection] = (), uids: Mapping[str, int] = NOBODY) -> None:
+        self._peers = {intent.name: frozenset(intent.peers) for intent in sections}
+        self.unknown_users: dict[str, str] = {}
+        """The users whom this machine does not have, by the intent that names them."""
+        found = list[TrafficClass]()
+        for intent in sections:
+            uid = uids.get(intent.user) if isinstance(intent.user, str) else intent.user
+            if intent.user is not None and uid is None:
+                self.unknown_users[intent.name] = str(intent.user)
+            else:
+                schedule = SCHEDULES[intent.goal]
+                found.append(TrafficClass(intent.name, intent.goal, schedule, matches(intent, uid)))
+        # Made once: a node asks for each of its peers, whenever one of them changes.
+        everyone, named = list[TrafficClass](), dict[str, list[TrafficClass]]()
+        for one in found:
+            for name in self._peers[one.name]:
+                named.setdefault(name, list(everyone)).append(one)
+            if not self._peers[one.name]:
+                everyone.append(one)
+                for classes in named.values():
+                    classes.append(one)
+        self._everyones = tuple(everyone)
+        self._named = {name: tuple(classes) for name, classes in named.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._peers)
 
     def classes(self, name: str) -> tuple[TrafficClass, ...]:
-        """The classes of the traffic to the peer of this name, in order. An intent for a user whom this
-        machine does not have is left out."""
-        found = []
-        for intent in intents.applying(name, self.sections):
-            uid = self._uid(intent)
-            if uid is not None or intent.user is None:
-                matched = matches(intent, uid)
-                found.append(TrafficClass(intent.name, intent.goal, SCHEDULES[intent.goal], matched))
-        return tuple(found)
+        """The classes of the traffic to the peer of this name, in order."""
+        return self._named.get(name, self._everyones)
 
-    def unknown_users(self) -> Mapping[str, str]:
-        """The users whom this machine does not have, by the intent that names them."""
-        return {
-            intent.name: str(intent.user)
-            for intent in self.sections
-            if intent.user is not None and self._uid(intent) is None
-        }
-
-    def unknown_peers(self, known: Iterable[str]) -> Mapping[str, frozenset[str]]:
+    def unknown_peers(self, known: Iterable[str]) -> dict[str, frozenset[str]]:
         """The names that are no member's, by the intent that names them. ``known``: the members' names."""
         members = frozenset(known)
-        unknown = {intent.name: frozenset(intent.peers) - members for intent in self.sections}
-        return {name: peers for name, peers in unknown.items() if peers}
-
-    def _uid(self, intent: IntentSection) -> int | None:
-        return self.uids.get(intent.user) if isinstance(intent.user, str) else intent.user
+        return {name: unknown for name, peers in self._peers.items() if (unknown := peers - members)}
 
 
 def named_users(sections: Iterable[IntentSection]) -> set[str]:

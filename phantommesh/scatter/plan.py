@@ -26,9 +26,21 @@ from phantommesh.scatter.epochs import (
     ScatterPeer,
 )
 from phantommesh.scatter.maps import entropy_bits
-from phantommesh.scatter.ruleset import FLOWLETS, Frame, dropped, render, render_peer, render_removal, ways
+from phantommesh.scatter.ruleset import (
+    FLOWLETS,
+    Beyond,
+    Frame,
+    clear_beyond,
+    dropped,
+    render,
+    render_beyond,
+    render_peer,
+    render_removal,
+    ways,
+)
 from phantommesh.scatter.steering import NOTHING, Steering
 from phantommesh.secret import Secret
+from phantommesh.wireguard.device import Network
 
 # Specification: WireGuard's REJECT_AFTER_TIME. A WireGuard session left by an earlier run lives that long. So
 # its peer is scattered on, by a map of no agreement, until it is keyed again.
@@ -43,6 +55,8 @@ QUIET_FROM = 30.0  # s: who sets shorter epochs wants maps to change often, what
 QUIET_EPOCHS = 10  # lengths that a map holds at most by which nothing is sent
 
 MAX_GONE = 4096  # peers that are none any more, whose epochs' numbers are remembered
+
+NONE_QUICKEST: Mapping[bytes, int | None] = {}
 
 Ended = tuple[bytes, EpochCounts]
 """A peer's node id, and an epoch of its that has ended."""
@@ -98,8 +112,14 @@ class _Known:
     wanted: ScatterPeer
     provisional: Secret
     scores: tuple[float, ...] = EQUAL
+    quickest: int | None = None
     keyed_once: bool = False
     numbers: Numbers = field(default_factory=Numbers)
+
+    @property
+    def in_effect(self) -> list[tuple[float, ...]]:
+        """The capacities that the maps are made by, the peer's own and those of its classes."""
+        return [each.capacities(self.scores, self.quickest) for each in self.wanted.schedules]
 
 
 class Plan:
@@ -124,6 +144,9 @@ class Plan:
         self._installed: dict[bytes, PeerScatter] = {}
         self._slots = count(1)
         self._counted: Counter[str] = Counter()  # of this table, what was given as fresh already
+        self._carried: Mapping[Network, bytes] = {}  # prefixes beyond the mesh, and who is to carry them
+        self._beyond: frozenset[Beyond] = frozenset()  # as the table has it
+        self._beyond_next: frozenset[Beyond] = frozenset()  # as the transaction under way has it
         self._taken: Counter[str] = Counter()  # packets by class, of epochs that have ended
 
     # ---- what others tell ----
@@ -153,6 +176,12 @@ class Plan:
         known.keyed_once = known.keyed_once or peer.keying is not None
         return not self._as_wanted(peer.node_id, now)
 
+    def carry(self, carried: Mapping[Network, bytes]) -> bool:
+        """Send what is for these prefixes beyond the mesh to the peers (node ids) that they name; say whether
+        the table has to change for it."""
+        self._carried = dict(carried)
+        return self._wanted_beyond() != self._beyond
+
     def devices(self, indexes: Iterable[int | None]) -> bool:
         """These are the dimensions' interfaces, None for a missing one; say whether they were others."""
         before, self._indexes = self._indexes, tuple(indexes)
@@ -162,18 +191,23 @@ class Plan:
         """An earlier run has left a table: peers that are not keyed yet are scattered on for a while."""
         self._adopted_until = now.steady + ADOPTED
 
-    def score(self, wanted: Mapping[bytes, Sequence[float]]) -> list[bytes]:
-        """Take in the capacities of these peers' dimensions, in any unit; return the peers in the table that
-        are due for it. A member that is no peer any more is left out. Raises ValueError for scores that are
-        none; then nothing has changed."""
+    def score(
+        self, wanted: Mapping[bytes, Sequence[float]], quickest: Mapping[bytes, int | None] = NONE_QUICKEST
+    ) -> list[bytes]:
+        """Take in the capacities of these peers' dimensions, in any unit, and which dimension is the
+        quickest, for those that have one; return the peers in the table that are due for it. A member that is
+        no peer any more is left out. Raises ValueError for scores that are none; then nothing has changed."""
         for scores in wanted.values():
             if len(scores) != DIMENSIONS or not all(0.0 <= score < math.inf for score in scores):
                 raise ValueError("seven scores, finite and not negative")
         changed = []
         for node_id, scores in wanted.items():
             known = self._peers.get(node_id)
-            if known is not None and known.scores != tuple(scores):
-                known.scores = tuple(scores)
+            if known is None:
+                continue
+            before = known.in_effect
+            known.scores, known.quickest = tuple(scores), quickest.get(node_id)
+            if known.in_effect != before:
                 changed.append(node_id)
         return [node_id for node_id in changed if node_id in self._installed]
 
@@ -216,7 +250,10 @@ class Plan:
 
     def is_placed(self, now: Moment) -> bool:
         """Whether the table has of each peer what it should."""
-        return all(self._as_wanted(node_id, now) for node_id in self._peers.keys() | self._installed.keys())
+        everyone = self._peers.keys() | self._installed.keys()
+        return self._wanted_beyond() == self._beyond and all(
+            self._as_wanted(node_id, now) for node_id in everyone
+        )
 
     def next_due(self) -> float:
         """The steady moment at which the next map is due; infinity for none."""
@@ -267,16 +304,20 @@ class Plan:
                 ended.append((node_id, counts))
             self._installed[node_id] = found
         self._note(ended)
-        return Transaction(render(frame, shown, [found.map for found in self._installed.values()]), ended)
+        self._beyond_next = self._wanted_beyond()
+        maps = [found.map for found in self._installed.values()]
+        return Transaction(render(frame, shown, maps, self._beyond_next), ended)
 
     def placed(self) -> None:
         """The kernel has the whole table, and counts from nothing."""
         self._counted = Counter()
+        self._beyond = self._beyond_next
         for found in self._installed.values():
             found.live = True
 
     def refused(self) -> None:
         """The kernel did not take the whole table: nothing was sent by these maps."""
+        self._beyond = frozenset()
         for found in self._installed.values():
             found.live = False
 
@@ -296,11 +337,15 @@ class Plan:
                 self._installed[node_id] = found = self._new(known)
                 self._open(node_id, found, keying, now)
                 text += render_peer(frame, found.map)
+        self._beyond_next = self._wanted_beyond()
+        if self._beyond_next != self._beyond:
+            text = clear_beyond(frame) + text + render_beyond(frame, self._beyond_next)
         self._note(ended)
         return Transaction(text, ended)
 
     def added(self) -> None:
         """The kernel has the changes."""
+        self._beyond = self._beyond_next
         for found in self._installed.values():
             found.live = True
 
@@ -366,6 +411,14 @@ class Plan:
         marks = (part.card(0) for found in self._installed.values() for part in found.map.each)
         return Reading(fresh, bool(fresh["scatter-missed"]) or any(word not in counters for word in marks))
 
+    def _wanted_beyond(self) -> frozenset[Beyond]:
+        """The prefixes beyond the mesh whose peers are in the table."""
+        return frozenset(
+            Beyond(prefix, self._installed[peer].slot)
+            for prefix, peer in self._carried.items()
+            if peer in self._installed
+        )
+
     # ---- one peer ----
 
     def _keying(self, known: _Known | None, now: Moment) -> Keying | None:
@@ -402,8 +455,9 @@ class Plan:
 
     def _open(self, node_id: bytes, found: PeerScatter, keying: Keying, now: Moment) -> None:
         there = (index is not None for index in self._indexes)
-        scores = self._peers[node_id].scores
-        found.open(keying, [score * here for score, here in zip(scores, there, strict=True)], now)
+        known = self._peers[node_id]
+        scores = [score * here for score, here in zip(known.scores, there, strict=True)]
+        found.open(keying, scores, now, quickest=known.quickest)
         found.due = now.steady + self._length()
 
     def _length(self) -> float:

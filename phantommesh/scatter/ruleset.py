@@ -46,6 +46,11 @@ HITS: Final = "hits"
 FLOWLETS: Final = "flowlets"
 PEERS: Final = ("peers4", "peers6")
 
+BEYOND: Final = "beyond"
+"""The chain that looks up prefixes beyond the mesh, after no peer's own address was found. Rules, and no map
+of intervals: a map that is flushed and filled in one transaction misses look-ups, rules that are replaced in
+one miss none (docs/decisions/0067-traffic-beyond-the-mesh.md)."""
+
 
 def table_name(device: str) -> str:
     """The table of the node whose interface is ``device``."""
@@ -83,6 +88,14 @@ def dropped(counters: Mapping[int, tuple[int, int]], slots: Iterable[int]) -> di
     }
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Beyond:
+    """A prefix beyond the mesh, and the slot of the peer that carries it."""
+
+    prefix: IPv4Network | IPv6Network
+    slot: int
+
+
 def ways(indexes: Sequence[int | None]) -> dict[int, int]:
     """The map of ways: a mark's low bits to the interface index of the dimension. A dimension whose interface
     is missing (None) has none; the fallback is the first that is there."""
@@ -90,7 +103,9 @@ def ways(indexes: Sequence[int | None]) -> dict[int, int]:
     return found | ({STRANDED: next(iter(found.values()))} if found else {})
 
 
-def render(frame: Frame, way: Mapping[int, int], peers: Sequence[PeerMap]) -> str:
+def render(
+    frame: Frame, way: Mapping[int, int], peers: Sequence[PeerMap], beyond: Iterable[Beyond] = ()
+) -> str:
     """The whole ruleset. It takes the place of what the table held before, in one transaction."""
     table = f"{frame.family} {frame.table}"
     lines = [
@@ -109,6 +124,7 @@ def render(frame: Frame, way: Mapping[int, int], peers: Sequence[PeerMap]) -> st
             f"timeout {frame.flowlet_ms}ms",
         ),
         *chain_block("out", *_out(frame)),
+        *chain_block(BEYOND),
         *chain_block(
             "hash_flow", *(f"{which} meta mark set {key} return" for which, key in _flow(frame, 256))
         ),
@@ -120,7 +136,26 @@ def render(frame: Frame, way: Mapping[int, int], peers: Sequence[PeerMap]) -> st
     ]
     if way:
         lines.append(add_elements(table, WAYS, [f"{key} : {index}" for key, index in way.items()]))
-    return "\n".join(lines) + "\n" + "".join(render_peer(frame, peer) for peer in peers)
+    text = "\n".join(lines) + "\n" + "".join(render_peer(frame, peer) for peer in peers)
+    return text + render_beyond(frame, beyond)
+
+
+def clear_beyond(frame: Frame) -> str:
+    """Have no prefix beyond the mesh lead to a peer: first in a transaction that removes peers."""
+    return f"flush chain {frame.family} {frame.table} {BEYOND}\n"
+
+
+def render_beyond(frame: Frame, beyond: Iterable[Beyond]) -> str:
+    """Have these prefixes lead to their peers, the longest first. In one transaction after `clear_beyond` no
+    packet finds the chain empty."""
+    rule = f"add rule {frame.family} {frame.table} {BEYOND}"
+    longest = sorted(beyond, key=lambda one: (-one.prefix.prefixlen, one.prefix.version, one))
+    return "".join(f"{rule} {_leads_to(one.prefix)} goto peer_{one.slot}\n" for one in longest)
+
+
+def _leads_to(prefix: IPv4Network | IPv6Network) -> str:
+    header = "ip" if prefix.version == 4 else "ip6"
+    return f"{header} daddr {prefix}" if prefix.prefixlen else f"meta protocol {header}"
 
 
 def render_peer(frame: Frame, peer: PeerMap) -> str:
@@ -319,6 +354,7 @@ def _entry(frame: Frame) -> list[str]:
         "meta mark set 0",
         f"ip daddr vmap @{PEERS[0]}",
         f"ip6 daddr vmap @{PEERS[1]}",
+        f"jump {BEYOND}",
         f"meta mark @{HITS}",
     ]
     match frame.hook:

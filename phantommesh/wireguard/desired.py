@@ -18,6 +18,7 @@ from phantommesh.wireguard.device import (
     DeviceState,
     Endpoint,
     Interface,
+    Network,
     PeerConfig,
     peers_by_key,
 )
@@ -35,7 +36,8 @@ class MeshPeer:
     peer gets no endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so
     it is while its PSK is random. ``wg_keys``: zeros where there is no key for it
     (`node.peers.usable_keys`); it has no part in that dimension then. ``keepalives`` are seconds by
-    dimension; none: as configured."""
+    dimension; none: as configured. ``routes`` are prefixes beyond the mesh that the peer carries for this
+    node: no other peer has one of them at the same time."""
 
     node_id: bytes
     ip4: IPv4Network
@@ -46,6 +48,7 @@ class MeshPeer:
     psks: tuple[Secret, ...]
     dials: int
     keepalives: tuple[int, ...] = ()
+    routes: frozenset[Network] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,7 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
         peer.wg_keys[dimension],
         peer.psks[dimension],
         endpoint,
-        frozenset({peer.ip4, peer.ip6}),
+        frozenset({peer.ip4, peer.ip6, *peer.routes}),
         keepalive if dials else 0,
     )
 

@@ -165,7 +165,9 @@ def _diff_peers(
 ) -> Iterator[PeerDiff]:
     for key in sorted(have.keys() - want.keys()):
         yield PeerDiff(key, remove=True)
-    for key, peer in want.items():
+    # A network that passes from one peer to another leaves the first before it comes to the second: WireGuard
+    # would move it silently, and the order of messages would say who has it.
+    for key, peer in sorted(want.items(), key=lambda item: not _loses(have.get(item[0]), item[1])):
         before = have.get(key)
         if before is None:
             yield _new_peer(peer)
@@ -187,6 +189,11 @@ def _diff_peers(
         )
         if change != PeerDiff(key):
             yield replace(change, config=peer)
+
+
+def _loses(have: PeerState | None, want: PeerConfig) -> bool:
+    """Whether a peer has a network that it should not have."""
+    return have is not None and bool(have.allowed_ips - want.allowed_ips)
 
 
 def _new_peer(peer: PeerConfig) -> PeerDiff:

@@ -39,12 +39,12 @@ def fitted_routes(
     networks, fits = tuple(networks), tuple(fits)
     most = min(largest, max((fit.mtu for fit in fits), default=largest))
     versions = {network.version for network in networks}
-    routes = {_route(network, metric, most, largest) for network in networks}
+    routes = {route_to(network, metric, most, largest) for network in networks}
     for fit in fits:
         if fit.mtu < most:
             hosts: tuple[Network, Network] = (IPv4Network(fit.ip4), IPv6Network(fit.ip6))
             routes |= {
-                _route(host, metric, fit.mtu, largest)
+                route_to(host, metric, fit.mtu, largest)
                 for host in hosts
                 if host.version in versions and any(_holds(network, host) for network in networks)
             }
@@ -74,10 +74,12 @@ def narrowest_routes(
     where nothing scatters it, and only there: a route for one peer would be longer than the scattered
     network's, and take the peer's traffic from it."""
     least = min((fit.mtu for fit in fits), default=largest)
-    return frozenset(_route(network, metric, least, largest) for network in networks)
+    return frozenset(route_to(network, metric, least, largest) for network in networks)
 
 
-def _route(network: Network, metric: int, mtu: int, largest: int) -> Route:
+def route_to(network: Network, metric: int, mtu: int, largest: int) -> Route:
+    """The route to a network to which packets of ``mtu`` bytes may be sent, over an interface with
+    ``largest``."""
     if mtu >= largest:
         return Route(network, metric)
     if network.version == 4 or mtu >= IPV6_LEAST:

@@ -435,7 +435,7 @@ ROWS: list[Row] = [
         lambda m, _: m.set("dns.serve", "true"),
     ),
     key("dns.hosts", '"hosts"', '"/etc/hosts"', "an absolute path"),
-    key("paths.port", "51800", "51802", "set paths.port to another port"),
+    key("paths.port", "51800", "51899", "set paths.port to another port"),
     key("overlay.cidr4", '"10.0.0.1/8"', '"100.64.0.0/10"', '"100.64.0.0/10"'),
     key("overlay.cidr4", '"127.0.0.0/8"', '"100.64.0.0/10"', '"100.64.0.0/10"'),
     key("link.rotate_seconds", "4", "90", "raise link.rotate_seconds"),

@@ -23,7 +23,8 @@ def routed(seed: int, nodes: int) -> Simulation:
     """A member advertises two prefixes, and one of two authorities approves one: all take it from then on,
     also when the other authority renews the certificate and the first is gone. The other one withdraws the
     route: nobody takes it any more, though the member keeps its record and its certificate as they were, and
-    stays a member. Approved anew it counts, at the next certificate, as the next grant."""
+    stays a member. Approved anew it counts, at the next certificate, as the next grant; until the member's
+    own record no longer offers it."""
     sim = Simulation(nodes, seed=seed, network=bad_network(), authorities=2)
     sim.machines[ROUTER].advertised = (SITE, LAB)
     sim.start_all()
@@ -62,6 +63,12 @@ def routed(seed: int, nodes: int) -> Simulation:
     sim.start(ROUTER)
     assert sim.run(60, lambda: honoured(sim) == {(SITE,)}), "the new grant does not count"
     assert sim.process(ROUTER).own.member.grants[0].number == 1
+
+    sim.machines[ROUTER].advertised = (LAB,)
+    sim.crash(ROUTER)
+    sim.start(ROUTER)
+    assert sim.run(60, lambda: honoured(sim) == {()}), "its record did not withdraw the offer"
+    assert sim.process(ROUTER).own.member.routes == (SITE,)
     return sim
 
 

@@ -135,6 +135,10 @@ async def serving(
         node.parts.scattering.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         node.parts.guarding.run = trio.sleep_forever  # type: ignore[method-assign]
         node.parts.guarding.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        node.parts.beyond.run = trio.sleep_forever  # type: ignore[method-assign]
+        node.parts.beyond.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        node.parts.gateway.run = trio.sleep_forever  # type: ignore[method-assign]
+        node.parts.talk.run = trio.sleep_forever  # type: ignore[method-assign]
         change(node)
         leave = trio.Event()
         async with trio.open_nursery() as nursery:

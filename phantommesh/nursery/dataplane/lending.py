@@ -219,7 +219,8 @@ class Lending:
             return None
         opened = tuple(dict.fromkeys(one.name for one in ordered))
         device = master_name(self._config.wireguard.prefix)
-        return Frame(device, section.port, here4, here6, section.rate, opened)
+        mesh = all_names(self._config.wireguard.prefix)
+        return Frame(device, section.port, here4, here6, section.rate, opened, mesh)
 
     # Telling the other end.
 

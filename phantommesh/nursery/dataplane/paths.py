@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from ipaddress import IPv4Address
 from random import Random
 from typing import Protocol, Self
@@ -66,7 +66,9 @@ log = structlog.get_logger("phantommesh.paths")
 class Scatterer(Protocol):
     """The part of `Scattering` that is needed here."""
 
-    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None: ...
+    async def set_scores(
+        self, wanted: Mapping[bytes, Sequence[float]], quickest: Mapping[bytes, int | None]
+    ) -> None: ...
 
     def snapshot(self, node_id: bytes) -> Snapshot | None: ...
 
@@ -134,7 +136,8 @@ class PathDriver:
         self._sources: dict[str, bytes] = {}
         self._indexes: list[int] = [0] * DIMENSIONS
         self._dimensions: dict[int, int] = {}
-        self._to_apply: dict[bytes, tuple[float, ...]] = {}
+        self._quickest: dict[bytes, int] = {}
+        self._to_apply: dict[bytes, Rescore] = {}
         self._applied: dict[bytes, tuple[float, ...]] = {}
         self._socket: ProbeSocket | None = None
         self._endpoints: dict[bytes, Sequence[Endpoint | None]] = {}  # as located last
@@ -165,6 +168,7 @@ class PathDriver:
         self._sources = {address: node_id for node_id, address in self._addresses.items()}
         for gone in self._applied.keys() - known.keys():
             del self._applied[gone]
+        self._quickest = {peer: found for peer, found in self._quickest.items() if peer in known}
         self._endpoints = {peer: found for peer, found in self._endpoints.items() if peer in known}
         self.unsent = {which: why for which, why in self.unsent.items() if which[0] in known}
         ready = {node_id: ready for node_id, (_, ready) in known.items()}
@@ -176,6 +180,10 @@ class PathDriver:
     def set_ready(self, node_id: bytes, ready: int) -> None:
         """One of the peers has other dimensions to be used than before, a bitmap."""
         self.carry_out(self.paths.set_ready(node_id, ready, trio.current_time()))
+
+    def seek_quickest(self, peers: Container[bytes]) -> None:
+        """Look for the quickest path to these of the peers, and to no others."""
+        self.carry_out(self.paths.seek_quickest(peers, trio.current_time()))
 
     def devices(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the interfaces."""
@@ -227,6 +235,19 @@ class PathDriver:
     def _frame(self, way: Way) -> int:
         """The largest overlay packet in bytes that a way over TCP takes."""
         return rung(self.fitting.largest - way.room, self.fitting.largest)
+
+    def _note_quickest(self, peer: bytes, dimension: int | None) -> None:
+        if dimension == self._quickest.get(peer):
+            return
+        if dimension is None:
+            del self._quickest[peer]
+            return
+        self._quickest[peer] = dimension
+        found = self.paths.quickest(peer)
+        log.info(
+            "quickest path", peer=format_node_id(NodeId(peer)), dimension=dimension,
+            why=None if found is None else found.reason,
+        )  # fmt: skip
 
     def _ask_hops(self, peer: bytes, dimension: int, size: int) -> None:
         """Find out whether a hop cuts packets of this size. The peer has just answered from there, so nobody
@@ -347,8 +368,9 @@ class PathDriver:
             match effect:
                 case Send(peer, dimension, datagram):
                     self._send(peer, dimension, datagram)
-                case Rescore(peer, scores):
-                    self._to_apply[peer] = scores
+                case Rescore(peer, scores, quickest):
+                    self._note_quickest(peer, quickest)
+                    self._to_apply[peer] = effect
                     self._apply_now.set()
                     self.carry_out(self.fitting.rescored(peer, scores))
                 case Fit(peer, mtu):
@@ -395,14 +417,17 @@ class PathDriver:
             while self._to_apply:
                 wanted, self._to_apply = self._to_apply, {}
                 try:
-                    await self._scatterer.set_scores(wanted)
+                    await self._scatterer.set_scores(
+                        {peer: effect.scores for peer, effect in wanted.items()},
+                        {peer: effect.quickest for peer, effect in wanted.items()},
+                    )
                 except PhantomMeshError as error:
                     log.warning("the weights could not be set", error=str(error), fix=error.fix)
                     self._to_apply = wanted | self._to_apply
                     await trio.sleep(RETRY)
                     continue
                 for node_id in wanted.keys() & self._addresses.keys():
-                    self._applied[node_id] = wanted[node_id]
+                    self._applied[node_id] = wanted[node_id].scores
                     self._tell_force(node_id)
                 self._tell()
             await self._apply_now.wait()

@@ -29,7 +29,7 @@ from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
-from phantommesh.scatter.plan import Ended, Plan, Snapshot
+from phantommesh.scatter.plan import NONE_QUICKEST, Ended, Plan, Snapshot
 from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Hook, table_name
 from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
@@ -109,17 +109,25 @@ class Scattering:
         if self._plan.change(peer, _now()):
             self.kick()
 
+    def carry(self, carried: Mapping[Network, bytes]) -> None:
+        """Send what is for these prefixes beyond the mesh to the peers (node ids) that they name."""
+        if self._plan.carry(carried):
+            self.kick()
+
     def devices(self, actual: Mapping[str, DeviceState]) -> None:
         """The reconciler has read the dimensions' interfaces."""
         if self._plan.devices(actual[name].index if name in actual else None for name in self.names):
             self.kick()
 
-    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
-        """Set the capacities of these peers' dimensions, in any unit; 0.0 drains one. Returns when the kernel
-        has the new maps, each of which begins a new epoch. A member that is no peer any more is left out.
+    async def set_scores(
+        self, wanted: Mapping[bytes, Sequence[float]], quickest: Mapping[bytes, int | None] = NONE_QUICKEST
+    ) -> None:
+        """Set the capacities of these peers' dimensions, in any unit; 0.0 drains one. ``quickest``: the
+        dimension that has all traffic to a peer whose schedule wants that. Returns when the kernel has the
+        new maps, each of which begins a new epoch. A member that is no peer any more is left out.
         Raises ValueError for scores that are none, NftError when the kernel refuses."""
         async with self._lock:
-            due = self._plan.score(wanted)
+            due = self._plan.score(wanted, quickest)
             if self._seen is not None:
                 await self._rotate(due)
 

@@ -26,7 +26,7 @@ from phantommesh.nursery.host.userspace import UserspaceBackend
 from phantommesh.overlay import guard
 from phantommesh.overlay.prefixes import Closing
 from phantommesh.routable import overlap
-from phantommesh.routing import forwarding, tagging
+from phantommesh.routing import forwarding, gateway, tagging
 from phantommesh.scatter import ruleset
 from phantommesh.wireguard.device import Network
 
@@ -53,7 +53,7 @@ def device_of(table: str, present: Collection[str] = ()) -> str | None:
     of ``x`` and what scatters on ``guard_x`` are called the same: that is ``guard_x`` where it is
     ``present``."""
     wide, narrow = ruleset.table_name(""), guard.table_name("")
-    narrower = (narrow, forwarding.table_name(""), tagging.table_name(""))
+    narrower = (narrow, forwarding.table_name(""), tagging.table_name(""), gateway.table_name(""))
     prefixes = (wide,) if table.removeprefix(wide) in present else (*narrower, wide)
     for prefix in prefixes:
         if table.startswith(prefix) and table != prefix:
@@ -83,28 +83,36 @@ async def remove(found: Found) -> None:
 
 
 async def opened_beside(own: str) -> frozenset[str]:
-    """The uplinks whose forwarding is on for relays of other nodes here than the one with the table ``own``.
-    None where the tables cannot be read."""
+    """The interfaces whose forwarding is on for relays and routers of other nodes here, or of this one, than
+    the one with the table ``own``. None where the tables cannot be read."""
     found = set[str]()
     with suppress(NftError):
         for family, name in await list_tables():
-            if _is_relays(family, name) and name != own:
-                found.update(await Table(family, name).names(forwarding.OPENED))
+            opened = _opened_in(family, name)
+            if opened is not None and name != own:
+                found.update(await Table(family, name).names(opened))
     return frozenset(found)
 
 
-def _is_relays(family: str, name: str) -> bool:
-    return family == forwarding.FAMILY and name.startswith(forwarding.table_name(""))
+def _opened_in(family: str, name: str) -> str | None:
+    """The set of a relay's or a router's table that has the interfaces that it opened; None for another
+    table."""
+    if family == forwarding.FAMILY and name.startswith(forwarding.table_name("")):
+        return forwarding.OPENED
+    if family == gateway.FAMILY and name.startswith(gateway.table_name("")):
+        return gateway.OPENED
+    return None
 
 
 async def _remove(family: str, name: str) -> None:
-    """Remove a table. Where it is a relay's, its uplinks are given back first what they were."""
+    """Remove a table. Where it is a relay's or a router's, the interfaces that it has opened are given back
+    first what they were."""
     table = Table(family, name)
-    if _is_relays(family, name):
+    if (opened := _opened_in(family, name)) is not None:
         try:
-            close_for(set(await table.names(forwarding.OPENED)) - await opened_beside(name))
+            close_for(set(await table.names(opened)) - await opened_beside(name))
         except NftError as error:
-            log.warning("the relay's uplinks are not known", table=name, error=str(error))
+            log.warning("the interfaces that it opened are not known", table=name, error=str(error))
     await table.remove()
 
 

@@ -30,7 +30,7 @@ from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.working import do
 from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.records.roster import Dispute
-from phantommesh.routable import parse_prefix
+from phantommesh.routable import Network, parse_prefix
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
 from phantommesh.trust.certificates import Member, TrustError
@@ -47,7 +47,7 @@ LOOK = 60.0  # s between looks at the certificate's age
 LOOK_UNCERTIFIED = 15.0  # s between attempts to be taken back
 AGAIN = 5.0  # s between attempts to get another one where the present one is disputed
 # s between questions for routes that are not approved yet: at first, and for how long; later on
-ASK_ROUTES_SOON, ASK_ROUTES_FIRST, ASK_ROUTES = 5.0, 1800.0, 30.0
+ASK_ROUTES_SOON, ASK_ROUTES_FIRST, ASK_ROUTES = 5.0, 600.0, 30.0
 
 T = TypeVar("T")
 
@@ -71,6 +71,7 @@ class OwnRecord:
         self.found: Callable[[], Found] = Found
         self.relays: Callable[[], RelayOffer | None] = lambda: None
         self.tcp_ports: Callable[[], tuple[int, ...]] = tuple
+        self._approved = trio.Event()
         self._certifying = trio.Lock()  # a renewal must not bring back a name that a rename has just replaced
         certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
         advertised = map(parse_prefix, config.routes.advertise)
@@ -116,6 +117,11 @@ class OwnRecord:
     def ip4(self) -> IPv4Address:
         """This node's overlay address now."""
         return self.member.ip4
+
+    def routed(self) -> tuple[Network, ...]:
+        """The prefixes that this node routes for others now. An exit (a default route) is not among them:
+        this version carries none."""
+        return tuple(prefix for prefix in self.word.routes.offered if prefix.prefixlen)
 
     def addresses(self) -> tuple[IPv4Address, IPv6Address]:
         """Both of this node's overlay addresses now."""
@@ -185,15 +191,21 @@ class OwnRecord:
             unexpected.note("certificate not renewed after an unexpected error", error)
 
     async def ask_routes(self, caller: Caller, desk: AuthorityDesk) -> None:
-        """Ask for the routes that this node advertises and has not, again and again, until cancelled. Where
-        an authority approves them this node has them within `ASK_ROUTES_SOON`, or `ASK_ROUTES` later on."""
+        """Ask for the routes that this node advertises and has not, again and again, until cancelled: at once
+        when an authority says that it has approved some."""
         began = trio.current_time()
         while True:
+            self._approved = trio.Event()
             if self.word.routes.lacking:
                 async with self._certifying:
                     await self._do(self.word.ask_routes(moment()), caller, desk)
             soon = trio.current_time() < began + ASK_ROUTES_FIRST
-            await trio.sleep(ASK_ROUTES_SOON if soon else ASK_ROUTES)
+            with trio.move_on_after(ASK_ROUTES_SOON if soon else ASK_ROUTES):
+                await self._approved.wait()
+
+    def routes_approved(self) -> None:
+        """An authority has approved routes of this node: ask now."""
+        self._approved.set()
 
     async def rename(self, name: str, caller: Caller, desk: AuthorityDesk) -> None:
         """`Own.rename`; ``desk`` is this node's own. Raises PhantomMeshError."""

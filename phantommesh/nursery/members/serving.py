@@ -32,7 +32,7 @@ async def _unchecked(_entry: Entry) -> messages.TcpChecked:
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
     `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
-    connects to it there. For ``relay``, ``offered``, ``bridged`` and ``neighbours`` see
+    connects to it there. For ``relay``, ``offered``, ``bridged``, ``neighbours`` and ``approved`` see
     `serving.Serving`."""
 
     def __init__(
@@ -54,6 +54,7 @@ class ControlServer:
         echo: Callable[[Entry, messages.Echo], messages.Answer] | None = None,
         bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
         neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
+        approved: Callable[[], None] | None = None,
     ) -> None:
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
@@ -62,7 +63,7 @@ class ControlServer:
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
             proofs=proving is not None, relay=relay, offered=offered, bridged=bridged,
-            neighbours=neighbours,
+            neighbours=neighbours, approved=approved,
         )  # fmt: skip
 
     async def serve(

@@ -68,12 +68,16 @@ class Taking:
         while True:
             self._kicked = trio.Event()
             try:
-                self._look(await self._host())
+                await self.look()
             except PhantomMeshError as error:  # the host cannot be read: what was taken stays
                 log.warning("the host's own ranges are not known", error=str(error), fix=error.fix)
             with trio.move_on_after(LOOK):
                 await self._kicked.wait()
             await trio.sleep(PAUSE)
+
+    async def look(self) -> None:
+        """Judge anew. Raises BackendError where the host cannot be read."""
+        self._judge(await self._host())
 
     async def _host(self) -> tuple[HostRange, ...]:
         networks = self.routes.networks
@@ -82,7 +86,7 @@ class Taking:
         view = await trio.to_thread.run_sync(partial(hostview.look, networks, self._names))
         return view.ranges
 
-    def _look(self, host: Iterable[HostRange]) -> None:
+    def _judge(self, host: Iterable[HostRange]) -> None:
         before = self.routes.taken
         changes, claims = self.routes.look(self._entries(), self._revocations, host)
         for claim in claims:

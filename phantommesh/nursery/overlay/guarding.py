@@ -31,6 +31,7 @@ from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.overlay import guard
 from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard
 from phantommesh.scatter.ruleset import table_name as scatter_table
+from phantommesh.wireguard.device import Network
 from phantommesh.wireguard.fits import Fitted, short_segments
 
 UNGUARDED = FaultKind("overlay-unguarded", "critical")
@@ -164,14 +165,17 @@ class Guarding:
 def make_guarding(
     config: Config, addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
     ports: Callable[[], tuple[int, ...]], overlay: Overlay, fits: Callable[[], Iterable[Fitted]], *,
+    beyond: Callable[[], tuple[Network, ...]], routes: Callable[[], tuple[Network, ...]],
     flushed: Callable[[], None],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
-    how large packets to the peers may be."""
+    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, and ``routes`` which
+    ones it routes for them."""
     wireguard = config.wireguard
     master = master_name(wireguard.prefix)
 
     def want() -> Guard:
+        routed = routes()
         return Guard(
             master,
             interface_names(wireguard.prefix),
@@ -180,7 +184,10 @@ def make_guarding(
             config.control.port,
             ports(),
             config.guard.forward,
-            short_segments(fits()) if config.guard.forward else (),
+            short_segments(fits()) if config.guard.forward or routed else (),
+            beyond(),
+            routed,
+            not config.routes.masquerade,
         )
 
     return Guarding(want, beside=scatter_table(master), flushed=flushed)

@@ -24,7 +24,7 @@ from phantommesh.config.sections import Config, ConfigError
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.names import hosts as hosts_file
-from phantommesh.nursery.host import leftovers, marking, netlink
+from phantommesh.nursery.host import beyond, leftovers, marking, netlink
 from phantommesh.nursery.host.leftovers import Found
 from phantommesh.nursery.host.owning import owned
 from phantommesh.nursery.overlay import closing, hostview
@@ -318,6 +318,8 @@ async def _clear(belongs: Callable[[Found], bool], networks: Sequence[Network]) 
         for each in gone:
             await leftovers.remove(each)
         marks = await marking.remove(())  # the interfaces of those that are gone are gone
+        spared = [beyond.table_of(device) for device, each in found.items() if each not in gone]
+        marks = await trio.to_thread.run_sync(beyond.remove, spared) or marks
         view = await trio.to_thread.run_sync(hostview.look, networks, ())
         kept = leftovers.held_closed(view.closed, running)
         await trio.to_thread.run_sync(closing.close, kept, view.closed)

@@ -17,7 +17,7 @@ from phantommesh.management.peerfaults import TRAFFIC_STOPPED
 from phantommesh.moments import rfc3339, span
 from phantommesh.node import clocks
 from phantommesh.node.runs import COPY_RUNNING
-from phantommesh.nursery.dataplane import paths, reconciler, scattering
+from phantommesh.nursery.dataplane import beyond, paths, reconciler, scattering
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import own, succession
@@ -123,6 +123,9 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         return
     yield from _holes(parts)
     yield from parts.framed.faults()
+    yield from parts.beyond.faults()
+    yield from parts.gateway.faults()
+    yield from _exits(parts)
     yield from _claims(parts)
     yield from (copied(parts, suspicion) for suspicion in parts.copies.suspicions)
     if moot := len(parts.state.revocations.moot):
@@ -145,6 +148,23 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from _certificate(parts)
     yield from _clock(parts)
     yield from _mesh_ends(parts)
+
+
+def _exits(parts: Parts) -> Iterator[Fault]:
+    """A setting that asks for what this version does not do."""
+    routes = parts.config.routes
+    wide = [text for text in routes.advertise if text.endswith("/0")]
+    if routes.exit:
+        yield beyond.NO_EXITS.fault(
+            f"routes.exit names {routes.exit}, and this version carries no default route: all other traffic "
+            "leaves as it did",
+            "take routes.exit out of the configuration",
+        )
+    if wide:
+        yield beyond.NO_EXITS.fault(
+            f"routes.advertise names {wide[0]}, and this version carries no default route",
+            "take it out of routes.advertise",
+        )
 
 
 def _holes(parts: Parts) -> Iterator[Fault]:
@@ -241,7 +261,8 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
 
 
 def _intents(parts: Parts) -> Iterator[Fault]:
-    found = parts.settings.intents
+    if not (found := parts.settings.intents):
+        return
     names = (parts.own.member.name, *(entry.member.name for entry in parts.keeper.roster))
     for name, peers in found.unknown_peers(names).items():
         shown, more = ", ".join(sorted(peers)[:3]), len(peers) - 3
@@ -251,7 +272,7 @@ def _intents(parts: Parts) -> Iterator[Fault]:
             "correct the names, or let them join",
             subject=name,
         )
-    for name, user in found.unknown_users().items():
+    for name, user in found.unknown_users.items():
         yield intents.UNKNOWN_USER.fault(
             f"the intent {name} is for the user {user}, whom this machine does not have: it matches nothing",
             "correct the name or make the user, and send the node SIGHUP",

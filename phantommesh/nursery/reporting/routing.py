@@ -4,18 +4,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Final
 
 import trio
 
+from phantommesh.control import messages
 from phantommesh.faults import Fault
 from phantommesh.management.routeview import RouteResult, RoutesView, RouteView
 from phantommesh.node import routes
 from phantommesh.node.revoking import Target
 from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.records.roster import Entry, name_of
 from phantommesh.routable import Network, in_order, parse_prefix
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.trust.routes import RouteError
+
+# Tuning.
+CERTIFIED_WITHIN: Final = 5.0  # s that an approval waits for the member's certificate
 
 
 def view(parts: Parts) -> RoutesView:
@@ -79,9 +86,30 @@ def counts(parts: Parts) -> dict[str, int]:
 
 
 async def approve(parts: Parts, wanted: str, texts: Iterable[str]) -> RouteResult:
-    """Approve that a member routes these prefixes. Raises PhantomMeshError."""
+    """Approve that a member routes these prefixes, tell the member, and wait for a moment until it has its
+    certificate. Raises PhantomMeshError."""
     prefixes = _read(texts)
-    return _result(parts, await parts.desk.approve(wanted, prefixes), prefixes)
+    target = await parts.desk.approve(wanted, prefixes)
+    with trio.move_on_after(CERTIFIED_WITHIN):
+        await _prompt(parts, target.node_id)
+        due = set(prefixes) & parts.desk.desk.granting.asked_by(target.node_id)
+        while not due <= set(_certified(parts, target.node_id)):
+            await parts.keeper.changes()
+    return _result(parts, target, prefixes)
+
+
+async def _prompt(parts: Parts, node_id: NodeId) -> None:
+    """Have a member ask for its routes. One that is not reached asks by itself later."""
+    if node_id == parts.state.identity.node_id:
+        parts.own.routes_approved()
+        return
+    with suppress(StreamError):
+        await parts.caller.ask(node_id, messages.Approved(), CERTIFIED_WITHIN)
+
+
+def _certified(parts: Parts, node_id: NodeId) -> list[Network]:
+    entry = parts.keeper.roster.get(node_id)
+    return [] if entry is None else [grant.prefix for grant in parts.desk.desk.granting.granted(entry)]
 
 
 async def withdraw(parts: Parts, wanted: str, texts: Iterable[str]) -> RouteResult:
@@ -91,9 +119,8 @@ async def withdraw(parts: Parts, wanted: str, texts: Iterable[str]) -> RouteResu
 
 
 def _result(parts: Parts, target: Target, prefixes: Sequence[Network]) -> RouteResult:
-    granting, entry = parts.desk.desk.granting, parts.keeper.roster.get(target.node_id)
-    certified = [] if entry is None else [grant.prefix for grant in granting.granted(entry)]
-    approved = [grant.prefix for grant in granting.approved(target.node_id)]
+    certified = _certified(parts, target.node_id)
+    approved = [grant.prefix for grant in parts.desk.desk.granting.approved(target.node_id)]
     return RouteResult(
         name=name_of(target.entry, target.node_id),
         node_id=format_node_id(target.node_id),
@@ -145,7 +172,7 @@ def faults(parts: Parts) -> Iterator[Fault]:
             subject=str(conflict.prefix),
         )
     wanted = parts.config.routes.exit
-    if wanted and not seen.exit_offered:
+    if seen.exit_missing:
         known = any(entry.member.name == wanted for entry in parts.peers.entries)
         why = "which offers no default route" if known else "and no member in good standing has that name"
         yield routes.NO_EXIT.fault(

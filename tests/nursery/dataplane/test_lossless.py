@@ -53,7 +53,9 @@ class Scatterer:
     def __init__(self) -> None:
         self.force: dict[bytes, tuple[float, ...]] = {}
 
-    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
+    async def set_scores(
+        self, wanted: Mapping[bytes, Sequence[float]], quickest: Mapping[bytes, int | None]
+    ) -> None:
         await trio.sleep(0.005)
         self.force |= {node_id: tuple(scores) for node_id, scores in wanted.items()}
 

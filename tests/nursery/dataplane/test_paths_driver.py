@@ -19,6 +19,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.dataplane import paths as probes
 from phantommesh.nursery.dataplane.paths import PathDriver, ProbeSocket
 from phantommesh.nursery.host import uplinkmtu
+from phantommesh.paths.effects import Rescore
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import Probe
@@ -43,7 +44,9 @@ class FakeScatterer:
         self.set: list[tuple[bytes, tuple[float, ...]]] = []
         self.refuses = refuses
 
-    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
+    async def set_scores(
+        self, wanted: Mapping[bytes, Sequence[float]], quickest: Mapping[bytes, int | None]
+    ) -> None:
         await trio.lowlevel.checkpoint()
         if self.refuses:
             self.refuses -= 1
@@ -224,7 +227,7 @@ async def test_weights_are_set_again_until_the_kernel_takes_them(monkeypatch: py
     scatterer = FakeScatterer(refuses=2)
     a = driver(A, B, free_port(), scatterer)
     drained = (1.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
-    a._to_apply = {b"gone": FULL, B: drained}
+    a._to_apply = {peer: Rescore(peer, scores) for peer, scores in ((b"gone", FULL), (B, drained))}
     async with trio.open_nursery() as nursery:
         nursery.start_soon(a.run)
         await until(lambda: (B, drained) in scatterer.set)

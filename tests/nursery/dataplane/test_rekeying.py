@@ -43,7 +43,9 @@ from tests.support.loopback import make_authority
 
 
 class NoScatter:
-    async def set_scores(self, wanted: Mapping[bytes, Sequence[float]]) -> None:
+    async def set_scores(
+        self, wanted: Mapping[bytes, Sequence[float]], quickest: Mapping[bytes, int | None]
+    ) -> None:
         raise AssertionError("there are no peers")
 
     def snapshot(self, node_id: bytes) -> Snapshot | None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Proofs in the node: told, signed, countersigned, stored; with peers away and damaged disks."""
 
+import dataclasses
 import shutil
 import time
 from collections import Counter
@@ -29,7 +30,7 @@ from phantommesh.proofs.verdict import Demands
 from phantommesh.proofs.verify import Report, verify
 from phantommesh.records.record import sign_record
 from phantommesh.records.roster import Entry, Roster
-from phantommesh.scatter.epochs import EpochCounts
+from phantommesh.scatter.epochs import ClassCounts, EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.peermap import Hits
 from phantommesh.state.files import StateError
@@ -67,6 +68,7 @@ class End:
         self.epochs = self.reads = self.asked = self.calls = 0
         self.ahead = self.turned_ago = self.delay = 0.0
         self.current: EpochCounts | None = None
+        self.classes: tuple[ClassCounts, ...] = ()  # of the epoch that ends next
         self.began, self.date = 0.0, time.time() - trio.current_time()
         self.restart()
 
@@ -141,7 +143,7 @@ class End:
             for number, counted, began in ((self.epochs, hits, before), (self.epochs + 1, early, now))
         )  # fmt: skip
         self.epochs += 1
-        self.proving.epoch(self.other.id, ended, self.current)
+        self.proving.epoch(self.other.id, dataclasses.replace(ended, classes=self.classes), self.current)
 
     async def verified(self) -> Report:
         exported = await self.proving.export()
@@ -199,6 +201,24 @@ async def step(a: End, hits: Hits | None = None) -> None:
 async def rounds(a: End) -> None:
     for end in (a, a.other, a):
         await end.proving.round()
+
+
+async def test_an_epoch_of_which_a_class_had_weights_of_its_own_is_not_stated(pair: Pair) -> None:
+    """The receiver counts all classes together, and no one plan is true of them."""
+    a, _ = pair
+    await step(a)
+    await prove(a, 2)
+    apart = ClassCounts("secret", "private", "batch", (250, *[1] * 6), Hits())
+    a.classes = (apart,)
+    await prove(a, 1)  # the class was silent
+    assert a.results == {"signed": 3, "countersigned": 3}
+    a.classes = (dataclasses.replace(apart, hits=Hits((1, *[0] * 6), (1420, *[0] * 6))),)
+    await step(a, a.carry())
+    a.classes = ()
+    await prove(a, 3)
+    assert a.results == {"signed": 6, "countersigned": 6, "mixed": 1}
+    (link,) = (await a.verified()).links
+    assert link.proofs == 6 and link.verdict == "holds"
 
 
 async def test_both_ends_prove_what_one_sent(pair: Pair) -> None:

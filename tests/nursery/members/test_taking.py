@@ -7,13 +7,20 @@ from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
+import trio
 from msgspec import structs
 from structlog.testing import capture_logs
 
+from phantommesh.control import messages
 from phantommesh.management.events import Filter
 from phantommesh.node import routes
+from phantommesh.nursery.dataplane import beyond
 from phantommesh.nursery.members import own
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.overlay import hostview
+from phantommesh.nursery.overlay.hostview import HostView
+from phantommesh.nursery.reporting import routing
+from phantommesh.overlay.prefixes import HostRange
 from phantommesh.routing.prefixes import Taken
 from tests.nursery.members.test_granting import advertise
 from tests.support.loopback import join, make_authority, make_invite, serving, until
@@ -36,7 +43,9 @@ def accept(at: Path, *prefixes: str) -> None:
 
 
 def codes(node: Node) -> set[str]:
-    return {fault.code for fault in node.reporter.faults() if fault.code.startswith("route")}
+    """The faults of the trust side: no packet moves here."""
+    found = {fault.code for fault in node.reporter.faults() if fault.code.startswith("route")}
+    return found - {beyond.NOT_CARRIED.code}
 
 
 def kinds(node: Node) -> list[str]:
@@ -63,13 +72,64 @@ async def test_a_route_is_taken_where_it_is_accepted_and_lost_when_it_is_withdra
                 mine, other = rows[str(SITE), "gamma"], rows[str(OTHER), "gamma"]
                 assert mine.certified and mine.claimed and mine.accepted and mine.rank == 0
                 assert other.certified and other.claimed and not other.accepted
-                assert not mine.carried  # no part moves packets yet, so the view may not say so
+                assert not mine.carried  # nothing moves packets here, so the view may not say so
                 beta.parts.taking.carried = lambda: {SITE: router}
                 assert [row.prefix for row in beta.reporter.routes().routes if row.carried] == [str(SITE)]
 
                 await alpha.reporter.withdraw_routes("gamma", [str(SITE)])
                 await until(lambda: beta.parts.taking.taken == ())
                 assert kinds(beta) == ["route.taken", "route.lost"]
+
+
+async def test_a_conflict_with_the_host_and_a_missing_exit_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_range = HostRange("route", ip_network("198.51.0.0/16"), "eth0")
+    monkeypatch.setattr(hostview, "look", lambda networks, names: HostView((own_range,), frozenset()))
+    state = make_authority(tmp_path / "a")
+    accept(tmp_path / "a", "all")
+    config = tmp_path / "a" / "pm.toml"
+    config.write_text(config.read_text().replace('exit = ""', 'exit = "beta"'))
+    async with serving(tmp_path / "a") as alpha:
+        await join(tmp_path / "b", make_invite(state), "beta")
+        advertise(tmp_path / "b", str(SITE), str(OTHER))
+        async with serving(tmp_path / "b"):
+            with capture_logs():
+                await until(lambda: bool(alpha.parts.desk.desk.granting.open_requests(0.0)))
+                waiting = [row for row in alpha.reporter.routes().routes if row.asked]
+                assert [(row.prefix, row.router) for row in waiting] == [
+                    (str(SITE), "beta"),
+                    (str(OTHER), "beta"),
+                ]
+                await alpha.reporter.approve_routes("beta", [str(SITE), str(OTHER)])
+                await until(lambda: [one.prefix for one in alpha.parts.taking.taken] == [OTHER])
+                await until(lambda: codes(alpha) == {routes.CONFLICT.code})
+                faults = {fault.code: fault for fault in alpha.reporter.faults()}
+                assert str(own_range) in faults[routes.CONFLICT.code].text
+                assert "which offers no default route" in faults[routes.NO_EXIT.code].text
+                (row,) = (row for row in alpha.reporter.routes().routes if row.conflict)
+                assert (row.prefix, row.accepted) == (str(SITE), False)
+
+
+async def test_an_approval_has_the_member_ask_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        await join(tmp_path / "b", make_invite(state), "beta")
+        advertise(tmp_path / "b", str(SITE))
+        async with serving(tmp_path / "b") as beta:
+            with capture_logs():
+                await until(lambda: bool(alpha.parts.desk.desk.granting.open_requests(0.0)))
+                monkeypatch.setattr(own, "ASK_ROUTES_SOON", 3600.0)
+                await trio.sleep(0.3)  # until it has asked once more, and waits
+                monkeypatch.setattr(routing, "CERTIFIED_WITHIN", 60.0)
+                made = await alpha.reporter.approve_routes("beta", [str(SITE)])
+                assert (made.certified, made.waiting) == ([str(SITE)], [])
+                answer = await beta.parts.caller.ask(
+                    alpha.parts.state.identity.node_id, messages.Approved(), 30.0
+                )
+                assert isinstance(answer.answer, messages.Refused)  # beta is no authority
 
 
 async def test_a_member_that_claims_a_prefix_without_a_certificate_moves_nothing(tmp_path: Path) -> None:

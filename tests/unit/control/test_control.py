@@ -21,6 +21,8 @@ legs = st.builds(
 requests = st.one_of(
     st.builds(messages.Enrol, bytes_, bytes_, bytes_, bytes_, bytes_),
     st.builds(messages.Renew, bytes_, bytes_),
+    st.builds(messages.Route, bytes_, st.lists(st.text(max_size=43), min_size=1, max_size=16).map(tuple)),
+    st.just(messages.Approved()),
     st.just(messages.AskKeys()),
     st.builds(messages.Compare, bytes_),
     st.builds(messages.Fetch, st.lists(bytes_, max_size=3).map(tuple)),

@@ -93,3 +93,48 @@ def test_the_ports_of_the_underlay_are_not_reached_through_the_mesh() -> None:
 
 def test_a_host_without_a_network_of_one_family_has_rules_that_load() -> None:
     assert "arp daddr" not in render_arp(replace(GUARD, networks=(IPv6Network("fd00::/48"),)))
+
+
+LAN = IPv4Network("10.1.0.0/16")
+
+
+def test_a_prefix_that_is_taken_comes_and_goes_by_the_mesh_alone() -> None:
+    there = chains(render(replace(GUARD, beyond=(LAN,))))
+    assert "ip saddr { 10.1.0.0/16 } goto outside" in there["arriving"]
+    assert "ip daddr { 10.1.0.0/16 } goto drop_foreign" in there["arriving"]
+    assert there["leaving"][-1] == "ip daddr { 10.1.0.0/16 } goto drop_clear"
+    # What carries the mesh, and nothing else of a member's or a neighbour's.
+    exempt = [rule for rule in there["leaving"] if rule.endswith("accept") and "lo" not in rule][1:]
+    assert exempt and all(rule.startswith("meta mark & 0xff000000 == 0x50000000") for rule in exempt)
+    assert there["outside"][-1] == "goto drop_foreign"
+    assert there["outside"][:2] == [
+        f"{header} daddr {net} goto drop_foreign"
+        for header, net in (("ip", "{ 100.64.0.0/10 }"), ("ip6", "{ fd00::/48 }"))
+    ]
+
+
+def test_without_prefixes_beyond_the_mesh_nothing_is_another_than_before() -> None:
+    there = chains(render(GUARD))
+    assert "outside" not in there and "clamping" not in there
+    assert not any("10.1" in rule or " ct " in rule for rules in there.values() for rule in rules)
+
+
+def test_a_router_takes_from_the_mesh_what_members_send_to_its_prefixes_and_no_more() -> None:
+    there = chains(render(replace(GUARD, routes=(LAN,))))
+    members = "ip saddr { 100.64.0.0/10 } ip daddr { 10.1.0.0/16 }"
+    assert there["inside"][-2:] == [f"{members} accept", "goto drop_beyond"]
+    out, back, *rest = there["passing"][1:]
+    assert f"{members} accept" in out and out.startswith("iifname {") and "oifname != {" in out
+    assert back.endswith(
+        "ip saddr { 10.1.0.0/16 } ip daddr { 100.64.0.0/10 } ct state established,related accept"
+    )
+    assert all("goto drop_forwarded" in rule for rule in rest) and len(rest) == 2
+    assert "clamping" in there
+
+
+def test_answers_to_members_own_addresses_come_in_only_where_they_are_not_masqueraded() -> None:
+    assert not any("10.1" in rule for rule in chains(render(replace(GUARD, routes=(LAN,))))["arriving"])
+    there = chains(render(replace(GUARD, routes=(LAN,), returns=True)))["arriving"]
+    (rule,) = [rule for rule in there if "10.1" in rule]
+    assert rule.endswith("ip daddr != 100.64.0.1 accept")
+    assert there.index(rule) < there.index("ip daddr { 100.64.0.0/10 } goto drop_foreign")

@@ -65,7 +65,7 @@ def test_probe_loss_is_estimated_and_its_lower_bound_lower(seed: int, loss: floa
     rng, quality = random.Random(seed), Quality()
     for number in range(10 * WINDOW):
         if rng.random() < loss:
-            quality.missed(number * INTERVAL)
+            quality.missed(number, number * INTERVAL)
         else:
             quality.answered(0.01, number * INTERVAL)
     assert abs(quality.probe_loss - loss) <= 6 * (loss / WINDOW) ** 0.5
@@ -80,7 +80,7 @@ def test_what_was_lost_long_ago_weighs_little(pause: float) -> None:
     for number in range(WINDOW):
         now += INTERVAL
         if number % 2:
-            quality.missed(now)
+            quality.missed(0, now)
         else:
             quality.answered(0.01, now)
     probes = min(WINDOW, LEAST_PROBES + MEMORY / pause)
@@ -90,14 +90,14 @@ def test_what_was_lost_long_ago_weighs_little(pause: float) -> None:
     assert quality.probe_loss < 0.08
     for _ in range(LEAST_PROBES):
         now += pause
-        quality.missed(now)
+        quality.missed(0, now)
     assert quality.probe_loss < 0.7  # nor is what came before forgotten at once
 
 
 def test_a_late_answer_takes_the_loss_back() -> None:
     quality = Quality()
-    quality.missed(1.0)
-    quality.came_late()
+    quality.missed(0, 1.0)
+    quality.came_late(0)
     quality.answered(0.3, 1.1)
     assert quality.probe_loss == 0.0
 

@@ -9,7 +9,8 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phantommesh.routing.choice import HOLD, MARGIN, SHARE, WAYS, Choice, Offer, hop, latency
+from phantommesh.paths.cost import MARGIN, SHARE
+from phantommesh.routing.choice import HOLD, WAYS, Choice, Offer, hop, latency
 from phantommesh.routing.neighbours import Link
 from phantommesh.routing.ways import Kind
 from phantommesh.trust.identity import NodeId

@@ -48,9 +48,20 @@ def test_a_peers_classes_are_those_that_are_for_the_peer_in_order() -> None:
 def test_an_intent_for_a_user_who_is_not_there_is_left_out_and_named() -> None:
     found = Intents((SSH, BACKUP, VOICE))
     assert [one.name for one in found.classes("db")] == ["ssh", "voice"]
-    assert found.unknown_users() == {"backup": "backup"}
+    assert found.unknown_users == {"backup": "backup"}
     assert found.unknown_peers(["db", "alpha"]) == {"voice": {"web"}}
-    assert not Intents((SSH, BACKUP), {"backup": 0}).unknown_users()
+    assert not Intents((SSH, BACKUP), {"backup": 0}).unknown_users
+
+
+names = st.lists(st.sampled_from(["db", "web", "gama"]), max_size=2).map(tuple)
+
+
+@given(st.lists(names, max_size=8))
+def test_each_peer_has_its_classes_in_the_files_order(peers: list[tuple[str, ...]]) -> None:
+    found = Intents([IntentSection(f"c{i}", "order", each, protocol=6) for i, each in enumerate(peers)])
+    for name in ("db", "web", "gama", "new"):
+        wanted = [f"c{i}" for i, each in enumerate(peers) if not each or name in each]
+        assert [one.name for one in found.classes(name)] == wanted
 
 
 small = st.integers(0, 70)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES, Schedule
+from phantommesh.scatter.intents import TrafficClass
 from phantommesh.scatter.peermap import mark
 from phantommesh.scatter.plan import ADOPTED, JITTER, MAX_GONE, Ended, Plan
 from phantommesh.scatter.ruleset import FLOWLETS, STRANDED, Frame
@@ -366,3 +367,83 @@ def test_flows_are_split_until_further_notice_and_moved_until_the_epoch_ends() -
     assert plan.steered(node_id) == Steering(frozenset({7, 9}))
     assert maps.keys() == {name, name.replace("deck", "split")}
     assert {b for b, value in maps[name].items() if value & 15 == 9} == {7, 9}
+
+
+LAN, WIDE = IPv4Network("10.1.0.0/16"), IPv4Network("10.0.0.0/8")
+
+
+def beyond_rules(text: str) -> list[str]:
+    found = (line.partition(" beyond ")[2] for line in text.splitlines() if line.startswith("add rule"))
+    return [rule for rule in found if rule]
+
+
+def test_prefixes_beyond_the_mesh_lead_to_their_peers_the_longest_first() -> None:
+    plan = placed(peer(1), peer(2))
+    assert plan.carry({WIDE: peer(1).node_id, LAN: peer(2).node_id})
+    assert not plan.is_placed(at(1.0))
+    text = plan.changes(FRAME, Counters(), at(1.0)).text
+    plan.added()
+    assert beyond_rules(text) == ["ip daddr 10.1.0.0/16 goto peer_2", "ip daddr 10.0.0.0/8 goto peer_1"]
+    assert plan.is_placed(at(1.0))
+    assert not plan.carry({WIDE: peer(1).node_id, LAN: peer(2).node_id})
+
+
+def test_a_prefix_moves_in_one_transaction() -> None:
+    plan = placed(peer(1), peer(2))
+    plan.carry({LAN: peer(1).node_id})
+    plan.changes(FRAME, Counters(), at(1.0))
+    plan.added()
+    assert plan.carry({LAN: peer(2).node_id})
+    text = plan.changes(FRAME, Counters(), at(2.0)).text
+    assert text.startswith("flush chain netdev phantommesh_pm beyond\n")
+    assert beyond_rules(text) == ["ip daddr 10.1.0.0/16 goto peer_2"]
+
+
+def test_a_peer_that_leaves_takes_its_prefix_out_of_the_rules_first() -> None:
+    """A chain that a rule leads to cannot be deleted."""
+    plan = placed(peer(1), peer(2))
+    plan.carry({LAN: peer(1).node_id})
+    plan.changes(FRAME, Counters(), at(1.0))
+    plan.added()
+    plan.update([peer(2)], at(2.0))
+    text = plan.changes(FRAME, Counters(), at(2.0)).text
+    assert text.index("flush chain netdev phantommesh_pm beyond") < text.index("delete chain")
+    assert beyond_rules(text) == []
+
+
+def test_a_table_that_is_made_anew_has_the_prefixes_too() -> None:
+    plan = placed(peer(1))
+    plan.carry({LAN: peer(1).node_id, WIDE: peer(9).node_id})
+    text = plan.whole(FRAME, plan.ways, at(1.0)).text
+    assert beyond_rules(text) == ["ip daddr 10.1.0.0/16 goto peer_1"]
+    plan.refused()
+    assert not plan.is_placed(at(1.0))
+
+
+def test_the_quickest_dimension_has_all_traffic_of_a_peer_that_wants_it_and_of_no_other() -> None:
+    plan = placed(peer(2, schedule=SCHEDULES["latency"]), peer(3))
+    quick = dict.fromkeys((peer(number).node_id for number in (2, 3)), 4)
+    scores = dict.fromkeys(quick, (1.0,) * 7)
+    assert plan.score(scores, quick) == [peer(2).node_id]
+    assert plan.score(scores, quick) == []
+    rotation = plan.rotation(plan.installed, at(1.0))
+    used = {(value & 15) - 1 for value in rotation.maps["deck_1"].values()}
+    assert len(used) == 1 and len({(value & 15) - 1 for value in rotation.maps["deck_2"].values()}) == 7
+    assert plan.scores(peer(2).node_id) == (1.0,) * 7
+    # Where nothing may go by the quickest one any more, or none is known, all that may serve.
+    dark = {peer(2).node_id: tuple(float(i != 4) for i in range(7))}
+    assert plan.score(dark, quick) == [peer(2).node_id]
+    rotation = plan.rotation([peer(2).node_id], at(2.0))
+    assert len({(value & 15) - 1 for value in rotation.maps["deck_1"].values()}) == 6
+    assert plan.score({peer(2).node_id: (1.0,) * 7}, {}) == [peer(2).node_id]
+
+
+def test_a_class_takes_the_quickest_dimension_while_the_rest_takes_all() -> None:
+    ssh = TrafficClass("ssh", "latency", SCHEDULES["latency"], ("meta l4proto 6",))
+    plan = placed(replace(peer(1), classes=(ssh,)))
+    scores = {peer(1).node_id: (1.0,) * DIMENSIONS}
+    assert plan.score(scores, {peer(1).node_id: 4}) == [peer(1).node_id]
+    assert plan.score(scores, {peer(1).node_id: 4}) == []
+    maps = plan.rotation(plan.installed, at(1.0)).maps
+    assert {(value & 15) - 1 for value in maps["deck_1_1"].values()} == {4}
+    assert {(value & 15) - 1 for value in maps["deck_1"].values()} == set(range(DIMENSIONS))

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Routes in a node's certificate: what an authority signs, what a member refuses, how one is withdrawn."""
 
+import contextlib
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 import pytest
 from cryptography import x509
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.routable import MAX_ROUTES, Network, in_order, order
@@ -22,7 +23,7 @@ from phantommesh.trust.routes import (
     standing,
 )
 from tests.support.makemesh import NOW, identity
-from tests.unit.trust.test_trust import MESH, NODE, forge, names
+from tests.unit.trust.test_trust import MESH, NODE, forge, mutated, names
 
 OVERLAY = (MESH.mesh.network4, MESH.mesh.network6)
 SITE, LAB, SIX, ALL4 = (ip_network(n) for n in ("10.1.0.0/16", "10.1.2.0/24", "2001:db8::/32", "0.0.0.0/0"))
@@ -174,6 +175,13 @@ def test_what_is_read_is_what_was_written_or_is_refused(grants: list[Grant]) -> 
         assert read == tuple(wanted)
         assert in_order(grant.prefix for grant in grants) == tuple(grant.prefix for grant in read)
         check_prefixes((grant.prefix for grant in grants), OVERLAY)
+
+
+@settings(max_examples=60)
+@given(mutated(certified(Grant(ALL4), Grant(SITE, 3), Grant(SIX))))
+def test_a_changed_certificate_with_routes_raises_nothing_but_a_trust_error(der: bytes) -> None:
+    with contextlib.suppress(TrustError):
+        verify(der)
 
 
 @given(st.lists(st.text(max_size=60), max_size=3))

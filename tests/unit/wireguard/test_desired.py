@@ -111,3 +111,30 @@ def test_a_missing_device_peer_or_psk_is_not_read_back() -> None:
     reading = read_peer(state, NAMES, PEER.wg_keys, PSKS)
     assert reading.bitmap == 0b1101010
     assert reading.handshakes == (None, None, None, None, None, None, 12.0)
+
+
+LAN = IPv4Network("10.1.0.0/16")
+TWIN = replace(
+    PEER, node_id=identity("c").node_id, ip4=IPv4Network("100.64.0.3/32"), ip6=IPv6Network("fd00::3/128"),
+    wg_keys=tuple(bytes([i + 71]) * 32 for i in range(DIMENSIONS)),
+)  # fmt: skip
+
+
+def test_a_prefix_stands_at_the_peer_that_carries_it_on_all_seven() -> None:
+    for i, device in enumerate(devices(replace(PEER, routes=frozenset({LAN})), TWIN).values()):
+        assert LAN in device.peers[PEER.wg_keys[i]].allowed_ips
+        assert LAN not in device.peers[TWIN.wg_keys[i]].allowed_ips
+
+
+def test_a_prefix_leaves_one_peer_before_it_comes_to_another() -> None:
+    """WireGuard would move it silently, and give it to whoever is named last."""
+    for first, second in ((PEER, TWIN), (TWIN, PEER)):
+        before = devices(replace(first, routes=frozenset({LAN})), second)
+        after = devices(first, replace(second, routes=frozenset({LAN})))
+        changes = diff(apply({}, diff({}, before, now=0.0)), after, now=0.0)
+        assert len(changes) == DIMENSIONS
+        for i, change in enumerate(changes):
+            loses, gains = change.peers
+            assert (loses.public_key, gains.public_key) == (first.wg_keys[i], second.wg_keys[i])
+            assert loses.replace_allowed_ips and LAN not in (loses.allowed_ips or ())
+            assert gains.allowed_ips == frozenset({LAN}) and not gains.replace_allowed_ips

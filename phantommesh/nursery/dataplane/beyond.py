@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Keeps this host's routes to the prefixes beyond the mesh that the node takes of others.
+
+Level-triggered: what the kernel has is compared with what should be, whenever the kernel tells of a change, a
+router takes over from another, and now and then. What is taken is closed for all other ways before anything
+leads to it, and stays closed when the node ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.faults import Fault, FaultKind
+from phantommesh.nursery.host import beyond as table
+from phantommesh.nursery.host import netlink
+from phantommesh.nursery.overlay import hostview
+from phantommesh.overlay.beyond import Beyond, beyond
+from phantommesh.routing.prefixes import Taken
+from phantommesh.wireguard.desired import FIRST_METRIC, MASTER_METRIC
+from phantommesh.wireguard.device import Network, Route
+from phantommesh.wireguard.fits import route_to
+
+# Tuning.
+INTERVAL: Final = 10.0  # s between looks when the kernel tells of nothing
+PAUSE: Final = 0.05  # s between two looks, however fast things change
+
+NOT_ROUTED = FaultKind("routes-not-taken", "high")
+NOT_CARRIED = FaultKind("route-not-carried", "medium")
+NO_EXITS = FaultKind("exit-not-carried", "high")
+
+log = structlog.get_logger("phantommesh.routes")
+
+
+class BeyondMesh:
+    """The prefixes that one node takes. ``device`` is its scattering interface, ``names`` the seven.
+    ``carried`` returns the prefixes that are carried now, by router; ``fits`` the largest packet in bytes for
+    each peer; ``changed`` is called when other prefixes mean the mesh on this host than before."""
+
+    def __init__(
+        self,
+        device: str,
+        names: Sequence[str],
+        *,
+        carried: Callable[[], Mapping[Network, bytes]],
+        fits: Callable[[], Mapping[bytes, int]],
+        mtu: int,
+        changed: Callable[[], None],
+    ) -> None:
+        self.plan = Beyond()
+        self.problem: PhantomMeshError | None = None
+        self.taken: tuple[Taken, ...] = ()
+        self._device, self._names = device, tuple(names)
+        self._carried, self._fits, self._mtu, self._changed = carried, fits, mtu, changed
+        self._clean = False  # whether the kernel has nothing of it, as last left
+        self._kicked = trio.Event()
+
+    @property
+    def closed(self) -> tuple[Network, ...]:
+        """The prefixes that leave by the mesh or not at all."""
+        return self.plan.closed
+
+    def take(self, taken: Iterable[Taken]) -> bool:
+        """Take these prefixes and no others; return whether that is another choice than before. An exit (a
+        default route) is not carried by this version."""
+        before, self.taken = self.taken, tuple(one for one in taken if one.prefix.prefixlen)
+        if self.taken != before:
+            self.kick()
+        return self.taken != before
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong with the routes that this node takes."""
+        if self.problem is not None:
+            yield NOT_ROUTED.fault(
+                f"prefixes beyond the mesh are not routed: {self.problem}", self.problem.fix
+            )
+        carried = self._carried()
+        for one in self.taken:
+            if one.prefix not in carried:
+                yield NOT_CARRIED.fault(
+                    f"no router carries {one.prefix}: what is for it is refused here, and leaves by no "
+                    "other way",
+                    "see `phantommesh status` on its routers; `ip route get` there shows their own route",
+                )
+
+    def kick(self) -> None:
+        """Look now: what should be, or what the kernel has, may have changed."""
+        self._kicked.set()
+
+    async def run(self) -> None:
+        """Keep the routes until cancelled. A failure is logged once and tried again; it never ends this."""
+        while True:
+            self._kicked = trio.Event()
+            try:
+                await self.converge()
+                self.problem = None
+            except PhantomMeshError as error:
+                if str(self.problem) != str(error):
+                    log.warning("prefixes beyond the mesh are not routed", error=str(error), fix=error.fix)
+                self.problem = error
+            await trio.sleep(PAUSE)
+            with trio.move_on_after(INTERVAL):
+                await self._kicked.wait()
+
+    async def converge(self) -> None:
+        """Look once, and put right what is not as it should be. Raises BackendError."""
+        prefixes = tuple(one.prefix for one in self.taken)
+        if not prefixes and self._clean:
+            return
+        ours = (self._device, *self._names)
+        view = await trio.to_thread.run_sync(partial(hostview.look, prefixes, ours)) if prefixes else None
+        before = self.plan
+        self.plan = beyond(prefixes, self._carried(), () if view is None else view.ranges)
+        for conflict in self.plan.conflicts:
+            if conflict not in before.conflicts:
+                log.warning("a prefix beyond the mesh is not routed", conflict=conflict)
+        if self.plan.closed != before.closed:
+            self._changed()  # the guard's rules come first
+        links = await trio.to_thread.run_sync(partial(_indexes, (self._device, self._names[0])))
+        want = table.Wanted(frozenset(self._routes(links)), frozenset(self.plan.closed))
+        number = table.table_of(self._device)
+        if await trio.to_thread.run_sync(partial(table.converge, number, want)):
+            log.info("routes beyond the mesh", closed=[str(n) for n in want.closed], routes=len(want.routes))
+        self._clean = not prefixes
+
+    def _routes(self, links: Mapping[str, int]) -> Iterable[tuple[int, Route]]:
+        """The routes over the interface that scatters, and worse ones over dimension 0 where nothing can."""
+        fits = self._fits()
+        for name, metric in ((self._device, MASTER_METRIC), (self._names[0], FIRST_METRIC)):
+            if name in links:
+                for network, router in self.plan.routed:
+                    mtu = fits.get(router, self._mtu)
+                    yield links[name], route_to(network, metric, mtu, self._mtu)
+
+
+def _indexes(names: Collection[str]) -> dict[str, int]:
+    return {name: link.index for name, link in netlink.read_links(names).items() if link.ours and link.up}

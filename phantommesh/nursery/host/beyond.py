@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Routes to prefixes beyond the mesh: a routing table of the node's own, and the policy rule that asks it.
+
+The table is asked before the main one, by all packets but those that carry the mesh itself: a router's own
+address may be in a prefix that it routes. Each prefix has an ``unreachable`` route of the worst metric in the
+table. So what is for the prefix leaves by the mesh or not at all: that route stays when interfaces and node
+are gone, until `remove`. All functions block.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import struct
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+from zlib import crc32
+
+from pyroute2.iproute.linux import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from phantommesh.nlattr import ACK, DUMP, REQUEST, attribute, attributes, number, pack_message
+from phantommesh.nursery.host import errors, netlink
+from phantommesh.nursery.host.marking import AFTER
+from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL, NetlinkSocket, TableRoute
+from phantommesh.overlay.prefixes import CLOSED_METRIC
+from phantommesh.wireguard.device import OUTER_MARK, OUTER_MASK, Network, Route
+
+FIRST_TABLE: Final = 1 << 16
+TABLES: Final = range(FIRST_TABLE, 2 * FIRST_TABLE)
+"""The tables of all nodes, of which each takes the one that its interface's name gives (`table_of`)."""
+
+PRIORITY: Final = AFTER + 3
+"""The rules' priority: after those that close the overlay's range, before the main table's."""
+
+# linux/fib_rules.h, linux/rtnetlink.h, linux/netlink.h
+_NEW_RULE, _DEL_RULE, _GET_RULE = 32, 33, 34
+_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 6, 10, 15, 16, 21
+_TO_TABLE, _INVERT = 1, 2
+_CREATE = 0x400
+_FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
+_LACKING: Final = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
+_SCOPE_NOWHERE: Final = 255  # fits every route where one is taken out
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """The table as it should be: routes, each over the interface of that index, and closed prefixes."""
+
+    routes: frozenset[tuple[int, Route]] = frozenset()
+    closed: frozenset[Network] = frozenset()
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """The families that the table has anything of."""
+        return frozenset(network.version for network in self.closed)
+
+
+def table_of(device: str) -> int:
+    """The table of the node whose scattering interface is ``device``."""
+    return FIRST_TABLE + (crc32(device.encode()) & FIRST_TABLE - 1)
+
+
+def converge(table: int, want: Wanted) -> bool:
+    """Make the table and its rules as wanted; return whether that took a change. A prefix is closed before
+    anything leads to it, and a route goes before what closes it does. Raises BackendError."""
+    try:
+        have = [one for one in netlink.read_tables() if one.table == table]
+        changed = False
+        with IPRoute() as rtnl, NetlinkSocket(socket.NETLINK_ROUTE) as raw:
+            closed = {one.route.network for one in have if _closes(one)}
+            for network in _sorted(want.closed - closed):
+                _close(rtnl, "add", table, network)
+                changed = True
+            # The rule comes after what it is to find, and goes before that does.
+            for version, family in _FAMILIES.items():
+                changed |= _rules(raw, family, table, wanted=version in want.versions)
+            changed |= _routes(rtnl, table, want.routes, [one for one in have if not _closes(one)])
+            for network in _sorted(closed - want.closed):
+                _close(rtnl, "del", table, network)
+                changed = True
+    except (NetlinkError, OSError) as error:
+        raise errors.failed("(beyond)", "routing what is beyond the mesh", error) from error
+    return changed
+
+
+def remove(spared: Collection[int] = ()) -> bool:
+    """Remove the tables and rules of all nodes but those that are ``spared``; return whether there were any.
+    Raises BackendError."""
+    try:
+        tables = {one.table for one in netlink.read_tables() if one.table in TABLES}
+        with NetlinkSocket(socket.NETLINK_ROUTE) as raw:
+            tables |= {table for family in _FAMILIES.values() for table, _ in _read_rules(raw, family)}
+    except OSError as error:
+        raise errors.failed("(beyond)", "reading the routes beyond the mesh", error) from error
+    gone = tables - set(spared)
+    for table in gone:
+        converge(table, Wanted())
+    return bool(gone)
+
+
+def _closes(one: TableRoute) -> bool:
+    """Whether a route is what closes a prefix. IPv6's unreachable routes name the loopback interface."""
+    return not one.plain and one.route.metric == CLOSED_METRIC
+
+
+def _sorted(networks: Iterable[Network]) -> list[Network]:
+    return sorted(networks, key=str)
+
+
+def _close(rtnl: IPRoute, command: str, table: int, network: Network) -> None:
+    try:
+        rtnl.route(
+            command,
+            type="unreachable",
+            dst=str(network),
+            table=table,
+            proto=ROUTE_PROTOCOL,
+            priority=CLOSED_METRIC,
+            family=_FAMILIES[network.version],
+        )
+    except NetlinkError as error:
+        if error.code not in (errno.EEXIST, errno.ESRCH, *_LACKING):
+            raise
+
+
+def _routes(
+    rtnl: IPRoute, table: int, want: frozenset[tuple[int, Route]], have: Iterable[TableRoute]
+) -> bool:
+    """Make the routes that lead somewhere; one that differs in its limits alone is never missing."""
+    right, replaced, changed = set[tuple[int, Route]](), set[tuple[int, Network, int]](), False
+    keys = {(index, route.network, route.metric) for index, route in want}
+    for one in have:
+        key = one.index, one.route.network, one.route.metric
+        if one.plain and (one.index, one.route) in want:
+            right.add((one.index, one.route))
+        elif one.plain and key in keys:
+            replaced.add(key)
+        else:
+            _take_out(rtnl, one)
+            changed = True
+    for index, route in sorted(want - right, key=str):
+        verb = "replace" if (index, route.network, route.metric) in replaced else "add"
+        try:
+            rtnl.route(verb, **(netlink.route_arguments(route, index) | {"table": table}))
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:  # the interface has gone meanwhile: the kernel tells of that
+                raise
+        changed = True
+    return changed
+
+
+def _take_out(rtnl: IPRoute, one: TableRoute) -> None:
+    try:
+        rtnl.route(
+            "del",
+            table=one.table,
+            dst=str(one.route.network),
+            family=one.family,
+            proto=ROUTE_PROTOCOL,
+            priority=one.route.metric,
+            scope=_SCOPE_NOWHERE,
+            type=0,
+            **({"oif": one.index} if one.index else {}),
+        )
+    except NetlinkError as error:
+        if error.code != errno.ESRCH:
+            raise
+
+
+# ---- rules ----
+
+
+def _rule(family: int, table: int) -> bytes:
+    """A rule that all packets but the underlay's go by: struct fib_rule_hdr and its attributes."""
+    header = struct.pack("=8BI", family, 0, 0, 0, 0, 0, 0, _TO_TABLE, _INVERT)
+    words = (
+        (_FRA_PRIORITY, PRIORITY),
+        (_FRA_TABLE, table),
+        (_FRA_FWMARK, OUTER_MARK),
+        (_FRA_FWMASK, OUTER_MASK),
+    )
+    body = b"".join(attribute(kind, struct.pack("=I", value)) for kind, value in words)
+    return header + body + attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL]))
+
+
+def _read_rules(raw: NetlinkSocket, family: int) -> Iterator[tuple[int, bool]]:
+    """The rules of ours that ask a table of `TABLES`: the table, and whether the rule is as it should be."""
+    asked = pack_message(_GET_RULE, REQUEST | DUMP, 1, struct.pack("=12B", family, *bytes(11)))
+    try:
+        answers = raw.exchange(asked)
+    except OSError as error:
+        if error.errno in _LACKING:
+            return
+        raise
+    for _, _, payload in answers:
+        said, to, source, tos, _, _, _, action, flags = struct.unpack_from("=8BI", payload)
+        fields = dict(attributes(payload[12:]))
+        table = number(fields.get(_FRA_TABLE, bytes(4)))
+        if number(fields.get(_FRA_PROTOCOL, b"\0")) != ROUTE_PROTOCOL or table not in TABLES:
+            continue
+        marks = [number(fields.get(which, bytes(4))) for which in (_FRA_FWMARK, _FRA_FWMASK)]
+        plain = (said, to, source, tos, action, flags) == (family, 0, 0, 0, _TO_TABLE, _INVERT)
+        right = plain and number(fields.get(_FRA_PRIORITY, bytes(4))) == PRIORITY
+        yield table, right and marks == [OUTER_MARK, OUTER_MASK]
+
+
+def _rules(raw: NetlinkSocket, family: int, table: int, *, wanted: bool) -> bool:
+    """Have exactly one rule ask the table, or none; return whether that took a change."""
+    found = [right for each, right in _read_rules(raw, family) if each == table]
+    if found == ([True] if wanted else []):
+        return False
+    ask = struct.pack("=12B", family, *bytes(11)) + attribute(_FRA_TABLE, struct.pack("=I", table))
+    for _ in found:  # the guard holds what is closed meanwhile
+        raw.exchange(pack_message(_DEL_RULE, REQUEST | ACK, 1, ask))
+    if wanted:
+        try:
+            raw.exchange(pack_message(_NEW_RULE, REQUEST | ACK | _CREATE, 1, _rule(family, table)))
+        except OSError as error:
+            if error.errno in _LACKING:
+                return False
+            raise
+    return True

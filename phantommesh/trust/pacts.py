@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Pacts with other meshes: what two halves allow together, and the newest halves that a node holds.
+
+Two members of two meshes may link only where both halves of a pact are in force, each names its own member of
+the two as taking part, and one of them exposes a service of its member to the other. A service is open in one
+direction: from its user to its ports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+from cryptography import x509
+
+from phantommesh.trust.certificates import Member, Mesh, TrustError, describe_mesh, load_root
+from phantommesh.trust.federation import Half, Ports, Terms, Who, by_id, verify
+from phantommesh.trust.identity import NodeId
+
+MAX_PACTS: Final = 64  # of a mesh, those among them that have been ended and are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What two members may do. ``inbound``: the ports of this mesh's member that the other's may use;
+    ``outbound``: the other way round. A pair with neither may not link."""
+
+    inbound: tuple[Ports, ...] = ()
+    outbound: tuple[Ports, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.inbound or self.outbound)
+
+
+@dataclass(frozen=True, slots=True)
+class Pact:
+    """Both halves in force: ``mesh`` and ``root`` are the other mesh's."""
+
+    mesh: Mesh
+    root: x509.Certificate
+    ours: Terms
+    theirs: Terms
+
+    @property
+    def until(self) -> int:
+        """When the first of the halves runs out, in unix seconds."""
+        return min(self.ours.until, self.theirs.until)
+
+    def allows(self, own: Member, other: Member, now: float) -> Allowed:
+        """Say what a member of this mesh and one of the other may do at ``now``: both verified, the latter
+        under the pact's ``root``."""
+        if now >= self.until or not _among(own, self.ours.members):
+            return Allowed()
+        if not _among(other, self.theirs.members):
+            return Allowed()
+        return Allowed(_exposed(self.ours, own, other), _exposed(self.theirs, other, own))
+
+
+def agree(
+    own_root: x509.Certificate, ours: Half, other_root: bytes, theirs: Half, now: float, *,
+    revoked: Container[NodeId], their_revoked: Container[NodeId],
+) -> Pact:  # fmt: skip
+    """Return the pact that two halves make at ``now``. ``other_root`` is the other mesh's root certificate,
+    whose key our half pins; ``revoked`` and ``their_revoked`` are the nodes that each mesh has revoked.
+    Raises TrustError."""
+    mine = verify(ours, own_root, now, revoked=revoked)
+    root = load_root(other_root, mine.other)
+    yours = verify(theirs, root, now, revoked=their_revoked)
+    if yours.pact != mine.pact or yours.other != mine.mesh:
+        raise TrustError("the two halves are of two pacts", fix="have both meshes sign for one pact")
+    if mine.ended or yours.ended:
+        ender = "this mesh" if mine.ended else "the other mesh"
+        raise TrustError(f"{ender} has ended the pact", fix="make another pact")
+    own, other = describe_mesh(own_root), describe_mesh(root)
+    if own.network6 == other.network6:  # 40 bits of a hash: somebody may have looked for such a key
+        raise TrustError(
+            f"both meshes have the IPv6 network {own.network6}, so members cannot be told apart",
+            fix="make one of the meshes anew",
+        )
+    return Pact(other, root, mine, yours)
+
+
+def _among(member: Member, named: Iterable[Who]) -> bool:
+    return any(who in (member.name, by_id(member.node_id)) for who in named)
+
+
+def _exposed(terms: Terms, member: Member, user: Member) -> tuple[Ports, ...]:
+    """The ports of a member that terms open to a user, each once."""
+    found = (
+        ports
+        for service in terms.services
+        if _among(member, (service.member,)) and _among(user, service.users)
+        for ports in service.ports
+    )
+    return tuple(sorted(set(found), key=lambda ports: (ports.protocol, ports.first, ports.last)))
+
+
+@dataclass(slots=True)
+class _Held:
+    """One pact, as far as it is known: halves with their terms, and the other mesh's root certificate."""
+
+    ours: tuple[Terms, Half]
+    root: bytes = b""
+    theirs: tuple[Terms, Half] | None = None
+
+
+class Pacts:
+    """The newest halves of each pact of a mesh, whatever the order in which they come. The other mesh's are
+    taken only where a half of this mesh names that mesh: later, they are to be offered again.
+
+    ``revoked`` are the nodes that this mesh has revoked. What comes is verified before it is held.
+    """
+
+    def __init__(self, root: x509.Certificate, revoked: Container[NodeId]) -> None:
+        self.root = root
+        self._revoked = revoked
+        self._held: dict[bytes, _Held] = {}
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def ours(self, pact: bytes) -> Terms | None:
+        """Return the newest terms of this mesh for a pact; None where there are none."""
+        held = self._held.get(pact)
+        return None if held is None else held.ours[0]
+
+    def take_ours(self, half: Half, now: float) -> bool:
+        """Hold a half of this mesh; return whether it is news. Raises TrustError."""
+        if any(held.ours[1] == half for held in self._held.values()):
+            return False
+        terms = verify(half, self.root, now, revoked=self._revoked)
+        held = self._held.get(terms.pact)
+        if held is None:
+            self.forget(now)
+            if len(self._held) >= MAX_PACTS:
+                raise TrustError(
+                    f"a mesh has {MAX_PACTS} pacts at most, with those that were ended and have not run out",
+                    fix="let some run out",
+                )
+            self._held[terms.pact] = _Held((terms, half))
+            return True
+        if held.ours[0].other != terms.other:
+            raise TrustError("the pact is with another mesh", fix="make another pact")
+        if not _newer(terms, half, held.ours):
+            return False
+        held.ours = terms, half
+        return True
+
+    def take_theirs(self, half: Half, root: bytes, now: float, *, revoked: Container[NodeId]) -> bool:
+        """Hold a half of another mesh, with its root certificate, that has ``revoked`` these nodes; return
+        whether it is news. Raises TrustError."""
+        if any(held.theirs is not None and held.theirs[1] == half for held in self._held.values()):
+            return False
+        terms = verify(half, load_root(root), now, revoked=revoked)
+        held = self._held.get(terms.pact)
+        if held is None:
+            raise TrustError("this mesh has signed no half of that pact", fix="sign one first")
+        if held.ours[0].other != terms.mesh or held.ours[0].mesh != terms.other:
+            raise TrustError("the two halves are of two pacts", fix="have both meshes sign for one pact")
+        if held.theirs is not None and not _newer(terms, half, held.theirs):
+            return False
+        held.root, held.theirs = root, (terms, half)
+        return True
+
+    def in_force(self, now: float, their_revoked: Mapping[bytes, Container[NodeId]]) -> list[Pact]:
+        """Return the pacts of which both halves hold at ``now``, by id; ``their_revoked`` has the nodes that
+        each other mesh has revoked, by its root key's hash. A pact with a mesh that is not among them is not
+        in force: nobody knows whom that mesh has revoked. Nor does a half hold whose signer is revoked by
+        now."""
+        found = []
+        for _, held in sorted(self._held.items()):
+            theirs = their_revoked.get(held.ours[0].other)
+            if held.theirs is None or theirs is None:
+                continue
+            with suppress(TrustError):
+                pact = agree(
+                    self.root, held.ours[1], held.root, held.theirs[1], now,
+                    revoked=self._revoked, their_revoked=theirs,
+                )  # fmt: skip
+                found.append(pact)
+        return found
+
+    def forget(self, now: float) -> None:
+        """Forget the pacts of which this mesh's half has run out."""
+        for pact, held in list(self._held.items()):
+            if now >= held.ours[0].until:
+                del self._held[pact]
+
+
+def _newer(terms: Terms, half: Half, held: tuple[Terms, Half]) -> bool:
+    """Whether a half takes the place of the one that is held. Of two with one number, which two authorities
+    may sign, all nodes choose the same. The number alone counts: where the signer of the one that is held is
+    revoked, the pact rests until another authority signs a later one. An earlier half may expose more."""
+    return (terms.number, half.digest) > (held[0].number, held[1].digest)

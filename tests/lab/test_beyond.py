@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The kernel's part of routes beyond the mesh: the table that closes and routes; the look for ways out."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_network
+
+import pytest
+
+from phantommesh.nursery.host import beyond, waysout
+from phantommesh.nursery.host.beyond import Wanted, table_of
+from phantommesh.wireguard.device import Route
+from tests.support.spaces import within
+
+pytestmark = pytest.mark.lab
+
+LAN, SIX = ip_network("192.168.50.0/24"), ip_network("fd77::/64")
+TABLE = table_of("pm")
+
+
+def ip(space: str, *words: str) -> str:
+    done = subprocess.run(["ip", "-n", space, *words], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.fixture
+def space() -> Iterator[str]:
+    """A host with an uplink and an interface ``pm``, each of which has a carrier."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for network namespaces")
+    name = f"bt{os.getpid()}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        for device in ("pm", "up0"):
+            ip(name, "link", "add", device, "type", "veth", "peer", "name", f"{device}x")
+            for end in (device, f"{device}x"):
+                ip(name, "link", "set", end, "up")
+        ip(name, "address", "add", "100.64.0.1/32", "dev", "pm")
+        ip(name, "address", "add", "10.0.0.5/24", "dev", "up0")
+        ip(name, "route", "add", "default", "via", "10.0.0.1")
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=False)
+
+
+def index(space: str, device: str) -> int:
+    return int(ip(space, "-o", "link", "show", device).partition(":")[0])
+
+
+def way(space: str, address: str, *more: str) -> str:
+    done = subprocess.run(
+        ["ip", "-n", space, "route", "get", address, *more], capture_output=True, text=True, check=False
+    )
+    return done.stdout or done.stderr
+
+
+def converge(space: str, want: Wanted) -> bool:
+    return within(space, lambda: beyond.converge(TABLE, want))
+
+
+def test_what_is_closed_has_no_way_and_what_is_routed_goes_by_the_mesh(space: str) -> None:
+    routes = frozenset((index(space, "pm"), Route(network, 50, 1300)) for network in (LAN, SIX))
+    closed = Wanted(closed=frozenset({LAN, SIX}))
+    assert converge(space, closed) and not converge(space, closed)
+    assert "No route to host" in way(space, "192.168.50.3") and "No route to host" in way(space, "fd77::3")
+    carried = Wanted(routes, closed.closed)
+    assert converge(space, carried) and not converge(space, carried)
+    assert "dev pm" in way(space, "192.168.50.3") and "dev pm" in way(space, "fd77::3")
+    assert "dev up0" in way(space, "192.168.50.3", "mark", "0x50000000")  # what carries the mesh
+    assert "dev up0" in way(space, "192.0.2.1")
+    ip(space, "link", "delete", "pm")
+    assert "No route to host" in way(space, "192.168.50.3") and "No route to host" in way(space, "fd77::3")
+
+
+def test_a_route_changes_its_limit_in_place_and_others_changes_are_mended(space: str) -> None:
+    pm = index(space, "pm")
+    wants = [Wanted(frozenset({(pm, Route(LAN, 50, mtu))}), frozenset({LAN})) for mtu in (1300, 1200)]
+    assert converge(space, wants[0]) and converge(space, wants[1]) and not converge(space, wants[1])
+    assert "mtu 1200" in way(space, "192.168.50.3")
+    ip(space, "rule", "add", "priority", "9", "table", str(TABLE), "protocol", "112")
+    ours = ["table", str(TABLE), "protocol", "112", "metric", "7"]
+    ip(space, "route", "add", "192.168.51.0/24", "dev", "pm", *ours)
+    assert converge(space, wants[1]) and not converge(space, wants[1])
+    assert "dev up0" in way(space, "192.168.51.3")
+    rules = [line for line in ip(space, "rule").splitlines() if "112" in line]
+    assert len(rules) == 1 and "not from all fwmark 0x50000000/0xff000000" in rules[0]
+
+
+def test_all_of_it_goes_but_what_is_another_nodes(space: str) -> None:
+    other = table_of("zz")
+    want = Wanted(closed=frozenset({LAN, SIX}))
+    converge(space, want)
+    within(space, lambda: beyond.converge(other, Wanted(closed=frozenset({ip_network("10.9.0.0/16")}))))
+    assert within(space, lambda: beyond.remove([other]))
+    assert str(TABLE) not in ip(space, "rule") and "No route" in way(space, "10.9.0.1")
+    assert within(space, beyond.remove) and not within(space, beyond.remove)
+    assert "112" not in ip(space, "rule") and "unreachable" not in ip(space, "route", "show", "table", "all")
+
+
+def test_a_way_out_needs_a_route_and_a_carrier(space: str) -> None:
+    def look() -> waysout.WayOut | None:
+        return within(space, lambda: waysout.look([LAN], ["pm"])).get(LAN)
+
+    found = look()
+    assert found is not None and found.default and found.interfaces == ("up0",)
+    ip(space, "address", "add", "192.168.50.2/24", "dev", "up0")
+    found = look()
+    assert found is not None and not found.default
+    ip(space, "link", "set", "up0x", "down")  # its other end: the carrier is gone, the route stays
+    assert look() is None
+    ip(space, "link", "set", "up0x", "up")
+    ip(space, "route", "add", "192.168.50.0/25", "dev", "pm")
+    assert look() is None  # into the mesh itself
+
+
+def test_the_table_of_a_node_is_among_those_that_are_looked_for() -> None:
+    assert {table_of(name) in beyond.TABLES for name in ("pm", "zz", "mesh0")} == {True}

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Routes as one node sees them: whose offers count, in which order, and what is told of changes."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+from msgspec import structs
+
+from phantommesh.config.sections import RoutesSection
+from phantommesh.node.routes import Claim, Routes, offered
+from phantommesh.records.record import sign_record
+from phantommesh.records.roster import Entry, Roster
+from phantommesh.routable import Network
+from phantommesh.routing.prefixes import Taken
+from phantommesh.trust.certificates import Role
+from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.issuing import choose_ip4
+from phantommesh.trust.revocations import Revocations
+from phantommesh.trust.routes import Grant
+from tests.support.makemesh import NOW, identity, make_mesh, plain_record
+
+MESH = make_mesh()
+OVERLAY = (MESH.mesh.network4, MESH.mesh.network6)
+SITE, LAB, ALL4 = (ip_network(n) for n in ("10.1.0.0/16", "10.2.0.0/16", "0.0.0.0/0"))
+ONE, TWO = sorted((identity("one"), identity("two")), key=lambda node: node.node_id)
+
+
+def entry(
+    node: Identity, name: str, grants: tuple[Network, ...], says: tuple[Network, ...], region: str = ""
+) -> Entry:
+    roster = Roster(MESH.root, Revocations(MESH.root))
+    ip4 = choose_ip4(MESH.mesh, node.node_id, ())
+    cert = MESH.authority.issue(node.spki, name, Role.NODE, ip4, NOW, grants=map(Grant, grants))
+    record = structs.replace(plain_record(node), routes=tuple(map(str, says)), region=region)
+    assert roster.add(sign_record(node, record, cert, MESH.authority.der), NOW)
+    found = roster.get(node.node_id)
+    assert found is not None
+    return found
+
+
+def test_an_offer_needs_both_the_certificate_and_the_record() -> None:
+    some = entry(ONE, "one", (SITE, LAB), (SITE,))
+    assert offered(some, frozenset()) == (SITE,)
+    assert offered(entry(ONE, "one", (SITE,), (SITE, LAB)), frozenset()) == (SITE,)
+    assert offered(some, {Grant(SITE).id_for(ONE.node_id)}) == ()
+    assert offered(some, {Grant(SITE).id_for(TWO.node_id)}) == (SITE,)
+
+
+def test_routers_of_the_own_region_come_first() -> None:
+    here, there = (
+        entry(TWO, "two", (SITE,), (SITE,), "eu"),
+        entry(ONE, "one", (SITE,), (SITE,), "us"),
+    )
+    for region, wanted in (("eu", (TWO, ONE)), ("us", (ONE, TWO)), ("", (ONE, TWO)), ("as", (ONE, TWO))):
+        routes = Routes(RoutesSection(accept=("all",)), OVERLAY, region)
+        routes.look([here, there], frozenset(), ())
+        assert routes.taken == (Taken(SITE, tuple(node.node_id for node in wanted)),)
+
+
+def test_changes_are_told_once() -> None:
+    routes, nobody = Routes(RoutesSection(accept=("10.0.0.0/8",)), OVERLAY), frozenset[NodeId]()
+    one, two = entry(ONE, "one", (SITE,), (SITE,)), entry(TWO, "two", (SITE,), (SITE,))
+    told = []
+    for entries in ([two], [two], [two, one], [one], [one, two], []):
+        changes, _ = routes.look(entries, nobody, ())
+        told.append([(change.kind, change.prefix, change.routers[:1]) for change in changes])
+    assert told == [
+        [("taken", SITE, (TWO.node_id,))],
+        [],
+        [("moved", SITE, (ONE.node_id,))],
+        [],
+        [],
+        [("lost", SITE, ())],
+    ]
+
+
+def test_a_false_claim_is_told_once_and_moves_nothing() -> None:
+    routes = Routes(RoutesSection(accept=("all",)), OVERLAY)
+    liar = entry(ONE, "one", (), (LAB,))
+    assert routes.look([liar], frozenset(), ()) == ([], [Claim(ONE.node_id, "one", str(LAB))])
+    assert routes.look([liar], frozenset(), ()) == ([], [])
+    assert routes.taken == ()
+
+
+def test_an_exit_is_the_member_of_that_name_and_a_node_takes_nothing_that_it_advertises() -> None:
+    entries = [entry(ONE, "one", (ALL4, SITE), (ALL4, SITE)), entry(TWO, "two", (ALL4,), (ALL4,))]
+    routes = Routes(RoutesSection(exit="two", accept=("all",), advertise=(str(SITE),)), OVERLAY)
+    routes.look(entries, frozenset(), ())
+    assert routes.taken == (Taken(ALL4, (TWO.node_id,)),)
+    assert not routes.exit_missing
+    gone = Routes(RoutesSection(exit="three"), OVERLAY)
+    assert not gone.exit_missing  # nobody has looked yet
+    gone.look(entries, frozenset(), ())
+    assert gone.taken == () and gone.exit_missing

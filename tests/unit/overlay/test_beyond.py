@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which prefixes beyond the mesh are routed and closed on a host."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, ip_network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantommesh.overlay.beyond import beyond
+from phantommesh.overlay.prefixes import HostRange
+from phantommesh.routable import overlap
+
+A, B = b"a" * 16, b"b" * 16
+WIDE, LAN, SIX = ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16"), ip_network("fd77::/64")
+
+
+def test_what_is_taken_is_closed_and_what_is_carried_routed() -> None:
+    found = beyond([LAN, SIX], {LAN: A}, [])
+    assert found.closed == (LAN, SIX)
+    assert found.routed == ((LAN, A),)
+
+
+def test_the_hosts_own_part_stays_the_hosts() -> None:
+    own = ip_network("10.0.0.0/24")
+    found = beyond([WIDE], {WIDE: A}, [HostRange("route", own, "eth0")])
+    assert not any(overlap(network, own) for network in found.closed)
+    assert sum(network.num_addresses for network in found.closed) == WIDE.num_addresses - 256
+    assert {network for network, _ in found.routed} == set(found.closed)
+
+
+def test_a_prefix_that_the_host_has_as_a_whole_is_a_conflict() -> None:
+    found = beyond([LAN], {LAN: A}, [HostRange("route", WIDE, "eth0")])
+    assert found.closed == found.routed == ()
+    (conflict,) = found.conflicts
+    assert "10.0.0.0/8" in conflict and "10.1.0.0/16" in conflict and "eth0" in conflict
+
+
+def test_the_longer_of_two_prefixes_has_its_own_router() -> None:
+    found = beyond([WIDE, LAN], {WIDE: A, LAN: B}, [])
+    assert dict(found.routed) == {WIDE: A, LAN: B}
+
+
+def test_a_longer_prefix_that_nobody_carries_stays_closed() -> None:
+    found = beyond([WIDE, LAN], {WIDE: A}, [])
+    assert found.closed == (WIDE, LAN)
+    assert dict(found.routed) == {WIDE: A}
+
+
+NETWORKS = st.builds(
+    lambda address, length: IPv4Network((address, length), strict=False),
+    st.integers(10 << 24, (11 << 24) - 1),
+    st.integers(9, 32),
+)
+
+
+@given(st.lists(NETWORKS, max_size=4), st.lists(NETWORKS, max_size=6))
+def test_no_part_of_the_hosts_is_closed_and_each_other_part_of_the_taken_is(
+    taken: list[IPv4Network], host: list[IPv4Network]
+) -> None:
+    found = beyond(taken, dict.fromkeys(taken, A), [HostRange("route", one, "eth0") for one in host])
+    for closed in found.closed:
+        assert not any(overlap(closed, own) for own in host)
+        assert any(overlap(closed, prefix) for prefix in taken)
+    for prefix in taken:
+        first = prefix.network_address
+        if not any(first in own for own in host):
+            assert any(first in closed for closed in found.closed)
+    assert {network for network, _ in found.routed} == set(found.closed)

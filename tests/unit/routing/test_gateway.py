@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A router's rules as text. What they do to packets: tests/lab."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_network
+
+from phantommesh.nursery.host.leftovers import device_of
+from phantommesh.routing.gateway import Gateway, read_drops, render, table_name
+
+GATEWAY = Gateway(
+    "pm",
+    ("pm", "pm0"),
+    (ip_network("100.64.0.0/10"), ip_network("fd00::/48")),
+    (ip_network("10.1.0.0/16"),),
+    masquerade=True,
+)
+
+
+def test_only_what_leaves_for_its_prefixes_is_masqueraded() -> None:
+    (rule,) = [line.strip() for line in render(GATEWAY).splitlines() if line.endswith("masquerade")]
+    assert rule == (
+        'oifname != { "pm", "pm0" } ip saddr { 100.64.0.0/10 } ip daddr { 10.1.0.0/16 } masquerade'
+    )
+
+
+def test_without_masquerade_nothing_is() -> None:
+    assert "masquerade" not in render(replace(GATEWAY, masquerade=False))
+
+
+def test_an_interface_that_was_opened_forwards_to_the_mesh_alone() -> None:
+    assert "iifname @opened" not in render(GATEWAY)
+    rules = [r.strip() for r in render(replace(GATEWAY, opened=("lan0",))).splitlines() if "iifname" in r]
+    assert rules[0] == 'iifname @opened oifname { "pm", "pm0" } accept'
+    assert rules[-1] == "iifname @opened goto drop_stray"
+    assert 'elements = { "lan0" }' in render(replace(GATEWAY, opened=("lan0",)))
+
+
+def test_drops_are_counted_under_a_name() -> None:
+    assert read_drops({1: (7, 420)}) == {"routes-stray": 7}
+    assert read_drops({}) == {}
+
+
+def test_the_table_is_told_from_others_that_are_left() -> None:
+    assert device_of(table_name("pm")) == "pm"
