@@ -102,6 +102,33 @@ async def test_a_flow_is_split_while_a_queue_stands_in_its_path_and_goes_back_af
         nursery.cancel_scope.cancel()
 
 
+async def test_the_flows_of_each_class_are_counted_and_split_apart(
+    kernel: Kernel, autojump_clock: object
+) -> None:
+    """By numbers of their own: the splitter looks at all of a peer's flows together, as they share paths."""
+    one, scatter = peer(2), make()
+    ssh = TrafficClass("ssh", "order", SCHEDULES["order"], ("meta l4proto 6",))
+    bulk = TrafficClass("bulk", "auto", SCHEDULES["auto"], ("meta l4proto 17",))
+    scatter.update([replace(one, schedule=SCHEDULES["auto"], classes=(ssh, bulk))])
+    scatter.devices(devices())
+    async with running(scatter):
+        assert scatter.splittable() == [one.node_id]
+        kernel.flows["flows_1"][5] = 1, 70
+        kernel.flows["flows_1_2"][5] = 2, 90
+        found = await scatter.count_flows(one.node_id)
+        assert found is not None
+        counted, homes = found
+        assert (counted[5], counted[2 * 256 + 5], homes[256 + 5]) == ((1, 70), (2, 90), None)
+        before = {name: dict(kernel.tables["netdev"][name]) for name in ("deck_1", "deck_1_1", "deck_1_2")}
+        steering = Steering(frozenset({2 * 256 + 5}), frozenset({(2 * 256 + 6, 3)}))
+        await scatter.steer(one.node_id, steering)
+        assert kernel.replaced == ["deck_1_2"]
+        after = kernel.tables["netdev"]
+        assert after["deck_1_2"][5] == 1 << 8 | 2 << 5 | 9 != before["deck_1_2"][5]
+        assert (after["deck_1"], after["deck_1_1"]) == (before["deck_1"], before["deck_1_1"])
+        assert after["deck_1_2"][6] & 15 == 4 and scatter.steered(one.node_id) == steering
+
+
 @dataclass
 class Busy:
     """Twenty peers, each with one steady flow, and how often the counters of each were read."""
@@ -145,30 +172,3 @@ async def test_however_many_peers_are_busy_few_are_read_in_a_look_and_all_have_t
     times = Counter(node_id for _, node_id in world.read)
     assert times.keys() == set(world.peers) and max(times.values()) - min(times.values()) <= 1
     assert max(times.values()) <= 8.0 / EVERY and len(looks) <= 8.0 / LOOK + 1
-
-
-async def test_the_flows_of_each_class_are_counted_and_split_apart(
-    kernel: Kernel, autojump_clock: object
-) -> None:
-    """By numbers of their own: the splitter looks at all of a peer's flows together, as they share paths."""
-    one, scatter = peer(2), make()
-    ssh = TrafficClass("ssh", "order", SCHEDULES["order"], ("meta l4proto 6",))
-    bulk = TrafficClass("bulk", "auto", SCHEDULES["auto"], ("meta l4proto 17",))
-    scatter.update([replace(one, schedule=SCHEDULES["auto"], classes=(ssh, bulk))])
-    scatter.devices(devices())
-    async with running(scatter):
-        assert scatter.splittable() == [one.node_id]
-        kernel.flows["flows_1"][5] = 1, 70
-        kernel.flows["flows_1_2"][5] = 2, 90
-        found = await scatter.count_flows(one.node_id)
-        assert found is not None
-        counted, homes = found
-        assert (counted[5], counted[2 * 256 + 5], homes[256 + 5]) == ((1, 70), (2, 90), None)
-        before = {name: dict(kernel.tables["netdev"][name]) for name in ("deck_1", "deck_1_1", "deck_1_2")}
-        steering = Steering(frozenset({2 * 256 + 5}), frozenset({(2 * 256 + 6, 3)}))
-        await scatter.steer(one.node_id, steering)
-        assert kernel.replaced == ["deck_1_2"]
-        after = kernel.tables["netdev"]
-        assert after["deck_1_2"][5] == 1 << 8 | 2 << 5 | 9 != before["deck_1_2"][5]
-        assert (after["deck_1"], after["deck_1_1"]) == (before["deck_1"], before["deck_1_1"])
-        assert after["deck_1_2"][6] & 15 == 4 and scatter.steered(one.node_id) == steering
