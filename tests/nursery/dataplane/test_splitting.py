@@ -120,12 +120,13 @@ async def test_the_flows_of_each_class_are_counted_and_split_apart(
         counted, homes = found
         assert (counted[5], counted[2 * 256 + 5], homes[256 + 5]) == ((1, 70), (2, 90), None)
         before = {name: dict(kernel.tables["netdev"][name]) for name in ("deck_1", "deck_1_1", "deck_1_2")}
-        await scatter.steer(one.node_id, Steering(frozenset({2 * 256 + 5})))
+        steering = Steering(frozenset({2 * 256 + 5}), frozenset({(2 * 256 + 6, 3)}))
+        await scatter.steer(one.node_id, steering)
         assert kernel.replaced == ["deck_1_2"]
         after = kernel.tables["netdev"]
         assert after["deck_1_2"][5] == 1 << 8 | 2 << 5 | 9 != before["deck_1_2"][5]
         assert (after["deck_1"], after["deck_1_1"]) == (before["deck_1"], before["deck_1_1"])
-        assert scatter.steered(one.node_id).split == {2 * 256 + 5}
+        assert after["deck_1_2"][6] & 15 == 4 and scatter.steered(one.node_id) == steering
 
 
 @dataclass

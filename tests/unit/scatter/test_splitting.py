@@ -134,6 +134,15 @@ def test_flows_that_fill_every_path_are_let_alone() -> None:
 
 
 @senders
+def test_where_the_cpu_is_the_limit_and_flows_are_on_every_path_none_is_tried(
+    sender: Callable[[], Sender],
+) -> None:
+    world = World(fast(), {bucket: sender() for bucket in range(2 * DIMENSIONS)}, cpu=2e7)
+    world.run(60.0)
+    assert not world.changes
+
+
+@senders
 def test_heavy_flows_that_share_paths_get_one_each_and_are_not_split(sender: Callable[[], Sender]) -> None:
     """Fourteen flows on five of seven paths: two moves fill the others."""
     buckets = [i * DIMENSIONS + i % 5 for i in range(14)]
