@@ -54,17 +54,23 @@ class PathShape:
         held = self.rate_mbit * 1000.0 * (self.delay_ms + QUEUE_MS) / (8.0 * 1500.0)
         return max(20, round(held)) if self.rate_mbit else 10_000
 
+    @property
+    def queue(self) -> int:
+        """Bytes that may wait in the path, where a program makes it."""
+        return max(15_000, round(self.rate_mbit * 125.0 * QUEUE_MS)) if self.rate_mbit else 10_000_000
+
 
 class Rig:
     """Made by ``rig()``. Ends are 0 and 1; dimension i of end e is the interface ``names[e][i]``."""
 
-    def __init__(self, backend: str) -> None:
-        self.backend = backend
+    def __init__(self, backend: str, congestion: str | None, shaped: bool) -> None:
+        self.backend, self._congestion, self._shaped = backend, congestion, shaped
         self.spaces = (f"zs{os.getpid()}a", f"zs{os.getpid()}b")
         # A userspace WireGuard's socket is named after its interface, in a directory that all share.
         stem = f"z{os.getpid() % 100000}"
         self.names = tuple([f"{stem}{end}{i}" for i in range(DIMENSIONS)] for end in "ab")
-        self.delays = True  # whether this kernel can make a path slow, or only narrow
+        self.emulated = False  # whether a program makes the paths slow, as the kernel has no netem
+        self._cables: subprocess.Popen[str] | None = None
         self._splitters: list[subprocess.Popen[bytes]] = []
 
     def run(self, end: int, *command: str, stdin: str = "") -> str:
@@ -78,10 +84,13 @@ class Rig:
         for space in self.spaces:
             subprocess.run(["ip", "netns", "add", space], check=True)
         keys = [[Secret(secrets.token_bytes(32)) for _ in range(DIMENSIONS)] for _ in (0, 1)]
-        cables = [
-            f"link add up{i} type veth peer name up{i} netns {self.spaces[1]}" for i in range(DIMENSIONS)
-        ]
-        self.run(0, "ip", "-batch", "-", stdin="\n".join(cables))
+        asked = "tc qdisc add dev lo root netem limit 1000"
+        if self._shaped and "netem" in self.run(0, "sh", "-c", f"{asked} 2>&1 || echo no netem"):
+            self._start_cables()
+        else:
+            veth = "link add up{0} type veth peer name up{0} netns {1}"
+            cables = [veth.format(i, self.spaces[1]) for i in range(DIMENSIONS)]
+            self.run(0, "ip", "-batch", "-", stdin="\n".join(cables))
         for end in (0, 1):
             lines = ["set -e", "ip link set lo up", "sysctl -qw net.ipv4.conf.all.rp_filter=2"]
             for i, name in enumerate(self.names[end]):
@@ -115,13 +124,23 @@ class Rig:
             f"ip route add {FOUR[1 - end]}/32 dev {name} metric {2000 + i}",
         ]
 
+    def _start_cables(self) -> None:
+        self.emulated = True
+        pairs = [f"up{i}:far{i}" for i in range(DIMENSIONS)]
+        command = ["ip", "netns", "exec", self.spaces[0], sys.executable, "-m", "benchmarks.cables", *pairs]
+        self._cables = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._cables.stdout is not None
+        self._cables.stdout.readline()
+        moves = [f"link set far{i} netns {self.spaces[1]} name up{i}" for i in range(DIMENSIONS)]
+        self.run(0, "ip", "-batch", "-", stdin="\n".join(moves))
+
     def shape(self, paths: Sequence[PathShape]) -> None:
-        """Give each path its delay, rate and loss. Without netem in the kernel they get their rate alone, and
-        ``delays`` says so. Raises CalledProcessError for a loss then."""
-        asked = "tc qdisc replace dev up0 root netem limit 1000"
-        self.delays = self.delays and "netem" not in self.run(0, "sh", "-c", f"{asked} 2>&1 || echo no netem")
-        if not self.delays:
-            self._narrow(paths)
+        """Give each path of a rig that is ``shaped`` its delay, rate and loss."""
+        if self._cables is not None:
+            assert self._cables.stdin is not None and self._cables.stdout is not None
+            shapes = [(path.delay_ms, path.rate_mbit, path.loss, path.queue) for path in paths]
+            print(json.dumps(shapes), file=self._cables.stdin, flush=True)
+            self._cables.stdout.readline()
             return
         lines = ["set -e"]
         for i, path in enumerate(paths):
@@ -129,20 +148,6 @@ class Rig:
             line += f" rate {path.rate_mbit}mbit" if path.rate_mbit else ""
             line += f" loss {path.loss}%" if path.loss else ""
             lines.append(line)
-        for end in (0, 1):
-            self.run(end, "sh", stdin="\n".join(lines) + "\n")
-
-    def _narrow(self, paths: Sequence[PathShape]) -> None:
-        lines = ["set -e"]
-        for i, path in enumerate(paths):
-            if path.loss or not path.rate_mbit:
-                raise subprocess.CalledProcessError(1, "tc", stderr="this kernel has no netem")
-            queue = round(path.rate_mbit * 1000.0 * QUEUE_MS / 8.0)
-            lines += [
-                f"tc qdisc replace dev up{i} root handle 1: htb default 1",
-                f"tc class replace dev up{i} parent 1: classid 1:1 htb rate {path.rate_mbit}mbit burst 3000",
-                f"tc qdisc replace dev up{i} parent 1:1 bfifo limit {max(queue, 15000)}",
-            ]
         for end in (0, 1):
             self.run(end, "sh", stdin="\n".join(lines) + "\n")
 
@@ -215,6 +220,7 @@ class Rig:
                 for attempt in range(50):
                     time.sleep(0.1)
                     client = ["iperf3", "-c", address, "-J", "-P", str(flows), "-t", str(seconds), "-O", "1"]
+                    client += [] if self._congestion is None else ["-C", self._congestion]
                     argv = ["ip", "netns", "exec", self.spaces[0], *client]
                     done = subprocess.run(argv, capture_output=True, text=True, check=False)
                     report = json.loads(done.stdout or "{}")
@@ -234,6 +240,9 @@ class Rig:
     def destroy(self) -> None:
         """End the WireGuards and delete the namespaces."""
         self._stop_splitters()
+        if self._cables is not None:
+            self._cables.kill()
+            self._cables.wait()
         for space in self.spaces:
             pids = subprocess.run(["ip", "netns", "pids", space], capture_output=True, text=True, check=False)
             for pid in pids.stdout.split():
@@ -244,11 +253,13 @@ class Rig:
 
 
 @contextmanager
-def rig(backend: str) -> Iterator[Rig]:
-    """A rig for as long as the block takes. ``backend``: auto, kernel or userspace."""
+def rig(backend: str, congestion: str | None = None, *, shaped: bool = False) -> Iterator[Rig]:
+    """A rig for as long as the block takes. ``backend``: auto, kernel or userspace; ``congestion``: TCP's
+    congestion control, the kernel's default where it is None; ``shaped``: the paths can be given a delay, a
+    rate and losses, by netem, or where the kernel has none by a program (`benchmarks/cables.py`)."""
     if backend == "auto":
         backend = "kernel" if kernel_has_wireguard() else "userspace"
-    made = Rig(backend)
+    made = Rig(backend, congestion, shaped)
     try:
         made.build()
         yield made

@@ -27,6 +27,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.scatter.peermap import PeerMap
 from phantommesh.scatter.plan import Snapshot
+from phantommesh.scatter.steering import Steering
 from phantommesh.wireguard.device import DeviceState, Interface, PeerState, Route
 
 PORT = 51801
@@ -51,21 +52,21 @@ class _Table:
 
     def __init__(self, ending: Ending) -> None:
         self._table, self._peer = Table(*ending.table), ending.peer
-        self._split: frozenset[int] = frozenset()
+        self._steering = Steering()
 
     def splittable(self) -> list[bytes]:
         return [PEER]
 
-    def splits(self, node_id: bytes) -> frozenset[int]:
-        return self._split
+    def steered(self, node_id: bytes) -> Steering:
+        return self._steering
 
-    async def count_flows(self, node_id: bytes) -> tuple[Mapping[int, int], Sequence[int | None]]:
-        counters = await self._table.counters(self._peer.flows)
-        return {bucket: size for bucket, (_, size) in counters.items()}, self._peer.homes
+    async def count_flows(self, node_id: bytes) -> tuple[Mapping[int, tuple[int, int]], Sequence[int | None]]:
+        return await self._table.counters(self._peer.flows), self._peer.homes
 
-    async def split(self, node_id: bytes, buckets: frozenset[int]) -> None:
-        print(f"{trio.current_time():.2f} {sorted(buckets)}", flush=True)
-        self._split, changed = buckets, replace(self._peer, split=buckets)
+    async def steer(self, node_id: bytes, steering: Steering) -> None:
+        split, moved = sorted(steering.split), sorted(steering.moved)
+        print(f"{trio.current_time():.2f} split {split} moved {moved}", flush=True)
+        self._steering, changed = steering, replace(self._peer, steering=steering)
         await self._table.replace({changed.name: changed.elements})
 
     async def set_scores(

@@ -20,6 +20,7 @@ from phantommesh.config import environment, intents
 from phantommesh.config.sections import (
     ALL_ROUTES,
     MAX_INTENTS,
+    MAX_REGION_CHARS,
     RENAMED,
     RENAMED_GOALS,
     SECTIONS,
@@ -250,9 +251,17 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"relay.port = {relay.port} is taken by this node already", fix="set relay.port to another port"
         )
-    for member in relay.members:
-        if not _LABEL.fullmatch(member):
-            raise ConfigError(f"relay.members: {_show(member)} is no name", fix="see `phantommesh peers`")
+    for key in ("members", "only", "never"):
+        for member in getattr(relay, key):
+            if not _LABEL.fullmatch(member):
+                raise ConfigError(f"relay.{key}: {_show(member)} is no name", fix="see `phantommesh peers`")
+    for key in ("regions", "never_regions"):
+        for region in getattr(relay, key):
+            if not _LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
+                raise ConfigError(
+                    f"relay.{key}: {_show(region)} is no region",
+                    fix="give names as in node.region: up to 32 characters of a-z, 0-9 and '-'",
+                )
     _check_probes(config)
     if dns.mode == "resolved" and not dns.serve:
         raise ConfigError(

@@ -17,6 +17,12 @@ Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")
 Goal = Literal["auto", "throughput", "order", "latency", "private"]
 GOALS: Final = '"auto", "throughput", "order", "latency" or "private"'
 MAX_REGION_CHARS: Final = 32
+Names = Annotated[
+    tuple[str, ...], Meta(max_length=1024, description='at most 1024 names of members, e.g. ["db", "web"]')
+]
+Regions = Annotated[
+    tuple[str, ...], Meta(max_length=64, description='at most 64 names of regions, e.g. ["eu-west"]')
+]
 ALL_ROUTES: Final = "all"  # in `routes.accept`: any prefix
 Switch = Annotated[bool, Meta(description="true or false")]
 MAX_INTENTS: Final = 64
@@ -150,6 +156,10 @@ class RelaySection(msgspec.Struct, frozen=True):
     its own; at UDP `port`, which has to be open to others; at most `rate` bytes a second in each direction of
     a lease, and `quota` bytes a day of each (a pair has up to seven leases); only between `members` of these
     names, and between all where there are none. `use`: whether this node goes over relays itself.
+
+    Which members may pass on this node's own packets, as relays or by joining its connections: none with
+    `direct_only`; else those of these names (`only`) and in these `regions`, where any are given, without
+    `never` and `never_regions`. Where that leaves no way, nothing is sent. A region is a member's own word.
     """
 
     offer: Annotated[bool | Literal["auto"], Meta(description='true, false or "auto"')] = "auto"
@@ -160,11 +170,13 @@ class RelaySection(msgspec.Struct, frozen=True):
     quota: Annotated[int, Meta(ge=1_000_000, le=2**60, description="a number of bytes above 1000000")] = (
         50_000_000_000
     )
-    members: Annotated[
-        tuple[str, ...],
-        Meta(max_length=1024, description='at most 1024 names of members, e.g. ["db", "web"]'),
-    ] = ()
+    members: Names = ()
     use: Switch = True
+    direct_only: Switch = False
+    only: Names = ()
+    never: Names = ()
+    regions: Regions = ()
+    never_regions: Regions = ()
 
 
 class RoutesSection(msgspec.Struct, frozen=True):

@@ -98,6 +98,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.routing.constraints import constraints_of
 from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.intents import Intents, named_users
@@ -367,6 +368,7 @@ def make_parts(
     framed = Framed(
         state.identity.node_id, ways=ways, peers=peers, links=links, paths=paths, caller=caller,
         gossip=gossip, tell=tell, ports=lambda: own.ports, homes=lambda: carrying.homes,
+        constraints=constraints_of(config.relay),
     )  # fmt: skip
     gossip.follow(framed.way_of, framed.send, framed.udp_heard)
     proving = Proving(

@@ -69,7 +69,9 @@ def taken(
     for offer in offers:
         if accepted(offer, accept):
             routers.setdefault(offer.prefix, {})[offer.router] = None
-    meshes, ranges = list(overlay), sorted(set(host), key=str)  # two versions have no order
+    if not routers:
+        return (), ()
+    meshes, ranges = list(overlay), _Ranges(host)
     found, conflicts = list[Taken](), list[Conflict]()
     for prefix in sorted(routers, key=order):
         by = tuple(routers[prefix])
@@ -88,17 +90,43 @@ def accepted(offer: Offer, accept: Accept) -> bool:
     return any(_within(offer.prefix, network) for network in accept.within)
 
 
-def _conflict(prefix: Network, overlay: Iterable[Network], host: Iterable[HostRange]) -> str:
+class _Ranges:
+    """The host's own ranges, to be asked which holds a prefix: a router of the internet has a million."""
+
+    def __init__(self, host: Iterable[HostRange]) -> None:
+        self._by_place: dict[tuple[int, int, int], HostRange] = {}
+        for own in host:
+            network = own.network
+            place = _place(network, network.prefixlen)
+            held = self._by_place.get(place)
+            if held is None or str(own) < str(held):  # the same one is named each time
+                self._by_place[place] = own
+        self._lengths = sorted({(version, length) for version, length, _ in self._by_place})
+
+    def holding(self, prefix: Network) -> HostRange | None:
+        """The widest range that holds all of a prefix."""
+        for version, length in self._lengths:
+            if version != prefix.version or length > prefix.prefixlen:
+                continue
+            if (own := self._by_place.get(_place(prefix, length))) is not None:
+                return own
+        return None
+
+
+def _place(network: Network, length: int) -> tuple[int, int, int]:
+    """The prefix of this length that holds a network's first address."""
+    return network.version, length, int(network.network_address) >> (network.max_prefixlen - length)
+
+
+def _conflict(prefix: Network, overlay: Iterable[Network], host: _Ranges) -> str:
     """Why a prefix cannot be taken here; empty where it can."""
     if prefix.prefixlen == 0:
         return ""
     for network in overlay:
         if overlap(prefix, network):
             return f"it overlaps the overlay {network}"
-    for own in host:
-        if _within(prefix, own.network):
-            return f"this host's {own} has these addresses already"
-    return ""
+    own = host.holding(prefix)
+    return "" if own is None else f"this host's {own} has these addresses already"
 
 
 def _within(prefix: Network, network: Network) -> bool:

@@ -24,6 +24,7 @@ from phantommesh.scatter.maps import (
     stream_of,
 )
 from phantommesh.scatter.peermap import Hits, PeerMap, length_of, read_hits
+from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
 
 EQUAL = (1.0,) * DIMENSIONS
@@ -151,7 +152,7 @@ class PeerScatter:
         self._parity = 0
         self._stood = self._nothing()  # the counters of each parity when its last epoch ended
         self._map: PeerMap | None = None
-        self._split: frozenset[int] = frozenset()
+        self._split: frozenset[int] = frozenset()  # moved buckets are those of one epoch
         self._closing: tuple[EpochCounts, int] | None = None
 
     @property
@@ -190,7 +191,7 @@ class PeerScatter:
             )
             for number, each in enumerate(self.classes, 1)
         ]  # fmt: skip
-        self._map = made = replace(own, classes=tuple(parts)).splitting(self._split)
+        self._map = made = replace(own, classes=tuple(parts)).steered(Steering(self._split))
         started = now.wall if before is None else before.after(now.steady)
         if abs(started - now.wall) >= STEP:
             started = now.wall
@@ -223,11 +224,11 @@ class PeerScatter:
             rest,
         )
 
-    def set_split(self, buckets: frozenset[int]) -> PeerMap:
-        """Split these buckets, in this epoch and those that follow. Return the map of the epoch under way,
-        which goes on. Only after ``open``."""
-        self._split = buckets
-        self._map = self.map.splitting(buckets)
+    def steer(self, steering: Steering) -> PeerMap:
+        """Split these buckets, in this epoch and those that follow, and move others in this one. Return the
+        map of the epoch under way, which goes on. Only after ``open``."""
+        self._split = steering.split
+        self._map = self.map.steered(steering)
         return self._map
 
     def close(self, counters: Mapping[int, tuple[int, int]], now: Moment) -> EpochCounts | None:

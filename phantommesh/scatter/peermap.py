@@ -15,6 +15,7 @@ from typing import Final
 from phantommesh.config.intents import MAX_CLASSES
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.scatter.maps import Scheduler
+from phantommesh.scatter.steering import NOTHING, Steering
 
 # In a mark's low four bits, where a dimension has its number plus one.
 MISSED: Final = 0
@@ -29,8 +30,8 @@ class PeerMap:
     """One peer's part. ``dealt`` are the dimensions of its cards in order, empty while all are drained;
     ``parity`` alternates from epoch to epoch; ``length`` is how many cards the scheduler deals; ``segments``:
     each TCP connection is told a size of segment of its own. ``deck``: the dimensions of the cards that the
-    flows of the buckets in ``split`` are dealt instead of their own (`scatter/splitting.py`); None where no
-    flow is ever split.
+    flows of split buckets are dealt instead of their own (`scatter/splitting.py`); None where no flow is ever
+    split or moved. No bucket is moved to a dimension that has no card.
 
     ``classes`` are the classes of the traffic that have parts of their own, in order: packets of a class
     match one of its ``matches``, nftables expressions, and those that match none are dealt the peer's own
@@ -45,7 +46,7 @@ class PeerMap:
     dealt: tuple[int, ...]
     segments: bool = False
     deck: tuple[int, ...] | None = None
-    split: frozenset[int] = frozenset()
+    steering: Steering = NOTHING
     number: int = 0
     matches: tuple[str, ...] = ()
     classes: tuple[PeerMap, ...] = ()
@@ -93,8 +94,13 @@ class PeerMap:
     @property
     def elements(self) -> dict[int, int]:
         """The map of cards: number to mark."""
-        split = self.split if self.dealt else ()
-        return {i: self.bare | SPLIT if i in split else self.card(i) for i in range(self.length)}
+        found = {i: self.card(i) for i in range(self.length)}
+        if self.dealt:
+            used = set(self.dealt)
+            moved = [(i, way) for i, way in self.steering.moved if way in used]
+            found |= {i: mark(self.slot, self.parity, way, self.number) for i, way in moved}
+            found |= dict.fromkeys(self.steering.split, self.bare | SPLIT)
+        return found
 
     @property
     def maps(self) -> dict[str, dict[int, int]]:
@@ -115,8 +121,8 @@ class PeerMap:
 
     @property
     def homes(self) -> list[int | None]:
-        """The dimension of each bucket of all classes while it is not split; None where there is none, or
-        while all are drained."""
+        """The dimension of each bucket of all classes by the epoch's map; None where there is none, or while
+        all are drained."""
         last = max((part.number for part in self.each if part.deck is not None), default=-1)
         found: list[int | None] = [None for _ in range(BUCKETS * (last + 1))]
         for part in self.each:
@@ -125,20 +131,27 @@ class PeerMap:
         return found
 
     @property
-    def all_split(self) -> frozenset[int]:
-        """The buckets of all classes that are split."""
-        return frozenset(part.number * BUCKETS + bucket for part in self.each for bucket in part.split)
+    def all_steering(self) -> Steering:
+        """The buckets of all classes that are split or moved."""
+        split, moved = set[int](), set[tuple[int, int]]()
+        for part in self.each:
+            split |= {part.number * BUCKETS + b for b in part.steering.split}
+            moved |= {(part.number * BUCKETS + b, way) for b, way in part.steering.moved}
+        return Steering(frozenset(split), frozenset(moved))
 
-    def splitting(self, buckets: frozenset[int]) -> PeerMap:
-        """Return the peer's part with these buckets of all classes split, and no others."""
-        parts = [replace(part, split=part.own(buckets)) for part in self.classes]
-        return replace(self, split=self.own(buckets), classes=tuple(parts))
+    def steered(self, steering: Steering) -> PeerMap:
+        """Return the peer's part with these buckets of all classes split and moved, and no others."""
+        parts = [replace(part, steering=part.own(steering)) for part in self.classes]
+        return replace(self, steering=self.own(steering), classes=tuple(parts))
 
-    def own(self, buckets: frozenset[int]) -> frozenset[int]:
+    def own(self, steering: Steering) -> Steering:
         """Which of these buckets of all classes are this part's, by its own numbers."""
         if self.deck is None:
-            return frozenset()
-        return frozenset(b % BUCKETS for b in buckets if b // BUCKETS == self.number)
+            return NOTHING
+        return Steering(
+            frozenset(b % BUCKETS for b in steering.split if b // BUCKETS == self.number),
+            frozenset((b % BUCKETS, way) for b, way in steering.moved if b // BUCKETS == self.number),
+        )
 
     def card(self, number: int) -> int:
         """The mark of one card."""

@@ -38,6 +38,7 @@ from phantommesh.scatter.ruleset import (
     render_removal,
     ways,
 )
+from phantommesh.scatter.steering import NOTHING, Steering
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import Network
 
@@ -372,20 +373,20 @@ class Plan:
             return None
         return found.map.counted, found.map.homes
 
-    def splits(self, node_id: bytes) -> frozenset[int]:
-        """The buckets of a peer's flows that are split in the table."""
+    def steered(self, node_id: bytes) -> Steering:
+        """The buckets of a peer's flows that are split in the table, or moved."""
         found = self._installed.get(node_id)
-        return frozenset() if found is None or not found.live else found.map.all_split
+        return NOTHING if found is None or not found.live else found.map.all_steering
 
-    def split(self, node_id: bytes, buckets: frozenset[int]) -> Mapping[str, Mapping[int, int]]:
-        """Split the flows of these buckets of a peer, for which `homes` is not None; return the maps that are
-        to be replaced for it. The epoch under way goes on."""
+    def steer(self, node_id: bytes, steering: Steering) -> Mapping[str, Mapping[int, int]]:
+        """Split and move the flows of these buckets of a peer, for which `homes` is not None; return the maps
+        that are to be replaced for it. The epoch under way goes on."""
         before = self._installed[node_id].map
-        changed = self._installed[node_id].set_split(buckets)
+        changed = self._installed[node_id].steer(steering)
         return {
             part.name: part.elements
             for part, was in zip(changed.each, before.each, strict=True)
-            if part.split != was.split
+            if part.steering != was.steering
         }
 
     def close(

@@ -35,6 +35,7 @@ from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry, name_of
 from phantommesh.routing import binding
 from phantommesh.routing.borrowing import Borrowing
+from phantommesh.routing.constraints import constraints_of
 from phantommesh.routing.legs import AskCost, AskLease, Effect, LeaveLease, SendFromPort, Use
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.secret import Secret
@@ -42,6 +43,7 @@ from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import Endpoint
 
 NO_RELAY: Final = FaultKind("no-relay", "medium")
+NO_WAY_ALLOWED: Final = FaultKind("no-way-allowed", "medium")
 
 # Tuning.
 LOOK: Final = 0.2  # s between looks at the peers in doubt,
@@ -93,7 +95,7 @@ class Borrower:
         changed: Callable[[NodeId], None],
     ) -> None:  # fmt: skip
         self.machine, self.dropped = Borrowing(me), Counter[str]()
-        self._use = config.use
+        self._use, self._constraints = config.use, constraints_of(config)
         self._peers, self._ways, self._caller, self._ports = peers, ways, caller, ports
         self._record, self._own_ports, self._where, self._views = record, own_ports, where, views
         self._down, self._keyed, self._changed = down, keyed, changed
@@ -188,6 +190,14 @@ class Borrower:
                     "that its relay.members leaves out neither",
                     subject=name,
                 )
+            elif refused := self._refused(peer):
+                key, names = refused
+                yield NO_WAY_ALLOWED.fault(
+                    f"nothing is sent to {name}: no direct way is found, and by {key} no member that relays "
+                    f"may serve: {names}",
+                    f"let {name} and this node reach each other directly, or change {key} and restart",
+                    subject=name,
+                )
             else:
                 yield NO_RELAY.fault(
                     f"no way to {name}: no direct way is found, and no member relays",
@@ -198,8 +208,27 @@ class Borrower:
 
     def _offering(self, peer: NodeId) -> list[str]:
         """The names of the members that offer to relay, in a family of addresses that serves for the peer."""
-        offering = (e.member for e in self._peers.entries if not self._down(e.member.node_id))
-        return sorted(m.name for m in offering if self._family(m.node_id, peer) is not None)
+        return sorted(e.member.name for e in self._relaying(peer) if not self._refuses(e))
+
+    def _refused(self, peer: NodeId) -> tuple[str, str] | None:
+        """The keys of the configuration that forbid members which offer to relay, and the names of these;
+        None where there are none."""
+        found = sorted((e.member.name, key) for e in self._relaying(peer) if (key := self._refuses(e)))
+        if not found:
+            return None
+        names = [name for name, _ in found]
+        named = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        return " and ".join(sorted({key for _, key in found})), named
+
+    def _relaying(self, peer: NodeId) -> Iterator[Entry]:
+        for entry in self._peers.entries:
+            relay = entry.member.node_id
+            if not self._down(relay) and self._family(relay, peer) is not None:
+                yield entry
+
+    def _refuses(self, entry: Entry) -> str:
+        """The key of the configuration that forbids a member as a relay, or nothing."""
+        return self._constraints.refuses(entry.member.name, entry.record.region)
 
     # Looking.
 
@@ -240,7 +269,7 @@ class Borrower:
         if self._lacking or not self.machine.idle:
             for entry in self._peers.entries:
                 relay = entry.member.node_id
-                if entry.record.relay is None or self._down(relay):
+                if entry.record.relay is None or self._down(relay) or self._refuses(entry):
                     continue
                 paths = self._views(relay)
                 trip = round_trip(paths, self._ways.taken(relay)) if paths else None

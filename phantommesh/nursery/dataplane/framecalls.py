@@ -22,6 +22,7 @@ from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.rates import Rates
+from phantommesh.routing.constraints import FREE, Constraints
 from phantommesh.routing.lastway import LastWay
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId
@@ -60,15 +61,17 @@ class _Call:
 
 class FrameCalls:
     """The calls of this node. ``homes`` gives the members that carry for this node: they may join it with a
-    peer that takes no connection. ``stir`` is called with a peer to whom a call failed; ``named`` says what
-    the log calls a peer."""
+    peer that takes no connection, as far as ``constraints`` lets them. ``stir`` is called with a peer to whom
+    a call failed; ``named`` says what the log calls a peer."""
 
     def __init__(
         self, me: NodeId, last: LastWay, peers: Peers, caller: Caller, homes: Callable[[], Sequence[NodeId]],
         dropped: Counter[str], *,
-        carry: Carry, take: Take, stir: Callable[[bytes], None], named: Callable[[bytes], str],
+        constraints: Constraints, carry: Carry, take: Take, stir: Callable[[bytes], None],
+        named: Callable[[bytes], str],
     ) -> None:  # fmt: skip
         self._me, self._last, self._peers, self._caller, self._homes = me, last, peers, caller, homes
+        self._constraints = constraints
         self._dropped, self._carry, self._take, self._stir, self._named = dropped, carry, take, stir, named
         self.seen: dict[bytes, Address] = {}  # where each peer finished its latest handshake
         self._calls = 0
@@ -96,6 +99,7 @@ class FrameCalls:
         """A member says that a peer waits there for a connection of this node's to be joined with. Without a
         nursery nothing is called."""
         known = self._peers.get(peer) is not None and self._peers.get(carrier) is not None
+        known = known and self._may(carrier)
         if (peer, carrier) in self._joining:
             return  # this node waits there already
         ready = self.free and self._prompted[carrier] < CALLS_BY_WORD and known
@@ -173,5 +177,13 @@ class FrameCalls:
         relays = [e.member for e in self._peers.entries if e.record.relay is not None]
         relays.sort(key=lambda member: (member.role is not Role.AUTHORITY, member.node_id))
         found = dict.fromkeys((*(member.node_id for member in relays), *self._homes()))
-        there = [one for one in found if one != peer and self._caller.sessions.newest(one) is not None]
+        allowed = (one for one in found if one != peer and self._may(one))
+        there = [one for one in allowed if self._caller.sessions.newest(one) is not None]
         return there[:CARRIERS]
+
+    def _may(self, carrier: NodeId) -> bool:
+        """Whether a member may join this node's connections."""
+        if self._constraints == FREE:
+            return True
+        entry = self._peers.get(carrier)
+        return entry is not None and not self._constraints.refuses(entry.member.name, entry.record.region)

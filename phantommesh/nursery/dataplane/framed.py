@@ -35,6 +35,7 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.state import PathState
 from phantommesh.rates import Bucket, Rates
 from phantommesh.records.roster import name_of
+from phantommesh.routing.constraints import FREE, Constraints
 from phantommesh.routing.frames import GOSSIP, MAX_WIREGUARD, FrameError, Queue, unpack_untrusted
 from phantommesh.routing.lastway import Close, Dial, Effect, Facts, LastWay
 from phantommesh.routing.ways import Kind, Way, Ways
@@ -98,7 +99,8 @@ class _Edge:
 
 class Framed:
     """Runs one `LastWay`. ``ports`` gives the UDP ports of this node's WireGuards by dimension, ``homes`` the
-    members that carry for this node: they may join it with a peer that takes no connection."""
+    members that carry for this node: they may join it with a peer that takes no connection, as far as
+    ``constraints`` lets them."""
 
     def __init__(
         self,
@@ -113,13 +115,14 @@ class Framed:
         ports: Callable[[], Sequence[int]],
         tell: Tell,
         homes: Callable[[], Sequence[NodeId]] = tuple,
+        constraints: Constraints = FREE,
     ) -> None:
         self.last, self.dropped = LastWay(me), Counter[str]()
         self._ways, self._peers, self._links, self._paths = ways, peers, links, paths
         self._gossip, self._ports, self._tell = gossip, ports, tell
         self._calls = FrameCalls(
             me, self.last, peers, caller, homes, self.dropped,
-            carry=self._carry, take=self.take, stir=self.stir, named=self._name_of,
+            constraints=constraints, carry=self._carry, take=self.take, stir=self.stir, named=self._name_of,
         )  # fmt: skip
         self._lines: dict[bytes, _Line] = {}
         self._edges: dict[bytes, _Edge] = {}

@@ -31,6 +31,7 @@ from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.plan import NONE_QUICKEST, Ended, Plan, Snapshot
 from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Hook, table_name
+from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
 from phantommesh.wireguard.desired import MASTER_METRIC
 from phantommesh.wireguard.device import DeviceState, Network, Route
@@ -160,30 +161,32 @@ class Scattering:
         """The peers some flows of which may be split (`scatter/splitting.py`)."""
         return [node_id for node_id in self._plan.installed if self._plan.homes(node_id) is not None]
 
-    def splits(self, node_id: bytes) -> frozenset[int]:
-        """The buckets of a peer's flows that are split in the table."""
-        return self._plan.splits(node_id)
+    def steered(self, node_id: bytes) -> Steering:
+        """The buckets of a peer's flows that are split in the table, or moved."""
+        return self._plan.steered(node_id)
 
-    async def count_flows(self, node_id: bytes) -> tuple[Mapping[int, int], Sequence[int | None]] | None:
-        """Return the bytes sent to a peer so far by bucket of flows, and each bucket's dimension. None where
-        no flow is split. Raises NftError."""
+    async def count_flows(
+        self, node_id: bytes
+    ) -> tuple[Mapping[int, tuple[int, int]], Sequence[int | None]] | None:
+        """Return the packets and bytes sent to a peer so far by bucket of flows, and each bucket's dimension.
+        None where no flow is split. Raises NftError."""
         async with self._lock:
             found = None if self._seen is None else self._plan.homes(node_id)
             if found is None:
                 return None
-            sent = dict[int, int]()
+            sent = dict[int, tuple[int, int]]()
             for name, first in found[0].items():
                 counters = await self._table.counters(name)
-                sent |= {first + bucket: size for bucket, (_, size) in counters.items()}
+                sent |= {first + bucket: count for bucket, count in counters.items()}
             return sent, found[1]
 
-    async def split(self, node_id: bytes, buckets: frozenset[int]) -> None:
-        """Split the flows of these buckets of a peer over its dimensions, and no others. Raises NftError when
-        the kernel refuses."""
+    async def steer(self, node_id: bytes, steering: Steering) -> None:
+        """Split and move the flows of these buckets of a peer, and no others. Raises NftError when the kernel
+        refuses."""
         async with self._lock:
             if self._seen is not None and self._plan.homes(node_id) is not None:
                 try:
-                    await self._table.replace(self._plan.split(node_id, buckets))
+                    await self._table.replace(self._plan.steer(node_id, steering))
                 except NftError:
                     self._seen = None  # whatever the table has now, it is not this
                     self.kick()

@@ -24,6 +24,7 @@ from phantommesh.trust.revocations import Revocations
 # Tuning.
 LOOK: Final = 30.0  # s between looks while nothing is heard
 PAUSE: Final = 0.2  # s between two looks, however fast members change
+SHARE: Final = 20.0  # a look may take one part in so many of a core, on a host with very many routes
 
 log = structlog.get_logger("phantommesh.routes")
 
@@ -66,14 +67,15 @@ class Taking:
     async def run(self) -> None:
         """Judge whenever something may have changed, until cancelled."""
         while True:
-            self._kicked = trio.Event()
+            self._kicked, began = trio.Event(), trio.current_time()
             try:
                 await self.look()
             except PhantomMeshError as error:  # the host cannot be read: what was taken stays
                 log.warning("the host's own ranges are not known", error=str(error), fix=error.fix)
-            with trio.move_on_after(LOOK):
+            took = trio.current_time() - began
+            with trio.move_on_after(max(LOOK, SHARE * took)):
                 await self._kicked.wait()
-            await trio.sleep(PAUSE)
+            await trio.sleep_until(began + max(PAUSE, SHARE * took))
 
     async def look(self) -> None:
         """Judge anew. Raises BackendError where the host cannot be read."""

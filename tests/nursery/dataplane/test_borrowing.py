@@ -41,7 +41,8 @@ DARK = replace(UP, state=PathState.DARK, answers=False)
 
 
 class World:
-    def __init__(self, *, offers: bool = True) -> None:
+    def __init__(self, *, offers: bool = True, section: RelaySection = RelaySection()) -> None:
+        self.section = section
         base = plain_record(identity("a"))
         self.records: dict[NodeId, NodeRecord] = {
             member: structs.replace(
@@ -111,7 +112,7 @@ class World:
             self.handles[me] = handle
 
         return Borrower(
-            me, RelaySection(), "pm",
+            me, self.section, "pm",
             peers=cast("Any", peers), ways=self.ways[me], caller=cast("Any", SimpleNamespace(call=call)),
             ports=cast("Any", SimpleNamespace(listen=listen, send=send)),
             record=lambda: self.records[me], own_ports=lambda: range(51820, 51827),
@@ -226,6 +227,37 @@ async def test_a_peer_without_any_way_is_a_fault_until_somebody_relays(
         await trio.sleep(2.0)
         assert not list(world.ends[A].faults())
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("section", "key"),
+    [
+        (RelaySection(direct_only=True), "relay.direct_only"),
+        (RelaySection(never=("11", "12")), "relay.never"),
+        (RelaySection(only=("db",)), "relay.only"),
+        (RelaySection(regions=("eu",)), "relay.regions"),
+    ],
+)
+async def test_relays_that_are_forbidden_are_not_used_and_the_fault_names_key_and_members(
+    autojump_clock: trio.testing.MockClock, section: RelaySection, key: str
+) -> None:
+    world = World(section=section)
+    async with running(world):
+        await trio.sleep(ALONE + 2.0)
+        assert world.over(A, B) == world.over(B, A) == [b""] * DIMENSIONS
+        assert not len(world.leases[P]) and not len(world.leases[Q])
+        (fault,) = world.ends[A].faults()
+        assert fault.code == "no-way-allowed" and key in fault.text and key in (fault.fix or "")
+        assert "11, 12" in fault.text
+
+
+async def test_of_several_relays_those_that_are_allowed_are_used(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World(section=RelaySection(never=("11",)))
+    async with running(world):
+        await trio.sleep(5.0)
+        assert world.over(A, B) == world.over(B, A) == [Q] * DIMENSIONS
 
 
 async def test_where_members_relay_the_fault_names_them(autojump_clock: trio.testing.MockClock) -> None:

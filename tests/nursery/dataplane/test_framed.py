@@ -27,8 +27,10 @@ from phantommesh.nursery.reporting import netchecking
 from phantommesh.nursery.reporting.rows import Rows
 from phantommesh.nursery.sockets.channels import Client
 from phantommesh.nursery.sockets.framing import RECEIVE, FramedStream, StreamError, connect
+from phantommesh.routing.constraints import Constraints
 from phantommesh.routing.frames import GOSSIP, MAX_BATCH, frame
 from phantommesh.routing.ways import Kind, Ways
+from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.device import Endpoint
 from tests.support.loopback import PATIENCE, join, make_authority, make_invite, serving, until
@@ -303,6 +305,27 @@ async def test_one_member_s_word_takes_few_of_the_calls() -> None:
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert calls._calls == 0 and not calls._prompted
+
+
+async def test_a_member_that_may_not_pass_on_packets_joins_no_connections() -> None:
+    peer, good, bad = (NodeId(bytes((number,)) * 16) for number in (1, 2, 3))
+    record = SimpleNamespace(region="", relay=object())
+    entries = {
+        one: SimpleNamespace(member=SimpleNamespace(name=name, node_id=one, role=Role.NODE), record=record)
+        for one, name in ((good, "good"), (bad, "bad"))
+    }
+    framed = alone([1] * DIMENSIONS, [])
+    calls = framed._calls
+    calls._peers = cast(
+        "Any", SimpleNamespace(get=lambda one: entries.get(one, entries[good]), entries=[*entries.values()])
+    )
+    calls._caller = cast("Any", SimpleNamespace(sessions=SimpleNamespace(newest=lambda one: one)))
+    assert calls._carriers(peer) == [good, bad]
+    calls._constraints = Constraints(never=frozenset({"bad"}))
+    assert calls._carriers(peer) == [good]
+    async with trio.open_nursery() as nursery:
+        calls.prompted(nursery, peer, bad)
+    assert framed.dropped["frame-prompt"] == 1 and calls._calls == 0
 
 
 async def test_frames_do_not_go_on_by_way_of_a_member_that_was_revoked() -> None:

@@ -4,21 +4,24 @@ clock, over a model of the kernel and of one full path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from random import Random
 
 import trio
 
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.nursery.dataplane.scattering import Scattering
-from phantommesh.nursery.dataplane.splitting import Splitter
+from phantommesh.nursery.dataplane.splitting import LOOK, READS, Splitter
 from phantommesh.paths.effects import Send
 from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
 from phantommesh.scatter.goals import SCHEDULES
 from phantommesh.scatter.intents import TrafficClass
 from phantommesh.scatter.peermap import mark
+from phantommesh.scatter.splitting import EVERY
+from phantommesh.scatter.steering import Steering
 from tests.nursery.dataplane.test_scattering import Kernel, devices, kernel, make, peer, running
 
 __all__ = ["kernel"]  # a fixture
@@ -89,13 +92,13 @@ async def test_a_flow_is_split_while_a_queue_stands_in_its_path_and_goes_back_af
         others = {bucket: value for bucket, value in kernel.deck().items() if bucket != BUCKET}
         world.rate = 200e3
         await trio.sleep(8.0)
-        assert world.split() == {BUCKET} and scatter.splits(one.node_id) == {BUCKET}
+        assert world.split() == {BUCKET} and scatter.steered(one.node_id).split == {BUCKET}
         assert {bucket: value for bucket, value in kernel.deck().items() if bucket != BUCKET} == others
         dealt = kernel.tables["netdev"]["split_1"]
         assert set(dealt.values()) == {mark(1, 1, i) for i in range(DIMENSIONS)}
         world.rate = 20e3
         await trio.sleep(8.0)
-        assert not world.split() and not scatter.splits(one.node_id)
+        assert not world.split() and scatter.steered(one.node_id) == Steering()
         nursery.cancel_scope.cancel()
 
 
@@ -115,11 +118,56 @@ async def test_the_flows_of_each_class_are_counted_and_split_apart(
         found = await scatter.count_flows(one.node_id)
         assert found is not None
         counted, homes = found
-        assert (counted[5], counted[2 * 256 + 5], homes[256 + 5]) == (70, 90, None)
+        assert (counted[5], counted[2 * 256 + 5], homes[256 + 5]) == ((1, 70), (2, 90), None)
         before = {name: dict(kernel.tables["netdev"][name]) for name in ("deck_1", "deck_1_1", "deck_1_2")}
-        await scatter.split(one.node_id, frozenset({2 * 256 + 5}))
+        await scatter.steer(one.node_id, Steering(frozenset({2 * 256 + 5})))
         assert kernel.replaced == ["deck_1_2"]
         after = kernel.tables["netdev"]
         assert after["deck_1_2"][5] == 1 << 8 | 2 << 5 | 9 != before["deck_1_2"][5]
         assert (after["deck_1"], after["deck_1_1"]) == (before["deck_1"], before["deck_1_1"])
-        assert scatter.splits(one.node_id) == {2 * 256 + 5}
+        assert scatter.steered(one.node_id).split == {2 * 256 + 5}
+
+
+@dataclass
+class Busy:
+    """Twenty peers, each with one steady flow, and how often the counters of each were read."""
+
+    paths: Paths
+    peers: Sequence[bytes] = tuple(bytes([n]) * 16 for n in range(1, 21))
+    read: list[tuple[float, bytes]] = field(default_factory=list)
+
+    async def wait(self, wanted: Callable[[], bool]) -> None:
+        assert wanted()
+
+    def splittable(self) -> Sequence[bytes]:
+        return self.peers
+
+    def steered(self, node_id: bytes) -> Steering:
+        return Steering()
+
+    async def count_flows(
+        self, node_id: bytes
+    ) -> tuple[Mapping[int, tuple[int, int]], Sequence[int | None]] | None:
+        now = trio.current_time()
+        self.read.append((now, node_id))
+        return {1: (round(now * 1e3), round(now * 1e6))}, [0] * 256
+
+    async def steer(self, node_id: bytes, steering: Steering) -> None: ...
+
+
+async def test_however_many_peers_are_busy_few_are_read_in_a_look_and_all_have_their_turn(
+    autojump_clock: object,
+) -> None:
+    paths = Paths(random=Random(1), interval=0.1)
+    world = Busy(paths)
+    paths.set_peers(dict.fromkeys(world.peers, ALL), trio.current_time())
+    for second in range(4):
+        for node_id in world.peers:
+            paths.read(node_id, [(second * 100_000,) * 2] * DIMENSIONS, trio.current_time() + second)
+    with trio.move_on_after(8.0):
+        await Splitter(world, world).run()
+    looks = Counter(at for at, _ in world.read)
+    assert max(looks.values()) == READS
+    times = Counter(node_id for _, node_id in world.read)
+    assert times.keys() == set(world.peers) and max(times.values()) - min(times.values()) <= 1
+    assert max(times.values()) <= 8.0 / EVERY and len(looks) <= 8.0 / LOOK + 1

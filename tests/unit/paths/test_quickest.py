@@ -136,7 +136,7 @@ moments = st.builds(
 
 @given(
     st.lists(
-        st.tuples(st.floats(0.0, 100.0), st.lists(moments, min_size=7, max_size=7)), min_size=1, max_size=30
+        st.tuples(st.floats(0.0, 100.0), st.lists(moments, min_size=7, max_size=7)), min_size=1, max_size=8
     )
 )
 def test_whatever_is_measured_a_usable_path_is_taken_where_one_is_measured(

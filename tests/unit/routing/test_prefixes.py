@@ -109,6 +109,10 @@ def test_each_prefix_is_taken_or_a_conflict_and_was_offered_by_each_of_its_route
             assert not any(overlap(mine.prefix, network) for network in OVERLAY)
             assert not any(within(mine.prefix, own.network) for own in host)
 
+    for conflict in conflicts:
+        own_range = any(within(conflict.prefix, own.network) for own in host)
+        assert own_range or any(overlap(conflict.prefix, network) for network in OVERLAY)
+
 
 def within(prefix: Network, network: Network) -> bool:
     return overlap(prefix, network) and prefix.prefixlen >= network.prefixlen

@@ -20,6 +20,7 @@ from phantommesh.scatter.goals import SCHEDULES
 from phantommesh.scatter.intents import Intents, TrafficClass
 from phantommesh.scatter.peermap import Hits, PeerMap, mark
 from phantommesh.scatter.ruleset import render_peer, render_removal
+from phantommesh.scatter.steering import NOTHING, Steering
 from phantommesh.secret import Secret
 from tests.unit.scatter.test_plan import FRAME, Counters, at, peer, placed
 
@@ -158,16 +159,16 @@ def test_without_classes_nothing_is_other_than_before() -> None:
 def test_each_class_splits_buckets_of_its_own(buckets: frozenset[int]) -> None:
     found = scatter(CLASSES[3], CLASSES[0], CLASSES[3], goal="auto")
     found.open(KEYING, EQUAL, at(0.0))
-    made = found.set_split(buckets)
+    made = found.steer(Steering(buckets, frozenset((b, 6) for b in buckets)))
     wanted = {b for b in buckets if b // 256 in (0, 1, 3)}
-    assert made.all_split == wanted
+    assert made.all_steering == Steering(frozenset(wanted), frozenset((b, 6) for b in wanted))
     assert made.counted == {"flows_4": 0, "flows_4_1": 256, "flows_4_3": 768}
     for number, part in zip((0, 1, 3), (made, made.classes[0], made.classes[2]), strict=True):
         assert {b for b, value in part.elements.items() if value & 15 == 9} == {
             b - 256 * number for b in wanted if b // 256 == number
         }
         assert made.homes[256 * number] == part.dealt[0]
-    assert not made.classes[1].split and made.homes[512] is None and len(made.homes) == 1024
+    assert made.classes[1].steering == NOTHING and made.homes[512] is None and len(made.homes) == 1024
 
 
 def test_a_plan_installs_classes_changes_them_and_keeps_count() -> None:

@@ -21,6 +21,7 @@ from phantommesh.scatter.intents import TrafficClass
 from phantommesh.scatter.peermap import mark
 from phantommesh.scatter.plan import ADOPTED, JITTER, MAX_GONE, Ended, Plan
 from phantommesh.scatter.ruleset import FLOWLETS, STRANDED, Frame
+from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
 
 EPOCH = 60.0
@@ -351,16 +352,19 @@ def test_epochs_that_were_set_short_end_whatever_flows() -> None:
     assert not plan.can_rest(at(1.2 * EPOCH)) and plan.due(at(1.2 * EPOCH))
 
 
-def test_flows_are_split_in_the_epoch_under_way_and_stay_so_in_the_next() -> None:
+def test_flows_are_split_until_further_notice_and_moved_until_the_epoch_ends() -> None:
     plan = placed(peer(2, schedule=SCHEDULES["auto"]), peer(3))
     node_id = bytes([2]) * 16
     assert plan.homes(bytes([3]) * 16) is None
     found = plan.homes(node_id)
-    assert found is not None and len(found[1]) == 256 and not plan.splits(node_id)
-    (name, elements), *more = plan.split(node_id, frozenset({7, 9})).items()
+    assert found is not None and len(found[1]) == 256 and plan.steered(node_id) == Steering()
+    to = (found[1][8] or 0) ^ 1
+    steering = Steering(frozenset({7, 9}), frozenset({(8, to)}))
+    (name, elements), *more = plan.steer(node_id, steering).items()
     assert not more and {b for b, value in elements.items() if value & 15 == 9} == {7, 9}
-    assert plan.splits(node_id) == {7, 9}
+    assert elements[8] & 15 == to + 1 and plan.steered(node_id) == steering
     maps = plan.rotation([node_id], at(1.0)).maps
+    assert plan.steered(node_id) == Steering(frozenset({7, 9}))
     assert maps.keys() == {name, name.replace("deck", "split")}
     assert {b for b, value in maps[name].items() if value & 15 == 9} == {7, 9}
 

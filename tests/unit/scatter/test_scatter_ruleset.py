@@ -22,6 +22,7 @@ from phantommesh.scatter.ruleset import (
     table_name,
     ways,
 )
+from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
 
 FRAME = Frame(
@@ -48,10 +49,10 @@ def peer(slot: int = 1, scheduler: Scheduler = "deck", parity: int = 0) -> PeerM
 def splitting(slot: int, *buckets: int) -> PeerMap:
     """A peer some buckets of whose flows are split."""
     made = peer(slot, "flow")
-    return replace(made, deck=made.dealt[::-1], split=frozenset(buckets))
+    return replace(made, deck=made.dealt[::-1], steering=Steering(frozenset(buckets)))
 
 
-def test_a_split_bucket_has_a_mark_of_its_own_which_leads_to_the_deck() -> None:
+def test_a_split_bucket_is_marked_for_the_deck_and_a_moved_one_for_its_new_dimension() -> None:
     made = splitting(4, 3, 200)
     assert {b for b, value in made.elements.items() if value == 4 << 8 | 9} == {3, 200}
     assert made.maps.keys() == {"deck_4", "split_4"}
@@ -61,6 +62,14 @@ def test_a_split_bucket_has_a_mark_of_its_own_which_leads_to_the_deck() -> None:
     assert f"meta mark {4 << 8 | 9} " in rules[split] and "map @split_4 goto out" in rules[split]
     drained = replace(made, dealt=(), deck=())
     assert {value for cards in drained.maps.values() for value in cards.values()} == {4 << 8 | 15}
+    assert splitting(4, 3).homes == made.homes
+    steered = replace(made, steering=Steering(moved=frozenset({(5, 6)})))
+    assert {b for b in steered.elements if steered.elements[b] != peer(4, "flow").elements[b]} <= {5}
+    assert steered.elements[5] == mark(4, 0, 6)
+    two = replace(made, dealt=(0, 1) * 128, deck=(0, 1) * 128, steering=Steering(moved=frozenset({(5, 6)})))
+    assert two.elements[5] == mark(4, 0, 1)  # a dimension without a card is not in use
+    none = replace(made, dealt=(), deck=())
+    assert all(value & 15 == 15 for value in none.elements.values())
     with pytest.raises(ValueError, match="only flows are split"):
         replace(peer(1, "deck"), deck=(0,) * 1022)
 

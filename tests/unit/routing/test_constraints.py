@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which members may pass on packets."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantommesh.config.sections import RelaySection
+from phantommesh.routing.constraints import FREE, Constraints, constraints_of
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "region", "key"),
+    [
+        (RelaySection(), "db", "", ""),
+        (RelaySection(direct_only=True), "db", "eu", "relay.direct_only"),
+        (RelaySection(only=("web",)), "db", "eu", "relay.only"),
+        (RelaySection(only=("db",)), "db", "eu", ""),
+        (RelaySection(only=("db",), never=("db",)), "db", "eu", "relay.never"),
+        (RelaySection(regions=("eu",)), "db", "us", "relay.regions"),
+        (RelaySection(regions=("eu",)), "db", "", "relay.regions"),
+        (RelaySection(regions=("eu",)), "db", "eu", ""),
+        (RelaySection(never_regions=("eu",)), "db", "eu", "relay.never_regions"),
+        (RelaySection(never_regions=("eu",)), "db", "", ""),
+    ],
+)
+def test_the_key_that_forbids_a_member_is_named(
+    section: RelaySection, name: str, region: str, key: str
+) -> None:
+    assert constraints_of(section).refuses(name, region) == key
+
+
+names = st.frozensets(st.sampled_from(("a", "b", "c")), max_size=3)
+
+
+@given(st.booleans(), names, names, names, names, st.sampled_from("abc"), st.sampled_from(("", "a", "b")))
+def test_a_member_that_may_serve_is_in_what_is_allowed_and_in_nothing_forbidden(
+    direct: bool, only: frozenset[str], never: frozenset[str], regions: frozenset[str],
+    never_regions: frozenset[str], name: str, region: str,
+) -> None:  # fmt: skip
+    allowed = not Constraints(direct, only, never, regions, never_regions).refuses(name, region)
+    by_name = name not in never and (not only or name in only)
+    by_region = region not in never_regions and (not regions or region in regions)
+    assert allowed == (not direct and by_name and by_region)
+    assert not FREE.refuses(name, region)
