@@ -16,7 +16,7 @@ from phantommesh.faults import FaultKind
 from phantommesh.overlay.prefixes import HostRange
 from phantommesh.records.roster import Entry
 from phantommesh.routable import Network, parse_prefix
-from phantommesh.routing.prefixes import EVERYTHING, Accept, Conflict, Offer, Taken, taken
+from phantommesh.routing.prefixes import EVERYTHING, Accept, Conflict, Offer, Taken, accepted, taken
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.routes import standing
 
@@ -92,6 +92,10 @@ class Routes:
         """The addresses that may be taken: what the host has of its own there matters. Default routes are
         taken whatever the host has."""
         return accepts(self._section, ()).within
+
+    def allows(self, prefix: Network) -> bool:
+        """Whether the operator lets this node take a prefix of any member."""
+        return accepted(Offer(prefix, b""), accepts(self._section, ()))
 
     def look(
         self, entries: Iterable[Entry], revoked: Container[NodeId], host: Iterable[HostRange]

@@ -307,18 +307,23 @@ def make_parts(
         interval=wireguard.reconcile_seconds,
         calm=calm,
         fits=lambda: peers.fits,
+        beyond=lambda: beyond.sizes(),
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
     failover = Failover()
+
+    def closed() -> None:
+        guarding.kick()
+        scattering.kick()
+
     beyond = BeyondMesh(
         master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
-        changed=lambda: guarding.kick(),
+        allows=lambda network: taking.routes.allows(network), changed=closed,
     )  # fmt: skip
     gateway = GatewayDriver(config.routes, (master, *names), networks=lambda: overlay.networks)
     talk = RouteTalk(
         failover, config.routes.port,
-        address=own.ip4, members=lambda: {e.member.node_id: e.member.ip4 for e in peers.entries},
-        works=gateway.asked, moved=partial(tell, CarriersChanged()),
+        address=own.ip4, works=gateway.asked, moved=partial(tell, CarriersChanged()),
     )  # fmt: skip
     guarding = make_guarding(
         config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits,

@@ -121,6 +121,7 @@ class Weaving:
         parts.taking.kick()
         parts.punching.look()
         self._arrange()
+        parts.talk.know({entry.member.node_id: entry.member.ip4 for entry in parts.peers.entries})
         self._take_routes()
         parts.lending.changed()
         parts.borrower.forget(parts.peers.standing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from ipaddress import ip_network
 
@@ -16,6 +17,39 @@ from phantommesh.wireguard.device import Route
 from tests.support.spaces import within
 
 pytestmark = pytest.mark.lab
+
+# Runs in the namespace: a node that takes the prefix, or takes nothing any more, as its operator allows.
+LIFE = """
+import sys, trio
+from ipaddress import ip_network
+from phantommesh.nursery.dataplane.beyond import BeyondMesh
+from phantommesh.routing.prefixes import Taken
+
+lan = ip_network("192.168.50.0/24")
+
+def make(allowed):
+    return BeyondMesh(
+        "pm", tuple(f"pm{i}" for i in range(7)), carried=dict, fits=dict, mtu=1420,
+        allows=lambda network: allowed, changed=lambda: None,
+    )
+
+async def main():
+    first = make(True)
+    for word in sys.argv[1:]:
+        match word:
+            case "take":
+                first.take([Taken(lan, (b"r" * 16,))])
+            case "lose":
+                first.take([])
+            case "again":
+                first = make(True)
+            case "forbidden":
+                first = make(False)
+        await first.converge()
+    print(*(fault.code for fault in first.faults()))
+
+trio.run(main)
+"""
 
 LAN, SIX = ip_network("192.168.50.0/24"), ip_network("fd77::/64")
 TABLE = table_of("pm")
@@ -98,6 +132,27 @@ def test_all_of_it_goes_but_what_is_another_nodes(space: str) -> None:
     assert str(TABLE) not in ip(space, "rule") and "No route" in way(space, "10.9.0.1")
     assert within(space, beyond.remove) and not within(space, beyond.remove)
     assert "112" not in ip(space, "rule") and "unreachable" not in ip(space, "route", "show", "table", "all")
+
+
+def live(space: str, *words: str) -> str:
+    done = subprocess.run(
+        ["ip", "netns", "exec", space, sys.executable, "-c", LIFE, *words],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    return done.stdout.splitlines()[-1]  # the log goes before
+
+
+def test_what_was_taken_stays_closed_until_the_operator_opens_it(space: str) -> None:
+    assert live(space, "take") == "route-not-carried"
+    assert "No route" in way(space, "192.168.50.3")
+    assert (
+        live(space, "take", "lose") == "route-not-carried"
+    )  # its router is revoked, or takes its offer back
+    assert "No route" in way(space, "192.168.50.3")
+    assert live(space, "again") == "route-not-carried"  # over a restart
+    assert "No route" in way(space, "192.168.50.3")
+    assert live(space, "forbidden") == ""  # the operator took it out of `routes.accept`
+    assert "dev up0" in way(space, "192.168.50.3")
 
 
 def test_a_way_out_needs_a_route_and_a_carrier(space: str) -> None:

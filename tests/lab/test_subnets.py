@@ -13,12 +13,14 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 
 import pytest
 import trio
 
+from phantommesh.config.sections import ScatterSection
 from phantommesh.nursery.lab import net, up
 from phantommesh.nursery.lab.mesh import answered, converged, kill, phantommesh, start
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
@@ -184,6 +186,13 @@ async def test_a_twin_takes_over_when_a_router_its_link_or_what_is_behind_it_die
             print(f"longest silence, a router killed: {flow.silence_s:.2f} s")
 
 
+async def test_a_prefix_is_reached_where_marks_scatter(four: LabSpec) -> None:
+    async with meshed(replace(four, scatter=ScatterSection(hook="mark"))) as (nodes, _):
+        await until(partial(answers, nodes[3]))
+        shown = run_in(nodes[3], "ip", "route", "show", "table", "11201")
+        assert f"{LAN} dev pm0" in shown
+
+
 async def test_nobody_gets_beside_or_beyond(four: LabSpec) -> None:
     """Members reach the prefix and nothing else behind a router; nobody else comes in as the network; what is
     for the network leaves by the mesh or not at all, whatever dies."""
@@ -213,14 +222,20 @@ async def test_nobody_gets_beside_or_beyond(four: LabSpec) -> None:
             with pytest.raises(TimeoutError):
                 sock.recv(64)
 
+        # A router that is revoked opens nothing.
+        await phantommesh(authority, "revoke", first.name)
+        await until(carries(member, second))
+        await phantommesh(authority, "route", "revoke", second.name, LAN)
+        await until(lambda: LAN not in run_in(member, "wg", "show", "all", "allowed-ips"))
+
         # Somebody else answers for the network on the member's default route.
         ip("-n", member.name, "route", "replace", "default", "via", authority.address(0))
         ping = ["ip", "netns", "exec", member.name, "ping", "-i", "0.02", "-W", "1", "-q", HOST]
         with watched(member) as seen, subprocess.Popen(ping, stdout=subprocess.DEVNULL) as pings:
-            await trio.sleep(1.0)
-            for router in (first, second):
-                await net.kill([router.name])
-            await trio.sleep(4.0)  # nobody carries it now
+            await trio.sleep(3.0)  # nobody carries it
+            await stop(member)
+            await start(member)
+            await converged([authority, member], PATIENCE_S)
             kill(member)
             await trio.sleep(0.5)
             for name in ("pm", "pm0"):

@@ -21,6 +21,7 @@ from phantommesh.nursery.host import beyond as table
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.overlay import hostview
 from phantommesh.overlay.beyond import Beyond, beyond
+from phantommesh.routable import overlap
 from phantommesh.routing.prefixes import Taken
 from phantommesh.wireguard.desired import FIRST_METRIC, MASTER_METRIC
 from phantommesh.wireguard.device import Network, Route
@@ -28,6 +29,8 @@ from phantommesh.wireguard.fits import route_to
 
 # Tuning.
 INTERVAL: Final = 10.0  # s between looks when the kernel tells of nothing
+MAX_HELD: Final = 1024  # prefixes, of which an authority has granted each
+MAX_NAMED: Final = 8  # of them that faults name
 PAUSE: Final = 0.05  # s between two looks, however fast things change
 
 NOT_ROUTED = FaultKind("routes-not-taken", "high")
@@ -40,7 +43,8 @@ log = structlog.get_logger("phantommesh.routes")
 class BeyondMesh:
     """The prefixes that one node takes. ``device`` is its scattering interface, ``names`` the seven.
     ``carried`` returns the prefixes that are carried now, by router; ``fits`` the largest packet in bytes for
-    each peer; ``changed`` is called when other prefixes mean the mesh on this host than before."""
+    each peer; ``allows`` says whether the operator lets a prefix be taken; ``changed`` is called when other
+    prefixes mean the mesh on this host, or are carried, than before."""
 
     def __init__(
         self,
@@ -50,6 +54,7 @@ class BeyondMesh:
         carried: Callable[[], Mapping[Network, bytes]],
         fits: Callable[[], Mapping[bytes, int]],
         mtu: int,
+        allows: Callable[[Network], bool],
         changed: Callable[[], None],
     ) -> None:
         self.plan = Beyond()
@@ -57,6 +62,8 @@ class BeyondMesh:
         self.taken: tuple[Taken, ...] = ()
         self._device, self._names = device, tuple(names)
         self._carried, self._fits, self._mtu, self._changed = carried, fits, mtu, changed
+        self._allows = allows
+        self._held: set[Network] | None = None  # what is closed until the operator opens it
         self._clean = False  # whether the kernel has nothing of it, as last left
         self._kicked = trio.Event()
 
@@ -65,10 +72,18 @@ class BeyondMesh:
         """The prefixes that leave by the mesh or not at all."""
         return self.plan.closed
 
+    def sizes(self) -> dict[Network, int]:
+        """The networks that are carried now, each with the largest packet in bytes that all ways to its
+        router carry."""
+        fits = self._fits()
+        return {network: fits.get(router, self._mtu) for network, router in self.plan.routed}
+
     def take(self, taken: Iterable[Taken]) -> bool:
         """Take these prefixes and no others; return whether that is another choice than before. An exit (a
         default route) is not carried by this version."""
         before, self.taken = self.taken, tuple(one for one in taken if one.prefix.prefixlen)
+        if self._held is not None:
+            self._hold(one.prefix for one in self.taken)
         if self.taken != before:
             self.kick()
         return self.taken != before
@@ -80,6 +95,15 @@ class BeyondMesh:
                 f"prefixes beyond the mesh are not routed: {self.problem}", self.problem.fix
             )
         carried = self._carried()
+        taken = [one.prefix for one in self.taken]
+        left = (one for one in self._held or () if not any(overlap(one, prefix) for prefix in taken))
+        for prefix in sorted(left, key=str)[:MAX_NAMED]:
+            if self._allows(prefix):
+                yield NOT_CARRIED.fault(
+                    f"{prefix} was taken, and nobody offers it any more: what is for it is refused here",
+                    "wait for its router; or take it out of routes.accept and restart the node, or run "
+                    "`phantommesh down`, to have it leave by other ways",
+                )
         for one in self.taken:
             if one.prefix not in carried:
                 yield NOT_CARRIED.fault(
@@ -109,7 +133,13 @@ class BeyondMesh:
 
     async def converge(self) -> None:
         """Look once, and put right what is not as it should be. Raises BackendError."""
-        prefixes = tuple(one.prefix for one in self.taken)
+        number = table.table_of(self._device)
+        if self._held is None:  # an earlier run may have left something closed
+            left = await trio.to_thread.run_sync(table.closed_in, number)
+            self._held = set()
+            self._hold(one.prefix for one in self.taken)
+            self._hold(left)
+        prefixes = tuple(network for network in self._held if self._allows(network))
         if not prefixes and self._clean:
             return
         ours = (self._device, *self._names)
@@ -119,22 +149,28 @@ class BeyondMesh:
         for conflict in self.plan.conflicts:
             if conflict not in before.conflicts:
                 log.warning("a prefix beyond the mesh is not routed", conflict=conflict)
-        if self.plan.closed != before.closed:
-            self._changed()  # the guard's rules come first
+        if self.plan != before:
+            self._changed()
         links = await trio.to_thread.run_sync(partial(_indexes, (self._device, self._names[0])))
         want = table.Wanted(frozenset(self._routes(links)), frozenset(self.plan.closed))
-        number = table.table_of(self._device)
         if await trio.to_thread.run_sync(partial(table.converge, number, want)):
             log.info("routes beyond the mesh", closed=[str(n) for n in want.closed], routes=len(want.routes))
         self._clean = not prefixes
 
+    def _hold(self, prefixes: Iterable[Network]) -> None:
+        """Keep these closed from now on: whoever was to carry them may be revoked, or gone for good, and that
+        opens nothing."""
+        held = set() if self._held is None else self._held
+        for prefix in prefixes:
+            if len(held) < MAX_HELD:
+                held.add(prefix)
+
     def _routes(self, links: Mapping[str, int]) -> Iterable[tuple[int, Route]]:
         """The routes over the interface that scatters, and worse ones over dimension 0 where nothing can."""
-        fits = self._fits()
+        sizes = self.sizes()
         for name, metric in ((self._device, MASTER_METRIC), (self._names[0], FIRST_METRIC)):
             if name in links:
-                for network, router in self.plan.routed:
-                    mtu = fits.get(router, self._mtu)
+                for network, mtu in sizes.items():
                     yield links[name], route_to(network, metric, mtu, self._mtu)
 
 

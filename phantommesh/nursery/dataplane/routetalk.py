@@ -35,9 +35,8 @@ log = structlog.get_logger("phantommesh.routes")
 
 
 class RouteTalk:
-    """Runs one `Failover`. ``address`` gives this node's overlay address, ``members`` the others' by node id;
-    ``works`` says which of this node's own routes work; ``moved`` is called when `Failover.carried` has
-    changed."""
+    """Runs one `Failover`. ``address`` gives this node's overlay address; ``works`` says which of this node's
+    own routes work; ``moved`` is called when `Failover.carried` has changed. Call `know` with the members."""
 
     def __init__(
         self,
@@ -45,18 +44,24 @@ class RouteTalk:
         port: int,
         *,
         address: Callable[[], IPv4Address],
-        members: Callable[[], Mapping[bytes, IPv4Address]],
         works: Callable[[], Collection[Network]],
         moved: Callable[[], None],
     ) -> None:
         self.failover = failover
         self.dropped: Counter[str] = Counter()
         self.problem: str = ""
-        self._port, self._address, self._members = port, address, members
+        self._port, self._address = port, address
+        self._members: Mapping[bytes, IPv4Address] = {}
+        self._sources: dict[str, bytes] = {}
         self._works, self._moved = works, moved
         self._wanted, self._bell = False, Bell()
         self._nonces: dict[bytes, deque[bytes]] = {}
         self._rates = Rates[bytes](*RATE)
+
+    def know(self, members: Mapping[bytes, IPv4Address]) -> None:
+        """These are the other members, by node id, with their overlay addresses."""
+        self._members = members
+        self._sources = {str(address): member for member, address in members.items()}
 
     def want(self, wanted: bool) -> None:
         """Whether there is anything to ask or to answer. The socket is open only then; what is to be asked
@@ -89,8 +94,8 @@ class RouteTalk:
     async def _ask(self, sock: trio.socket.SocketType, at: IPv4Address) -> None:
         """Ask whoever is due, until nothing is wanted any more or this node has another address."""
         while self._wanted and self._address() == at:
-            now, members = trio.current_time(), self._members()
-            asked, moved = self.failover.due(now)
+            members = self._members
+            asked, moved = self.failover.due(trio.current_time())
             if moved:
                 self._moved()
             self._nonces = {router: kept for router, kept in self._nonces.items() if router in members}
@@ -113,10 +118,10 @@ class RouteTalk:
             if source[1] != self._port:
                 self.dropped["routes-stranger"] += 1
                 continue
-            await self._take(sock, datagram, IPv4Address(source[0]))
+            await self._take(sock, datagram, source[0])
 
-    async def _take(self, sock: trio.socket.SocketType, datagram: bytes, source: IPv4Address) -> None:
-        member = next((m for m, address in self._members().items() if address == source), None)
+    async def _take(self, sock: trio.socket.SocketType, datagram: bytes, source: str) -> None:
+        member = self._sources.get(source)
         now = trio.current_time()
         if member is None:
             self.dropped["routes-stranger"] += 1
@@ -130,7 +135,9 @@ class RouteTalk:
             self.dropped["routes-malformed"] += 1
             return
         if isinstance(said, Question):
-            await self._send(sock, Answer(said.nonce, frozenset(self._works())).encode(), source)
+            await self._send(
+                sock, Answer(said.nonce, frozenset(self._works())).encode(), self._members[member]
+            )
         elif said.nonce in self._nonces.get(member, ()):
             self._nonces[member].remove(said.nonce)
             if self.failover.answered(member, said.works, now):

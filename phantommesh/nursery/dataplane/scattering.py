@@ -35,7 +35,7 @@ from phantommesh.scatter.steering import Steering
 from phantommesh.secret import Secret
 from phantommesh.wireguard.desired import MASTER_METRIC
 from phantommesh.wireguard.device import DeviceState, Network, Route
-from phantommesh.wireguard.fits import Fitted, fitted_routes, segment_routes
+from phantommesh.wireguard.fits import Fitted, fitted_routes, route_to, segment_routes
 
 NOT_SCATTERED = FaultKind("traffic-not-scattered", "high")
 
@@ -49,7 +49,8 @@ log = structlog.get_logger("phantommesh.scatter")
 class Scattering:
     """The scatterer of one node. ``routed`` returns the prefixes that lead into the overlay. ``interval`` is
     the seconds between passes, with ``calm`` while something moves. ``fits`` returns what each peer may be
-    sent; `kick` when that has changed. ``on_epoch`` is called with a peer's node
+    sent, ``beyond`` the networks beyond the mesh that are carried now, each with the largest packet
+    in bytes; `kick` when that has changed. ``on_epoch`` is called with a peer's node
     id and each epoch that has ended."""
 
     def __init__(
@@ -67,6 +68,7 @@ class Scattering:
         interval: float,
         calm: Calm | None = None,
         fits: Callable[[], Iterable[Fitted]] = lambda: (),
+        beyond: Callable[[], Mapping[Network, int]] = dict,
         on_epoch: Callable[[bytes, EpochCounts], None] = lambda node_id, counts: None,
     ) -> None:
         self.settings, self.device, self.names = settings, device, tuple(names)
@@ -78,7 +80,7 @@ class Scattering:
         self.dropped: Counter[str] = Counter()
         self._kind, self._mtu, self._ipv6 = kind, mtu, ipv6
         self._addresses, self._wanted, self._interval = addresses, routed, interval
-        self._calm, self._fits = calm, fits
+        self._calm, self._fits, self._beyond = calm, fits, beyond
         self._seed = int.from_bytes(os.urandom(4))
         self._plan = Plan(
             me,
@@ -278,7 +280,7 @@ class Scattering:
             return  # a WireGuard link binds some port when it comes up, which must not be one of theirs
         # A table that an earlier run left works on until it is replaced, and so must the routes to it.
         index = await master.converge(self._master_config(), routes=False)
-        if self._networks != tuple(self._wanted()) and self.hook == "mark":
+        if self._networks != self._all_networks() and self.hook == "mark":
             self._seen = None  # the rules name them
         if self._seen is None or index != self._master or await self._look() != self._seen:
             if self._calm is not None:
@@ -304,6 +306,11 @@ class Scattering:
         tables = dict[int, tuple[int, Iterable[Route]]]()
         if self.hook == "mark":
             routes = fitted_routes(self._routed, marking.METRIC, self._mtu, self._fits())
+            routes |= {
+                route_to(network, marking.METRIC, mtu, self._mtu)
+                for network, mtu in self._beyond().items()
+                if self._ipv6() or network.version == 4
+            }
             tables = {way: (device, routes) for way, device in shown.items()}
         if short := segment_routes(self._routed, marking.METRIC, self._mtu, self._fits()):
             tables[marking.SEGMENTS] = index, short
@@ -323,7 +330,7 @@ class Scattering:
         if self._seen is not None:
             self.contest.mended("the scatter rules", trio.current_time())
             log.warning("somebody else changed the scatter rules; they are installed again")
-        self._seen, self._networks = None, tuple(self._wanted())
+        self._seen, self._networks = None, self._all_networks()
         new = self._plan.whole(self._frame(), shown, _now())
         try:
             await self._table.install(new.text)
@@ -405,6 +412,9 @@ class Scattering:
             self._seed,
             self.settings.flowlet_ms,
         )
+
+    def _all_networks(self) -> tuple[Network, ...]:
+        return *self._wanted(), *self._beyond()
 
     @property
     def _routed(self) -> Sequence[Network]:

@@ -85,6 +85,16 @@ def converge(table: int, want: Wanted) -> bool:
     return changed
 
 
+def closed_in(table: int) -> frozenset[Network]:
+    """The prefixes that a table closes. Raises BackendError."""
+    try:
+        return frozenset(
+            one.route.network for one in netlink.read_tables() if one.table == table and _closes(one)
+        )
+    except OSError as error:
+        raise errors.failed("(beyond)", "reading the routes beyond the mesh", error) from error
+
+
 def remove(spared: Collection[int] = ()) -> bool:
     """Remove the tables and rules of all nodes but those that are ``spared``; return whether there were any.
     Raises BackendError."""

@@ -38,10 +38,10 @@ def make(me: bytes, port: int) -> Node:
     node = Node(
         RouteTalk(
             Failover(), port, address=lambda: ADDRESSES[me],
-            members=lambda: {other: at for other, at in ADDRESSES.items() if other != me},
             works=lambda: node.works, moved=moved,
         )
     )  # fmt: skip
+    node.talk.know({other: at for other, at in ADDRESSES.items() if other != me})
     return node
 
 

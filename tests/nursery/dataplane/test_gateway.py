@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When a router says that its route works. What it does in a kernel: tests/lab."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+
+import pytest
+import trio
+
+from phantommesh.config.sections import RoutesSection
+from phantommesh.nursery.dataplane.gateway import PACE, GatewayDriver
+from phantommesh.nursery.host.waysout import WayOut
+from phantommesh.nursery.sockets.echo import LOST, checksum
+
+LAN, HOST = ip_network("192.168.50.0/24"), ip_address("192.168.50.10")
+
+
+def make(probe: dict[str, str]) -> GatewayDriver:
+    return GatewayDriver(RoutesSection(probe=probe), ("pm", "pm0"), networks=lambda: ())
+
+
+@pytest.mark.parametrize("data", [b"", b"\x08\x00\x00\x00\x12\x34", b"odd"])
+def test_a_packet_with_its_checksum_sums_up_to_nothing(data: bytes) -> None:
+    padded = data + bytes(len(data) % 2)
+    assert checksum(padded + checksum(data).to_bytes(2)) == 0
+
+
+def test_a_route_needs_an_interface_with_a_carrier() -> None:
+    driver = make({})
+    assert "carrier" in driver._flaw(LAN, None)
+    assert driver._flaw(LAN, WayOut(("lan0",), False)) == ""
+
+
+async def test_a_target_has_to_answer_and_to_go_on_answering(autojump_clock: trio.testing.MockClock) -> None:
+    driver, way = make({str(LAN): str(HOST)}), WayOut(("lan0",), False)
+    assert str(HOST) in driver._flaw(LAN, way)
+    driver.offer([LAN])
+    driver._echo._heard[HOST] = trio.current_time()
+    assert driver._flaw(LAN, way) == ""
+    await trio.sleep(LOST * PACE)
+    assert str(HOST) in driver._flaw(LAN, way)
+
+
+def test_what_is_wrong_is_named_with_a_fix() -> None:
+    driver = make({})
+    driver.why = {LAN: driver._flaw(LAN, None)}
+    (fault,) = driver.faults()
+    assert fault.code == "route-not-working" and str(LAN) in fault.text and fault.fix
+
+
+async def test_members_that_ask_have_the_routes_looked_at_often(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    driver = make({})
+    assert driver.asked() == frozenset() and driver._kicked.is_set()
+    driver._kicked = trio.Event()
+    driver.asked()
+    assert not driver._kicked.is_set()
