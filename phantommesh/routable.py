@@ -3,7 +3,7 @@
 
 A prefix that others send to a member is a part of their traffic taken from wherever it went before. So some
 are nobody's to route: those that mean each host itself, its own link, or a group; the overlay; and those that
-are so short that they are a default route by another name. A default route itself is an exit, and is allowed.
+are so short that they are a default route, by that name or another: no member is an exit for all traffic.
 docs/decisions/0066-routes.md has the rule and its reasons.
 """
 
@@ -16,7 +16,7 @@ from typing import Final
 Network = IPv4Network | IPv6Network
 
 MAX_ROUTES: Final = 16  # of one member
-SHORTEST: Final = 8  # bits of a prefix that is no default route: 16 of those are far from everything
+SHORTEST: Final = 8  # bits of a prefix: 16 of those are far from everything
 _MAX_TEXT: Final = 43  # characters of the longest: eight groups and /128
 
 # The IANA registries of special-purpose addresses (RFC 6890).
@@ -64,9 +64,9 @@ def unroutable(prefix: Network, overlay: Iterable[Network] = ()) -> str:
     """Say why no member may route a prefix, as in "10.0.0.0/7 is too short"; empty where one may. ``overlay``
     are the mesh's networks."""
     if prefix.prefixlen == 0:
-        return ""
+        return "is a default route: no member takes all traffic"
     if prefix.prefixlen < SHORTEST:
-        return f"is too short: a prefix has {SHORTEST} bits at least, or is the default route itself"
+        return f"is too short: a prefix has {SHORTEST} bits at least"
     for network, why in _NEVER:
         if overlap(prefix, network):
             return f"has {why}"

@@ -23,7 +23,7 @@ def route() -> None:
     """Prefixes beyond the mesh: who may route them, and what this node takes.
 
     A node asks for the prefixes of its routes.advertise. An authority approves them. Other nodes take those
-    that their routes.accept, or routes.exit, allows.
+    that their routes.accept allows.
     """
 
 
@@ -38,7 +38,6 @@ def list_routes(options: Options) -> None:
         return
     field("advertises", ", ".join(found.advertise) or "nothing", 12)
     field("accepts", ", ".join(found.accept) or "nothing", 12)
-    field("exit", found.exit or "none", 12)
     say("")
     if not found.routes:
         say("no member routes any prefix, or asks to")

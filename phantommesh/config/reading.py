@@ -349,13 +349,11 @@ def _check_routes(routes: RoutesSection) -> None:
                 raise ConfigError(f"{key}: {_show(text)} {why}", fix="take it out")
             if key == "routes.accept" and prefix.prefixlen == 0:
                 raise ConfigError(
-                    f"{key}: {_show(text)} is a default route, which is taken of one member alone",
-                    fix=f'name that member in routes.exit; for all other prefixes set {key} to ["all"]',
+                    f"{key}: {_show(text)} is a default route, which no member may route",
+                    fix=f'for all prefixes that members route set {key} to ["all"]',
                 )
     if len(set(routes.advertise)) < len(routes.advertise):
         raise ConfigError("routes.advertise names a prefix twice", fix="take one out")
-    if routes.exit and not _LABEL.fullmatch(routes.exit):
-        raise ConfigError(f"routes.exit = {_show(routes.exit)} is no name", fix="see `phantommesh peers`")
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:

@@ -181,9 +181,8 @@ class RelaySection(msgspec.Struct, frozen=True):
 
 class RoutesSection(msgspec.Struct, frozen=True):
     """Prefixes beyond the mesh. `advertise`: those that this node is to route for others, as soon as an
-    authority approves them; a default route ("0.0.0.0/0", "::/0") makes it an exit. `accept`: prefixes within
-    these are sent to the members that route them; ["all"]: any, but no default route. `exit`: the member that
-    all other traffic goes to, by name.
+    authority approves them. `accept`: prefixes within these are sent to the members that route them; ["all"]:
+    any.
 
     `masquerade`: what this node forwards to the prefixes that it routes has an address of this host, so that
     answers find back; else the network there needs a route to the overlay by this node. `probe`: for such a
@@ -199,7 +198,6 @@ class RoutesSection(msgspec.Struct, frozen=True):
         tuple[str, ...],
         Meta(max_length=64, description='at most 64 prefixes, e.g. ["10.0.0.0/8"], or ["all"]'),
     ] = ()
-    exit: Annotated[str, Meta(max_length=63, description="the name of a member, or nothing")] = ""
     masquerade: Switch = True
     probe: Annotated[
         dict[str, str],

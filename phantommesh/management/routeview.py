@@ -38,7 +38,6 @@ class RoutesView(msgspec.Struct, frozen=True, kw_only=True):
     """Whether this node can approve: only then ``asked`` is known."""
     advertise: list[str]
     accept: list[str]
-    exit: str
     routes: list[RouteView]
 
 

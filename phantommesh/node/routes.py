@@ -16,14 +16,13 @@ from phantommesh.faults import FaultKind
 from phantommesh.overlay.prefixes import HostRange
 from phantommesh.records.roster import Entry
 from phantommesh.routable import Network, parse_prefix
-from phantommesh.routing.prefixes import EVERYTHING, Accept, Conflict, Offer, Taken, accepted, taken
+from phantommesh.routing.prefixes import EVERYTHING, Conflict, Offer, Taken, accepted, taken
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.routes import standing
 
 NOT_CERTIFIED = FaultKind("route-not-certified", "medium")
 CONFLICT = FaultKind("route-conflict", "medium")
 NOT_APPROVED = FaultKind("route-not-approved", "low")
-NO_EXIT = FaultKind("exit-missing", "high")
 
 MAX_NAMED: Final = 8  # faults of one kind
 
@@ -63,39 +62,32 @@ def claims(entry: Entry) -> tuple[Claim, ...]:
     return tuple(Claim(member.node_id, member.name, text) for text in entry.record.routes if text not in had)
 
 
-def accepts(section: RoutesSection, entries: Iterable[Entry]) -> Accept:
-    """The configuration's choice, with the exit's name as a node id."""
-    within = EVERYTHING if section.accept == (ALL_ROUTES,) else tuple(map(parse_prefix, section.accept))
-    named = (e.member.node_id for e in entries if section.exit and e.member.name == section.exit)
-    return Accept(within, next(named, None))
+def accepts(section: RoutesSection) -> tuple[Network, ...]:
+    """What the operator lets this node take: prefixes within one of these."""
+    return EVERYTHING if section.accept == (ALL_ROUTES,) else tuple(map(parse_prefix, section.accept))
 
 
 class Routes:
     """What one node takes. ``region`` is its own: routers of the region come first, then by node id. ``own``
-    are the prefixes that it advertises itself: it takes none of those from others."""
+    are the prefixes that it advertises itself: it takes none of those from others. ``networks``: the
+    addresses that may be taken, so what the host has of its own there matters."""
 
     def __init__(self, section: RoutesSection, overlay: Iterable[Network], region: str = "") -> None:
-        self._section, self._overlay, self._region = section, tuple(overlay), region
+        self._overlay, self._region = tuple(overlay), region
         self.own = frozenset(map(parse_prefix, section.advertise))
+        self.networks = accepts(section)
         self.taken: tuple[Taken, ...] = ()
         self.conflicts: tuple[Conflict, ...] = ()
         self.claims: frozenset[Claim] = frozenset()
-        self.exit_missing = False
 
     @property
     def wants_any(self) -> bool:
         """Whether the operator lets this node take anything."""
-        return bool(self._section.accept or self._section.exit)
-
-    @property
-    def networks(self) -> tuple[Network, ...]:
-        """The addresses that may be taken: what the host has of its own there matters. Default routes are
-        taken whatever the host has."""
-        return accepts(self._section, ()).within
+        return bool(self.networks)
 
     def allows(self, prefix: Network) -> bool:
         """Whether the operator lets this node take a prefix of any member."""
-        return accepted(Offer(prefix, b""), accepts(self._section, ()))
+        return accepted(prefix, self.networks)
 
     def look(
         self, entries: Iterable[Entry], revoked: Container[NodeId], host: Iterable[HostRange]
@@ -104,7 +96,6 @@ class Routes:
         changed, and the claims that are new."""
         offering = (entry for entry in entries if entry.record.routes)  # few, of many members
         listed = sorted(offering, key=self._preference)
-        accept = accepts(self._section, listed)
         offers = [
             Offer(prefix, entry.member.node_id)
             for entry in listed
@@ -112,9 +103,7 @@ class Routes:
             if prefix not in self.own
         ]
         before = {one.prefix: one.routers for one in self.taken}
-        self.taken, self.conflicts = taken(offers, accept, self._overlay, host)
-        offered_exit = any(one.prefix.prefixlen == 0 for one in self.taken)
-        self.exit_missing = bool(self._section.exit) and not offered_exit
+        self.taken, self.conflicts = taken(offers, self.networks, self._overlay, host)
         fresh = frozenset(claim for entry in listed for claim in claims(entry))
         new = sorted(fresh - self.claims, key=lambda claim: (claim.node_id, claim.prefix))
         self.claims = fresh

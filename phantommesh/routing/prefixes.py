@@ -2,13 +2,13 @@
 """Which prefixes beyond the mesh this node sends to members that route them, and to whom first. Pure.
 
 A member routes a prefix if its certificate names the prefix and its record offers the prefix now. Taking one
-is this node's own choice (`Accept`): none is taken by default. Where prefixes overlap, the kernel's longest
+is this node's own choice (``accept``): none is taken by default. Where prefixes overlap, the kernel's longest
 match decides between them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Final
@@ -21,20 +21,11 @@ EVERYTHING: Final[tuple[Network, ...]] = (IPv4Network("0.0.0.0/0"), IPv6Network(
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """One prefix that a member's certificate says it may route, and that it offers now. ``0.0.0.0/0`` and
-    ``::/0`` mean an exit. ``router`` is a node id."""
+    """One prefix that a member's certificate says it may route, and that it offers now. ``router`` is a node
+    id."""
 
     prefix: Network
     router: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Accept:
-    """What this node's operator allows: prefixes within one of ``within``, and the default routes of the
-    member ``exit`` (a node id), None for no exit. A default route is never taken for ``within``."""
-
-    within: tuple[Network, ...] = ()
-    exit: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +47,7 @@ class Conflict:
 
 
 def taken(
-    offers: Iterable[Offer], accept: Accept, overlay: Iterable[Network], host: Iterable[HostRange]
+    offers: Iterable[Offer], accept: Sequence[Network], overlay: Iterable[Network], host: Iterable[HostRange]
 ) -> tuple[tuple[Taken, ...], tuple[Conflict, ...]]:
     """Say which of the ``offers`` this node takes, sorted by prefix, and which it cannot.
 
@@ -67,7 +58,7 @@ def taken(
     """
     routers: dict[Network, dict[bytes, None]] = {}
     for offer in offers:
-        if accepted(offer, accept):
+        if accepted(offer.prefix, accept):
             routers.setdefault(offer.prefix, {})[offer.router] = None
     if not routers:
         return (), ()
@@ -83,11 +74,9 @@ def taken(
     return tuple(found), tuple(conflicts)
 
 
-def accepted(offer: Offer, accept: Accept) -> bool:
-    """Whether the operator allows this offer, whatever the host has."""
-    if offer.prefix.prefixlen == 0:
-        return offer.router == accept.exit
-    return any(_within(offer.prefix, network) for network in accept.within)
+def accepted(prefix: Network, accept: Iterable[Network]) -> bool:
+    """Whether the operator allows that this prefix is taken, whatever the host has."""
+    return any(_within(prefix, network) for network in accept)
 
 
 class _Ranges:
@@ -120,8 +109,6 @@ def _place(network: Network, length: int) -> tuple[int, int, int]:
 
 def _conflict(prefix: Network, overlay: Iterable[Network], host: _Ranges) -> str:
     """Why a prefix cannot be taken here; empty where it can."""
-    if prefix.prefixlen == 0:
-        return ""
     for network in overlay:
         if overlap(prefix, network):
             return f"it overlaps the overlay {network}"

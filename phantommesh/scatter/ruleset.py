@@ -155,7 +155,7 @@ def render_beyond(frame: Frame, beyond: Iterable[Beyond]) -> str:
 
 def _leads_to(prefix: IPv4Network | IPv6Network) -> str:
     header = "ip" if prefix.version == 4 else "ip6"
-    return f"{header} daddr {prefix}" if prefix.prefixlen else f"meta protocol {header}"
+    return f"{header} daddr {prefix}"
 
 
 def render_peer(frame: Frame, peer: PeerMap) -> str:

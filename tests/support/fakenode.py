@@ -363,7 +363,7 @@ class FakeNode:
                 ),
             ]  # fmt: skip
         return RoutesView(
-            node=self.name, authority=True, advertise=[], accept=["10.0.0.0/8", "192.168.0.0/16"], exit="",
+            node=self.name, authority=True, advertise=[], accept=["10.0.0.0/8", "192.168.0.0/16"],
             routes=rows,
         )  # fmt: skip
 

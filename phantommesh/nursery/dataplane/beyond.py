@@ -35,7 +35,6 @@ PAUSE: Final = 0.05  # s between two looks, however fast things change
 
 NOT_ROUTED = FaultKind("routes-not-taken", "high")
 NOT_CARRIED = FaultKind("route-not-carried", "medium")
-NO_EXITS = FaultKind("exit-not-carried", "high")
 
 log = structlog.get_logger("phantommesh.routes")
 
@@ -79,9 +78,8 @@ class BeyondMesh:
         return {network: fits.get(router, self._mtu) for network, router in self.plan.routed}
 
     def take(self, taken: Iterable[Taken]) -> bool:
-        """Take these prefixes and no others; return whether that is another choice than before. An exit (a
-        default route) is not carried by this version."""
-        before, self.taken = self.taken, tuple(one for one in taken if one.prefix.prefixlen)
+        """Take these prefixes and no others; return whether that is another choice than before."""
+        before, self.taken = self.taken, tuple(taken)
         if self._held is not None:
             self._hold(one.prefix for one in self.taken)
         if self.taken != before:

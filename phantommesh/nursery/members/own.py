@@ -119,9 +119,8 @@ class OwnRecord:
         return self.member.ip4
 
     def routed(self) -> tuple[Network, ...]:
-        """The prefixes that this node routes for others now. An exit (a default route) is not among them:
-        this version carries none."""
-        return tuple(prefix for prefix in self.word.routes.offered if prefix.prefixlen)
+        """The prefixes that this node routes for others now."""
+        return self.word.routes.offered
 
     def addresses(self) -> tuple[IPv4Address, IPv6Address]:
         """Both of this node's overlay addresses now."""

@@ -17,7 +17,7 @@ from phantommesh.management.peerfaults import TRAFFIC_STOPPED
 from phantommesh.moments import rfc3339, span
 from phantommesh.node import clocks
 from phantommesh.node.runs import COPY_RUNNING
-from phantommesh.nursery.dataplane import beyond, paths, reconciler, scattering
+from phantommesh.nursery.dataplane import paths, reconciler, scattering
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import own, succession
@@ -125,7 +125,6 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.framed.faults()
     yield from parts.beyond.faults()
     yield from parts.gateway.faults()
-    yield from _exits(parts)
     yield from _claims(parts)
     yield from (copied(parts, suspicion) for suspicion in parts.copies.suspicions)
     if moot := len(parts.state.revocations.moot):
@@ -148,23 +147,6 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from _certificate(parts)
     yield from _clock(parts)
     yield from _mesh_ends(parts)
-
-
-def _exits(parts: Parts) -> Iterator[Fault]:
-    """A setting that asks for what this version does not do."""
-    routes = parts.config.routes
-    wide = [text for text in routes.advertise if text.endswith("/0")]
-    if routes.exit:
-        yield beyond.NO_EXITS.fault(
-            f"routes.exit names {routes.exit}, and this version carries no default route: all other traffic "
-            "leaves as it did",
-            "take routes.exit out of the configuration",
-        )
-    if wide:
-        yield beyond.NO_EXITS.fault(
-            f"routes.advertise names {wide[0]}, and this version carries no default route",
-            "take it out of routes.advertise",
-        )
 
 
 def _holes(parts: Parts) -> Iterator[Fault]:

@@ -42,7 +42,6 @@ def view(parts: Parts) -> RoutesView:
         authority=parts.state.authority is not None,
         advertise=list(section.advertise),
         accept=list(section.accept),
-        exit=section.exit,
         routes=rows,
     )
 
@@ -170,16 +169,6 @@ def faults(parts: Parts) -> Iterator[Fault]:
             f"{conflict.prefix}, which {by} routes, is not taken: {conflict.why}",
             "renumber one of the two networks, or leave the prefix out of routes.accept",
             subject=str(conflict.prefix),
-        )
-    wanted = parts.config.routes.exit
-    if seen.exit_missing:
-        known = any(entry.member.name == wanted for entry in parts.peers.entries)
-        why = "which offers no default route" if known else "and no member in good standing has that name"
-        yield routes.NO_EXIT.fault(
-            f"routes.exit names {wanted}, {why}",
-            f'set routes.advertise = ["0.0.0.0/0", "::/0"] on {wanted}, and approve both on an authority; or '
-            "name another member",
-            subject=wanted,
         )
 
 

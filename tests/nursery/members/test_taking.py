@@ -81,15 +81,11 @@ async def test_a_route_is_taken_where_it_is_accepted_and_lost_when_it_is_withdra
                 assert kinds(beta) == ["route.taken", "route.lost"]
 
 
-async def test_a_conflict_with_the_host_and_a_missing_exit_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_conflict_with_the_host_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_range = HostRange("route", ip_network("198.51.0.0/16"), "eth0")
     monkeypatch.setattr(hostview, "look", lambda networks, names: HostView((own_range,), frozenset()))
     state = make_authority(tmp_path / "a")
     accept(tmp_path / "a", "all")
-    config = tmp_path / "a" / "pm.toml"
-    config.write_text(config.read_text().replace('exit = ""', 'exit = "beta"'))
     async with serving(tmp_path / "a") as alpha:
         await join(tmp_path / "b", make_invite(state), "beta")
         advertise(tmp_path / "b", str(SITE), str(OTHER))
@@ -106,7 +102,6 @@ async def test_a_conflict_with_the_host_and_a_missing_exit_are_told(
                 await until(lambda: codes(alpha) == {routes.CONFLICT.code})
                 faults = {fault.code: fault for fault in alpha.reporter.faults()}
                 assert str(own_range) in faults[routes.CONFLICT.code].text
-                assert "which offers no default route" in faults[routes.NO_EXIT.code].text
                 (row,) = (row for row in alpha.reporter.routes().routes if row.conflict)
                 assert (row.prefix, row.accepted) == (str(SITE), False)
 

@@ -56,7 +56,6 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "relay.never_regions": ("eu", ("eu",)),
     "routes.advertise": ("10.1.0.0/16, 2001:db8::/32", ("10.1.0.0/16", "2001:db8::/32")),
     "routes.accept": ("all", ("all",)),
-    "routes.exit": ("pm-2", "pm-2"),
     "nat.portmap": ("off", "off"),
     "gossip.preset": ("wan", "wan"),
     "gossip.seeds": ("192.0.2.9:51800", ("192.0.2.9:51800",)),

@@ -22,7 +22,7 @@ from tests.support.makemesh import NOW, identity, make_mesh, plain_record
 
 MESH = make_mesh()
 OVERLAY = (MESH.mesh.network4, MESH.mesh.network6)
-SITE, LAB, ALL4 = (ip_network(n) for n in ("10.1.0.0/16", "10.2.0.0/16", "0.0.0.0/0"))
+SITE, LAB = ip_network("10.1.0.0/16"), ip_network("10.2.0.0/16")
 ONE, TWO = sorted((identity("one"), identity("two")), key=lambda node: node.node_id)
 
 
@@ -83,13 +83,8 @@ def test_a_false_claim_is_told_once_and_moves_nothing() -> None:
     assert routes.taken == ()
 
 
-def test_an_exit_is_the_member_of_that_name_and_a_node_takes_nothing_that_it_advertises() -> None:
-    entries = [entry(ONE, "one", (ALL4, SITE), (ALL4, SITE)), entry(TWO, "two", (ALL4,), (ALL4,))]
-    routes = Routes(RoutesSection(exit="two", accept=("all",), advertise=(str(SITE),)), OVERLAY)
+def test_a_node_takes_nothing_that_it_advertises() -> None:
+    entries = [entry(ONE, "one", (SITE, LAB), (SITE, LAB))]
+    routes = Routes(RoutesSection(accept=("all",), advertise=(str(SITE),)), OVERLAY)
     routes.look(entries, frozenset(), ())
-    assert routes.taken == (Taken(ALL4, (TWO.node_id,)),)
-    assert not routes.exit_missing
-    gone = Routes(RoutesSection(exit="three"), OVERLAY)
-    assert not gone.exit_missing  # nobody has looked yet
-    gone.look(entries, frozenset(), ())
-    assert gone.taken == () and gone.exit_missing
+    assert routes.taken == (Taken(LAB, (ONE.node_id,)),)

@@ -26,7 +26,9 @@ from tests.support.makemesh import NOW, identity
 from tests.unit.trust.test_trust import MESH, NODE, forge, mutated, names
 
 OVERLAY = (MESH.mesh.network4, MESH.mesh.network6)
-SITE, LAB, SIX, ALL4 = (ip_network(n) for n in ("10.1.0.0/16", "10.1.2.0/24", "2001:db8::/32", "0.0.0.0/0"))
+SITE, LAB, SIX, FAR = (
+    ip_network(n) for n in ("10.1.0.0/16", "10.1.2.0/24", "2001:db8::/32", "172.16.0.0/12")
+)
 
 
 def certified(*grants: Grant) -> bytes:
@@ -44,10 +46,10 @@ def verify(der: bytes) -> tuple[Network, ...]:
 
 
 def test_a_certificate_says_what_its_node_may_route() -> None:
-    grants = (Grant(ALL4), Grant(SITE, 3), Grant(LAB), Grant(SIX))
+    grants = (Grant(SITE, 3), Grant(LAB), Grant(FAR), Grant(SIX))
     member = verify_chain(MESH.root, MESH.authority.der, certified(*grants), NOW)
     assert member.grants == grants
-    assert member.routes == (ALL4, SITE, LAB, SIX)
+    assert member.routes == (SITE, LAB, FAR, SIX)
 
 
 def test_a_certificate_without_routes_is_as_before() -> None:
@@ -87,7 +89,9 @@ WRONG = {
     "number 0": [f"{ROUTE}10.1.0.0/16?grant=0"],
     "a number with a zero before it": [f"{ROUTE}10.1.0.0/16?grant=01"],
     "too great a number": [f"{ROUTE}10.1.0.0/16?grant=10000"],
-    "another word": ["phantommesh:exit:0.0.0.0/0"],
+    "all of IPv4": [f"{ROUTE}0.0.0.0/0"],
+    "all of IPv6": [f"{ROUTE}::/0"],
+    "another word": ["phantommesh:way:10.1.0.0/16"],
     "too many": [f"{ROUTE}10.{n}.0.0/16" for n in range(MAX_ROUTES + 1)],
 }
 
@@ -148,7 +152,9 @@ def test_a_certificate_keeps_what_it_has_and_gets_more_while_there_is_room() -> 
 
 
 def test_what_an_operator_may_ask_for_is_checked_with_a_reason() -> None:
-    check_prefixes((ALL4, SITE, SIX), OVERLAY)
+    check_prefixes((SITE, SIX), OVERLAY)
+    with pytest.raises(RouteError, match=r"0\.0\.0\.0/0 is a default route"):
+        check_prefixes((ip_network("0.0.0.0/0"),), OVERLAY)
     with pytest.raises(RouteError, match=r"100\.64\.3\.0/24 overlaps the overlay 100\.64\.0\.0/10"):
         check_prefixes((ip_network("100.64.3.0/24"),), OVERLAY)
     with pytest.raises(RouteError, match="at most"):
@@ -178,7 +184,7 @@ def test_what_is_read_is_what_was_written_or_is_refused(grants: list[Grant]) -> 
 
 
 @settings(max_examples=60)
-@given(mutated(certified(Grant(ALL4), Grant(SITE, 3), Grant(SIX))))
+@given(mutated(certified(Grant(SITE, 3), Grant(FAR), Grant(SIX))))
 def test_a_changed_certificate_with_routes_raises_nothing_but_a_trust_error(der: bytes) -> None:
     with contextlib.suppress(TrustError):
         verify(der)
