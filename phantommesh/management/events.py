@@ -16,7 +16,9 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.management.views import Event
 from phantommesh.moments import rfc3339
 
-FAMILIES = ("peer", "link", "path", "nat", "scatter", "route", "agent", "threat", "config", "health")
+FAMILIES = (
+    "peer", "link", "path", "nat", "scatter", "route", "topology", "agent", "threat", "config", "health",
+)  # fmt: skip
 GAP = "gap"
 
 # Tuning.

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The event log: numbers, the ring, gaps, choices of types."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+import phantommesh
 from phantommesh.config.sections import Goal, IntentSection
 from phantommesh.link.effects import Alarm
 from phantommesh.management import peerfaults
@@ -133,6 +135,14 @@ def test_reading_on_and_on_gives_every_wanted_event_that_is_kept(
     expected = [n for n in range(max(oldest, start + 1), count + 1) if choice.wants(f"{FAMILIES[n % 2]}.x")]
     assert [event.data for event in seen if event.type == GAP] == ([{"missed": missed}] if missed else [])
     assert [event.seq for event in seen if event.type != GAP] == expected
+
+
+def test_every_family_that_is_published_may_be_chosen() -> None:
+    """All words that the node publishes by, wherever its code does."""
+    root = Path(phantommesh.__file__).parent
+    text = "".join(path.read_text() for path in root.rglob("*.py"))
+    told = re.findall(r'publish(?:_paced)?\(\s*f?"([a-z]+)\.', text)
+    assert {"peer", "link", "path", "route", "topology"} <= set(told) <= set(FAMILIES)
 
 
 def test_choices_of_types() -> None:
