@@ -18,6 +18,11 @@ def cost(rtt: float, jitter: float, loss: float) -> float:
     return rtt + JITTERS * jitter + loss * (RESEND + rtt)
 
 
+def least_saving(now: float) -> float:
+    """What a change has to save, and more, from a way that costs ``now``."""
+    return max(MARGIN, SHARE * now)
+
+
 def worth(now: float, other: float) -> bool:
     """Whether a way that costs ``other`` saves enough to leave one that costs ``now``."""
-    return now - other > max(MARGIN, SHARE * now)
+    return now - other > least_saving(now)

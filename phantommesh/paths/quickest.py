@@ -13,7 +13,7 @@ No I/O: measurements and ``now`` in, the dimension out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import exp
 from typing import Final, Literal
@@ -75,6 +75,21 @@ class Quickest:
         self._costs: dict[int, float] = {}  # smoothed, as of
         self._looked = float("-inf")
 
+    @property
+    def costs(self) -> Mapping[int, float]:
+        """The smoothed costs in seconds by dimension, of those that may carry traffic and are measured."""
+        return self._costs
+
+    @property
+    def free_at(self) -> float:
+        """From when on the dimension may be left for one that costs less; minus infinity for at any time."""
+        return float("-inf") if self.reason == "first" else self.since + self._hold
+
+    @property
+    def cheaper(self) -> tuple[int, float] | None:
+        """Another dimension that costs less by enough for a change, and since when without a break."""
+        return self._cheaper
+
     def look(self, seen: Sequence[Candidate], now: float) -> int | None:
         """Decide by the paths as they are, by dimension. Return the dimension to take."""
         costs = self._smooth({i: c for i, path in enumerate(seen) if (c := path.cost) is not None}, now)
@@ -131,8 +146,7 @@ class Quickest:
         same = self._cheaper is not None and self._cheaper[0] == best
         since = self._cheaper[1] if same and self._cheaper is not None else now
         self._cheaper = best, since
-        held_long = now - self.since >= self._hold or self.reason == "first"
-        return best if now - since >= PATIENT and held_long else None
+        return best if now - since >= PATIENT and now >= self.free_at else None
 
     def _flee(self, best: int, reason: Reason, now: float) -> None:
         calm = now - self._fled >= max(CALM, self._hold)

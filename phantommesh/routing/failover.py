@@ -50,6 +50,23 @@ class _Router:
         return now < self.silent_at
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One router of one prefix. ``lives``: it answers, whatever it says; ``works``: it lives and says that
+    its route works. ``silence``: seconds without an answer after which it counts as dead; ``hold``: seconds
+    for which its route has to work until it takes the prefix back from a router that is liked less.
+    ``back_at``: when it does; infinity for one that carries the prefix, that does not work, or that is liked
+    less than the one which carries it."""
+
+    router: bytes
+    lives: bool
+    works: bool
+    carries: bool
+    silence: float
+    hold: float = 0.0
+    back_at: float = math.inf
+
+
 class Failover:
     """The routers of one node. Call `take` with what is taken, `answered` for each answer, `due` when
     `deadline` has come; then look at `carried`."""
@@ -117,6 +134,19 @@ class Failover:
         """Whether a router answers, whatever it says of its routes."""
         known = self._routers.get(router)
         return known is not None and known.lives(now)
+
+    def standing(self, prefix: Network, now: float) -> tuple[Standing, ...]:
+        """How each router of a prefix stands, in order of preference; none of a prefix that is not taken."""
+        routers, current = self._taken.get(prefix, ()), self.carried.get(prefix)
+        found = list[Standing]()
+        for rank, router in enumerate(routers):
+            known, works = self._routers[router], self._works(router, prefix, now)
+            better = current in routers and rank < routers.index(current)
+            back_at = self._ready_at(router, prefix) if works and better else math.inf
+            silence, hold = SILENCE * known.pace, known.hold.get(prefix, 0.0)
+            carries = router == current
+            found.append(Standing(router, known.lives(now), works, carries, silence, hold, back_at))
+        return tuple(found)
 
     # ---- choosing ----
 

@@ -215,6 +215,12 @@ class Punching:
         why = found.why if standing is Standing.APART else ""
         return State(standing, direct, found.wanted, why, found.failed)
 
+    def again_at(self, peer: bytes) -> float:
+        """When the next round with this peer is to begin; infinity where none is wanted, or one is under
+        way."""
+        found = self._peers.get(peer)
+        return inf if found is None or found.trying or not found.wanted else found.due
+
     # Rounds.
 
     def agreed(self, peer: bytes, start: float, now: float) -> None:

@@ -84,6 +84,10 @@ class PunchDriver:
         """What the search for direct ways to a peer is at."""
         return self.punching.state(peer)
 
+    def again_at(self, peer: bytes) -> float:
+        """When the search begins again; infinity where none is wanted, or one is under way."""
+        return self.punching.again_at(peer)
+
     # What the node tells it.
 
     def look(self) -> None:

@@ -109,6 +109,29 @@ def test_the_better_router_takes_a_prefix_back_after_a_while() -> None:
     assert run.carrier == A
 
 
+def test_how_each_router_stands_is_told() -> None:
+    run = Run(Taken(LAN, (A, B, C)), Taken(OTHER, (A,)))
+    run.works = {A: (LAN,), B: ()}
+    run.run(1.0)
+    first, second, third = run.failover.standing(LAN, run.now)
+    assert (first.lives, first.works, first.carries, first.hold) == (True, True, True, 0.0)
+    assert (second.lives, second.works, second.carries) == (True, False, False)
+    assert (third.lives, third.works, third.silence) == (False, False, SILENCE * PACE)
+    run.works = {B: (LAN,)}
+    run.run(2.0)
+    assert run.carrier == B
+    assert run.failover.standing(LAN, run.now)[0].hold == HOLD
+    run.works = {A: (LAN,), B: (LAN,)}
+    run.run(2.0)
+    back, held, _ = run.failover.standing(LAN, run.now)
+    assert (back.works, back.carries, held.carries, held.back_at) == (True, False, True, math.inf)
+    run.run(back.back_at - run.now - 0.01)
+    assert run.carrier == B
+    run.run(0.02)
+    assert run.carrier == A
+    assert run.failover.standing(IPv4Network("192.0.2.0/24"), run.now) == ()
+
+
 def test_a_router_that_never_broke_takes_its_place_at_once() -> None:
     """Both have just been taken, and the second was the first to answer."""
     run = Run(Taken(LAN, (A, B)))

@@ -250,8 +250,12 @@ def test_a_round_that_failed_is_followed_by_silence() -> None:
     sent = net.sent.total()
     assert 0 < sent <= 2 * DIMENSIONS * KNOCKS
     assert net.ends[A].state(B).standing is net.ends[B].state(A).standing is Standing.SILENT
+    again_at = net.ends[A].again_at(B)
+    assert REMEMBERS < again_at < inf
+    assert net.ends[A].again_at(b"x" * 16) == inf
     net.run(REMEMBERS)
     assert net.sent.total() == sent
+    assert net.ends[A].again_at(B) == again_at
     net.run(PAUSES[0] * 1.2 + LASTS + LATE)
     assert sent < net.sent.total() <= 2 * sent
     net.run(3600.0)
