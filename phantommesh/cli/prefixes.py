@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The verbs on routes beyond the mesh: who may route which prefix, and what this node takes."""
+"""The verbs on routes: who may route which prefix beyond the mesh, what this node takes; and, in
+`cli/explaining.py`, why traffic goes where it goes."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from phantommesh.cli.base import Options, client_of, json_option
+from phantommesh.cli.explaining import explain
 from phantommesh.cli.output import emit, field, say
 from phantommesh.cli.tables import table
 
@@ -20,11 +22,14 @@ TIMEOUT_S = 30.0
 
 @click.group()
 def route() -> None:
-    """Prefixes beyond the mesh: who may route them, and what this node takes.
+    """Prefixes beyond the mesh: who may route them, and what this node takes. And which way traffic goes.
 
     A node asks for the prefixes of its routes.advertise. An authority approves them. Other nodes take those
     that their routes.accept allows.
     """
+
+
+route.add_command(explain)
 
 
 @route.command("list")

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.explainview import Explanation
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -145,6 +146,9 @@ class NodeClient:
 
     def routes(self) -> RoutesView:
         return self.get("/v1/routes", RoutesView)
+
+    def explain(self, dest: str) -> Explanation:
+        return self.get(f"/v1/routes/explain?{urlencode({'dest': dest}, quote_via=quote)}", Explanation)
 
     def approve_routes(self, node: str, prefixes: Sequence[str], *, idempotency_key: str) -> RouteResult:
         return self._decide("/v1/routes/approvals", node, prefixes, idempotency_key)

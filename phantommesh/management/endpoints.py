@@ -18,6 +18,7 @@ from phantommesh.management.bodies import (
     RotationRequest,
     RouteRequest,
 )
+from phantommesh.management.explainview import Explanation
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -230,6 +231,11 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         name="routes", method="GET", path="/v1/routes",
         summary="Prefixes beyond the mesh: who may route them, what this node takes, what carries packets.",
         scope=Scope.READ, answer=RoutesView,
+    ),
+    Endpoint(
+        name="explain_route", method="GET", path="/v1/routes/explain",
+        summary="Which way traffic to a member or an address goes, why, and what would change it.",
+        scope=Scope.READ, answer=Explanation, query=("dest",), errors=frozenset({404, 409}),
     ),
     Endpoint(
         name="netcheck", method="GET", path="/v1/netcheck",

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from phantommesh.faults import Fault
+from phantommesh.management.explainview import Explanation
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -411,6 +412,10 @@ class NodePort(Protocol):
 
     def routes(self) -> RoutesView:
         """Prefixes beyond the mesh: who may route them, and what this node takes."""
+        ...
+
+    def explain(self, dest: str) -> Explanation:
+        """Which way traffic to a member, by name, node id or address, or to any other address goes."""
         ...
 
     async def approve_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:

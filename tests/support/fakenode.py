@@ -8,6 +8,15 @@ import msgspec
 
 from phantommesh.faults import Fault
 from phantommesh.management.events import EventLog
+from phantommesh.management.explainview import (
+    ExplainedChoice,
+    ExplainedClass,
+    ExplainedRouter,
+    ExplainedWay,
+    Explanation,
+    Refused,
+)
+from phantommesh.management.finding import find
 from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import (
     ClockView,
@@ -190,6 +199,14 @@ def proofs_view(number: int) -> ProofsView:
     )
 
 
+def explained_way(path: PathView) -> ExplainedWay:
+    return ExplainedWay(
+        dimension=path.dimension, interface=path.interface, state=path.state, way=path.way, via=path.via,
+        endpoint=path.endpoint, rtt_s=path.rtt_s, jitter_s=path.jitter_s, loss=path.loss, weight=path.weight,
+        cost_s=path.rtt_s, smoothed_s=path.rtt_s, why=path.why,
+    )  # fmt: skip
+
+
 class FakeNode:
     """Counts its rotations; ``reasons`` make it unready; ``on_rotate`` replaces what a rotation does."""
 
@@ -365,6 +382,69 @@ class FakeNode:
         return RoutesView(
             node=self.name, authority=True, advertise=[], accept=["10.0.0.0/8", "192.168.0.0/16"],
             routes=rows,
+        )  # fmt: skip
+
+    def explain(self, dest: str) -> Explanation:
+        peers = self.peers()
+        if dest == "10.1.2.3" and peers:
+            return self._carried(dest, peers[0], peers[1])
+        if dest == "192.0.2.1":
+            return Explanation(
+                dest=dest, leads="offered", address=dest, prefix="192.0.2.0/24",
+                answer="no route of the mesh leads there: pm-1 routes 192.0.2.0/24, and it is not taken here",
+                would_change=["accept it: put 192.0.2.0/24 into routes.accept, and start the node again"],
+            )  # fmt: skip
+        return self._explained(find(peers, dest, lambda peer: (peer.name, peer.node_id)), dest)
+
+    def _carried(self, dest: str, first: PeerView, second: PeerView) -> Explanation:
+        routers = [
+            ExplainedRouter(
+                name=one.name, node_id=one.node_id, answers=True, works=True, carries=one is second,
+                back_in_s=7.5 if one is first else None,
+            )
+            for one in (first, second)
+        ]  # fmt: skip
+        return msgspec.structs.replace(
+            self._explained(second, dest),
+            leads="carried",
+            answer=f"{second.name} carries it, a router of 10.1.0.0/16 (no. 2 of 2: none before it is ready)",
+            address=dest,
+            prefix="10.1.0.0/16",
+            routers=routers,
+            would_change=[f"{first.name} takes it back in 8 s if it works until then"],
+        )
+
+    def _explained(self, peer: PeerView, dest: str) -> Explanation:
+        shares = [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0]
+        paths = [path for path in self.paths() if path.node_id == peer.node_id]
+        return Explanation(
+            dest=dest,
+            leads="member",
+            answer="7 dimensions direct",
+            peer=peer.name,
+            node_id=peer.node_id,
+            address=peer.ip4,
+            classes=[
+                ExplainedClass(
+                    name="ssh", matches="ports 22", goal="latency", key="intent ssh", scheduler="flow",
+                    dimension=3, shares=shares, choice="all of it takes dimension 3, the quickest",
+                ),
+                ExplainedClass(
+                    name="rest", matches="all other traffic", goal="throughput", key="scatter.goal",
+                    scheduler="deck", dimension=None, shares=[0.14] * 7,
+                    choice="packets are dealt over the dimensions by capacity and loss",
+                ),
+            ],
+            quickest=ExplainedChoice(
+                dimension=3, reason="the one before became slower", since_s=61.0, changes=2
+            ),
+            ways=[explained_way(path) for path in paths],
+            constraints=["relay.never = pm-9"],
+            refused=[Refused(name="pm-9", key="relay.never")],
+            refused_total=3,
+            would_change=[
+                "another dimension is taken once it costs less than 10.0 ms for 10 s, as it is measured",
+            ],
         )  # fmt: skip
 
     async def approve_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:

@@ -13,6 +13,7 @@ from phantommesh import __version__
 from phantommesh.faults import Fault
 from phantommesh.link.psk import PskPhase
 from phantommesh.management.events import EventLog
+from phantommesh.management.explainview import Explanation
 from phantommesh.management.finding import find
 from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import NetCheck
@@ -33,7 +34,7 @@ from phantommesh.management.views import (
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import health, pinging, routing, topology
+from phantommesh.nursery.reporting import explaining, health, pinging, routing, topology
 from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.nursery.reporting.netchecking import NetChecks
 from phantommesh.nursery.reporting.rows import Rows
@@ -167,6 +168,11 @@ class Reporter(Rows):
     def routes(self) -> RoutesView:
         """Prefixes beyond the mesh: who may route them, and what this node takes."""
         return routing.view(self._parts)
+
+    def explain(self, dest: str) -> Explanation:
+        """Which way traffic to a member, by name, node id or address, or to any other address goes. Raises
+        UnknownMemberError or AmbiguousNameError."""
+        return explaining.explain(self._parts, self, dest)
 
     async def approve_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
         """Approve that a member routes these prefixes. Raises PhantomMeshError."""

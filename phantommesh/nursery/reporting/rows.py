@@ -263,9 +263,10 @@ class Rows:
 
     def scatter(self) -> list[ScatterView]:
         """How the traffic to each of those is scattered that have a map."""
-        return [view for entry in self._parts.peers.entries if (view := self._scatter(entry)) is not None]
+        return [view for entry in self._parts.peers.entries if (view := self.scatter_to(entry)) is not None]
 
-    def _scatter(self, entry: Entry) -> ScatterView | None:
+    def scatter_to(self, entry: Entry) -> ScatterView | None:
+        """How the traffic to one of those is scattered; None where it has no map."""
         scattering, node_id = self._parts.scattering, entry.member.node_id
         snapshot = scattering.snapshot(node_id)
         if snapshot is None:

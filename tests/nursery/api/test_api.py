@@ -25,6 +25,7 @@ from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
+from phantommesh.management.explainview import Explanation
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -334,6 +335,19 @@ async def test_routes_are_what_the_node_knows_and_only_root_decides_on_them() ->
         ("approve", "pm-1", ("10.1.0.0/16",)),
         ("withdraw", "pm-1", ("10.1.0.0/16",)),
     ]
+
+
+async def test_a_route_is_explained_and_a_wrong_destination_is_named() -> None:
+    node = FakeNode()
+    for dest in ("pm-1", "id002", "10.1.2.3", "192.0.2.1"):
+        response = await ask(node, "GET", f"/v1/routes/explain?dest={dest}")
+        assert msgspec.json.decode(await response.get_data(), type=Explanation) == node.explain(dest)
+    for wrong in ("", "?dest="):
+        assert "dest" in (await problem(await ask(node, "GET", f"/v1/routes/explain{wrong}"), 400)).detail
+    assert "pm-7" in (await problem(await ask(node, "GET", "/v1/routes/explain?dest=pm-7"), 404)).detail
+    node.twins = True
+    refused = await problem(await ask(node, "GET", "/v1/routes/explain?dest=pm-1"), 409)
+    assert refused.candidates == ["id001", "id002"]
 
 
 async def test_netcheck_is_what_the_node_finds() -> None:

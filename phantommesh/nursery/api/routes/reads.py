@@ -51,6 +51,13 @@ def reads(node: NodePort) -> Handlers:
     async def routes() -> Response:
         return json(node.routes())
 
+    async def explain_route() -> Response:
+        if not (dest := request.args.get("dest", "")):
+            raise ProblemError(
+                400, "this needs the query dest", fix="give a member's name or node id, or an address"
+            )
+        return json(node.explain(dest))
+
     async def topology() -> Response:
         return json(await node.topology())
 
@@ -85,6 +92,7 @@ def reads(node: NodePort) -> Handlers:
         "paths": paged(node.paths),
         "netcheck": netcheck,
         "routes": routes,
+        "explain_route": explain_route,
         "topology": topology,
         "scatter": paged(node.scatter),
         "proofs": paged(node.proofs),
