@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import time
+from typing import Any
 
 import msgspec
 import pytest
@@ -161,9 +162,9 @@ def seq(node: Node, node_id: bytes) -> int:
 def signatures(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     issue, names = Authority.issue, list[str]()
 
-    def count(self: Authority, spki: bytes, name: str, *rest: object) -> bytes:
+    def count(self: Authority, spki: bytes, name: str, *rest: Any, **more: Any) -> bytes:
         names.append(name)
-        return issue(self, spki, name, *rest)  # type: ignore[arg-type]
+        return issue(self, spki, name, *rest, **more)
 
     monkeypatch.setattr(Authority, "issue", count)
     return names
