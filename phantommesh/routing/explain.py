@@ -38,6 +38,7 @@ ENOUGH: Final = f"{1000 * MARGIN:.0f} ms and {100 * SHARE:.0f}%"
 
 NO_ROUTE: Final = "no route of the mesh leads there"
 UNMAPPED: Final = "nothing is dealt now"
+UNHOOKED: Final = 'all of it takes dimension 0, as scatter.hook is "off"'
 
 _REASONS: Final[dict[Reason, str]] = {
     "first": "it cost least when the first choice was made",
@@ -296,7 +297,7 @@ def member_answer(ways: Iterable[tuple[str, str | None]]) -> str:
 def scatter_changes(name: str, hook: str, *, mapped: bool) -> Iterator[str]:
     """What would have the traffic to a member dealt otherwise."""
     if hook == "off":
-        yield 'scatter.hook is "off": all traffic takes dimension 0, whatever is its goal'
+        yield "another hook: set scatter.hook, and start the node again; goals count from then on"
     elif not mapped:
         yield "nothing is dealt before there are keys and rules: see `phantommesh links` and `status`"
     else:

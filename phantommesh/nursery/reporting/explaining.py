@@ -155,7 +155,9 @@ def _member(parts: Parts, rows: Rows, dest: str, entry: Entry, address: Address 
     node_id, now, section = entry.member.node_id, trio.current_time(), parts.config.relay
     paths, found = rows.paths_to(entry), parts.paths.paths.quickest(node_id)
     scores = parts.paths.paths.scores(node_id)
-    classes, hook = _classes(parts, rows, entry, found, scores), parts.scattering.settings.hook
+    classes = _classes(parts, rows, entry, found, scores)
+    if not (mapped := any(one.shares for one in classes)):
+        found = None  # the quickest dimension is looked for, and nothing goes by it
     refused = list(
         words.refusals(
             section,
@@ -191,9 +193,9 @@ def _member(parts: Parts, rows: Rows, dest: str, entry: Entry, address: Address 
         refused_total=len(refused),
         would_change=list(
             chain(
-                words.scatter_changes(entry.member.name, hook, mapped=any(one.shares for one in classes)),
+                words.scatter_changes(entry.member.name, parts.scattering.settings.hook, mapped=mapped),
                 words.quickest_changes(found, scores, now) if found is not None else (),
-                [words.share_changes()] if any(one.dimension is None for one in classes) else (),
+                [words.share_changes()] if mapped and any(c.dimension is None for c in classes) else (),
                 words.state_changes(states, [one.weight for one in paths]),
                 words.way_changes(kinds, search, again_at, now),
             )
@@ -230,6 +232,8 @@ def _classes(
     shares = {} if view is None else {part.name: part.weights for part in view.classes}
     if view is not None and not view.classes:
         shares = {REST: [one.weight for one in view.dimensions]}
+    off = parts.scattering.settings.hook == "off"
+    undealt, alone = (words.UNHOOKED, 0) if off else (words.UNMAPPED, None)
     wanted = {intent.name: intent for intent in parts.config.intent}
     listed = [
         (one.name, words.about(wanted[one.name]), one.goal, f"intent {one.name}", SCHEDULES[one.goal])
@@ -244,9 +248,9 @@ def _classes(
             goal=goal,
             key=by,
             scheduler=schedule.scheduler,
-            dimension=(dimension := words.dimension_of(schedule, found, scores) if shares else None),
+            dimension=(dimension := words.dimension_of(schedule, found, scores) if shares else alone),
             shares=shares.get(called, []),
-            choice=words.dealt(schedule, dimension) if shares else words.UNMAPPED,
+            choice=words.dealt(schedule, dimension) if shares else undealt,
         )
         for called, about, goal, by, schedule in [*listed, (*rest, schedule_of(name, settings))]
     ]

@@ -188,4 +188,4 @@ def test_what_would_have_it_dealt_otherwise() -> None:
     (off,) = explain.scatter_changes("nas", "off", mapped=False)
     (unkeyed,) = explain.scatter_changes("nas", "egress", mapped=False)
     (dealt,) = explain.scatter_changes("nas", "egress", mapped=True)
-    assert "dimension 0" in off and "keys" in unkeyed and "scatter.peers.nas" in dealt
+    assert "scatter.hook" in off and "keys" in unkeyed and "scatter.peers.nas" in dealt
