@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,3 +69,29 @@ def test_no_part_of_the_hosts_is_closed_and_each_other_part_of_the_taken_is(
         if not any(first in own for own in host):
             assert any(first in closed for closed in found.closed)
     assert {network for network, _ in found.routed} == set(found.closed)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        ["10.1.0.0/16"],
+        ["10.0.0.0/8"],
+        ["10.1.0.0/17", "10.1.128.0/17"],
+        [f"10.1.{i}.0/32" for i in range(256)],
+    ],
+)
+def test_a_network_that_the_host_comes_to_have_opens_no_whole_prefix(found: list[str]) -> None:
+    """A neighbour's router advertisement or DHCP server says which networks are the link's."""
+    own = [HostRange("route", ip_network(one), "eth0") for one in found]
+    assert beyond([LAN, SIX], {LAN: A}, own).closed == (SIX,)
+    after = beyond([LAN, SIX], {LAN: A}, own, before=(LAN, SIX))
+    assert after.closed == (LAN, SIX) and after.routed == ()
+
+
+def test_what_a_conflict_leaves_closed_is_the_prefixs_own() -> None:
+    lower, upper = ip_network("10.0.0.0/16"), ip_network("10.128.0.0/9")
+    own = [HostRange("route", WIDE, "eth0")]
+    assert beyond([WIDE], {}, own, before=(lower, LAN, upper)).closed == (lower, LAN, upper)
+    part = [*own, HostRange("route", ip_network("10.1.2.0/24"), "docker0")]
+    assert LAN in beyond([WIDE, LAN], {}, part, before=(lower, LAN, upper)).closed
+    assert beyond([LAN], {}, own, before=(WIDE,)).closed == ()
