@@ -46,7 +46,8 @@ class BeyondMesh:
     """The prefixes that one node takes. ``device`` is its scattering interface, ``names`` the seven.
     ``carried`` returns the prefixes that are carried now, by router; ``fits`` the largest packet in bytes for
     each peer; ``allows`` says whether the operator lets a prefix be taken; ``changed`` is called when other
-    prefixes mean the mesh on this host, or are carried, than before."""
+    prefixes mean the mesh on this host, or are carried, than before; ``ipv6`` says whether interfaces here
+    can hold IPv6: without that prefixes of IPv6 are closed alone."""
 
     def __init__(
         self,
@@ -58,13 +59,14 @@ class BeyondMesh:
         mtu: int,
         allows: Callable[[Network], bool],
         changed: Callable[[], None],
+        ipv6: Callable[[], bool] = lambda: True,
     ) -> None:
         self.plan = Beyond()
         self.problem: PhantomMeshError | None = None
         self.taken: tuple[Taken, ...] = ()
         self._device, self._names = device, tuple(names)
         self._carried, self._fits, self._mtu, self._changed = carried, fits, mtu, changed
-        self._allows = allows
+        self._allows, self._ipv6 = allows, ipv6
         self._held: set[Network] | None = None  # what is closed until the operator opens it
         self._clean = False  # whether the kernel has nothing of it, as last left
         self._passed_over = 0  # prefixes that are more than `MAX_HELD`
@@ -196,7 +198,8 @@ class BeyondMesh:
 
     def _routes(self, links: Mapping[str, int]) -> Iterable[tuple[int, Route]]:
         """The routes over the interface that scatters, and worse ones over dimension 0 where nothing can."""
-        sizes = self.sizes()
+        six = self._ipv6()
+        sizes = {network: mtu for network, mtu in self.sizes().items() if six or network.version == 4}
         for name, metric in ((self._device, MASTER_METRIC), (self._names[0], FIRST_METRIC)):
             if name in links:
                 for network, mtu in sizes.items():

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from ipaddress import IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 import trio
@@ -32,18 +33,23 @@ class Host:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ranges, self.closed = tuple[HostRange, ...](), frozenset[Network]()
-        self.looks = 0
+        self.routed, self.looks = set[tuple[int, Network]](), 0
         monkeypatch.setattr(hostview, "look", self._look)
         monkeypatch.setattr(table, "closed_in", lambda number: self.closed)
         monkeypatch.setattr(table, "converge", self._converge)
-        monkeypatch.setattr(netlink, "read_links", lambda names: {})
+        monkeypatch.setattr(netlink, "read_links", self._links)
 
     def _look(self, networks: Sequence[Network], names: Collection[str]) -> HostView:
         self.looks += 1
         return HostView(self.ranges, frozenset())
 
+    def _links(self, names: Collection[str]) -> dict[str, netlink.Link]:
+        link = netlink.Link(1, "wireguard", True, True, 1420, frozenset(), frozenset(), True)
+        return {name: replace(link, index=i) for i, name in enumerate(names, 1)}
+
     def _converge(self, number: int, want: table.Wanted) -> bool:
         changed, self.closed = self.closed != want.closed, want.closed
+        self.routed = {(index, route.network) for index, route in want.routes}
         return changed
 
 
@@ -116,3 +122,18 @@ async def test_a_host_that_takes_long_to_read_is_read_seldom(
     await trio.sleep(SHARE * slow)
     await node.converge()
     assert host.looks == 2
+
+
+async def test_without_ipv6_its_prefixes_are_closed_and_ipv4s_are_routed(host: Host) -> None:
+    """The kernel refuses routes of IPv6 then, and would be left with a part of the others."""
+    six, has = IPv6Network("fd77::/64"), False
+    node = BeyondMesh(
+        "pm", tuple(f"pm{i}" for i in range(7)), carried=lambda: {LAN: ROUTER, six: ROUTER}, fits=dict,
+        mtu=1420, allows=lambda network: True, changed=lambda: None, ipv6=lambda: has,
+    )  # fmt: skip
+    node.take([Taken(LAN, (ROUTER,)), Taken(six, (ROUTER,))])
+    await node.converge()
+    assert host.closed == {LAN, six} and {network for _, network in host.routed} == {LAN}
+    has = True
+    await node.converge()
+    assert {network for _, network in host.routed} == {LAN, six}
