@@ -2,18 +2,19 @@
 """Prefixes beyond the mesh on this host: what is routed into the mesh, and what is closed. Pure.
 
 All that this node takes is closed, whether somebody carries it now or not: it leaves by the mesh or not at
-all. A part of a taken prefix that the host has itself (its own network, a gateway) stays the host's. A prefix
-that the host comes to have as a whole stays as it was: a neighbour that advertises it as a network of the
-link's opens nothing.
+all. A part of a taken prefix that the host has itself (its own network, a gateway) stays the host's. Where
+the host has more ranges in a prefix than can be gone round, the prefix stays as it was: no number of networks
+that a neighbour advertises opens the rest of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import collapse_addresses
 
 from phantommesh.overlay.prefixes import HostRange, plan
-from phantommesh.routable import Places
+from phantommesh.routable import Places, overlap
 from phantommesh.wireguard.device import Network
 
 
@@ -36,7 +37,7 @@ def beyond(
 ) -> Beyond:
     """Say what to route and to close of the ``taken`` prefixes, of which these are ``carried``. ``host`` is
     what the host has in them that is not ours; default routes are not to be among it. ``before`` is what was
-    closed: a prefix in conflict keeps what it has of that."""
+    closed: a prefix that cannot be told apart from the host's ranges keeps what it has of that."""
     closed, routed, conflicts = set[Network](), dict[Network, bytes](), list[str]()
     ranges = Places((own.network, own) for own in host)
     kept = Places((network, network) for network in before)
@@ -46,8 +47,7 @@ def beyond(
     for prefix in wanted:
         met = plan([prefix], {}, ranges.meeting(prefix))
         conflicts += met.conflicts
-        if not met.routed:
-            conflicts += [] if met.conflicts else [f"this host's own ranges hold all of {prefix}"]
+        if met.conflicts and not _held(prefix, ranges):
             closed.update(network for network in kept.meeting(prefix) if _of(network, shares) == prefix)
             continue
         closed.update(met.routed)
@@ -58,6 +58,12 @@ def beyond(
         tuple(sorted(routed.items(), key=lambda item: _order(item[0]))),
         tuple(conflicts),
     )
+
+
+def _held(prefix: Network, host: Places[HostRange]) -> bool:
+    """Whether the host's ranges hold all of a prefix."""
+    whole = collapse_addresses(own.network for own in host.meeting(prefix))  # type: ignore[type-var]
+    return any(overlap(one, prefix) and one.prefixlen <= prefix.prefixlen for one in whole)
 
 
 def _of(network: Network, taken: Places[Network]) -> Network | None:

@@ -21,7 +21,8 @@ from phantommesh.routing.prefixes import Taken
 from phantommesh.wireguard.device import Network
 
 ROUTER = b"r" * 16
-LAN = IPv4Network("192.168.50.0/24")
+LAN, WIDE = IPv4Network("192.168.50.0/24"), IPv4Network("10.0.0.0/8")
+HOLES = [IPv4Network((10 << 24 | i << 16 | 1, 32)) for i in range(256)]
 
 
 def prefix(number: int) -> IPv4Network:
@@ -93,14 +94,14 @@ async def test_prefixes_that_are_gone_leave_no_room_and_let_nothing_pass_unnamed
     assert "routes-not-taken" in {fault.code for fault in node.faults()}
 
 
-async def test_a_network_of_the_links_opens_no_prefix_that_was_closed(host: Host) -> None:
+async def test_very_many_networks_of_the_links_open_no_prefix_that_was_closed(host: Host) -> None:
     node = make()
-    node.take([Taken(LAN, (ROUTER,))])
+    node.take([Taken(WIDE, (ROUTER,))])
     await node.converge()
-    host.ranges = (HostRange("route", LAN, "eth0"),)
+    host.ranges = tuple(HostRange("route", one, "eth0") for one in HOLES)
     for one in (node, make()):  # and after a restart
         await one.converge()
-        assert one.closed == (LAN,) and host.closed == {LAN}
+        assert one.closed == (WIDE,) and host.closed == {WIDE}
 
 
 async def test_a_host_that_takes_long_to_read_is_read_seldom(

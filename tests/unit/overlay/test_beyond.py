@@ -71,27 +71,24 @@ def test_no_part_of_the_hosts_is_closed_and_each_other_part_of_the_taken_is(
     assert {network for network, _ in found.routed} == set(found.closed)
 
 
-@pytest.mark.parametrize(
-    "found",
-    [
-        ["10.1.0.0/16"],
-        ["10.0.0.0/8"],
-        ["10.1.0.0/17", "10.1.128.0/17"],
-        [f"10.1.{i}.0/32" for i in range(256)],
-    ],
-)
-def test_a_network_that_the_host_comes_to_have_opens_no_whole_prefix(found: list[str]) -> None:
-    """A neighbour's router advertisement or DHCP server says which networks are the link's."""
+MANY = [HostRange("route", ip_network(f"10.1.{i}.1/32"), "eth0") for i in range(256)]
+
+
+def test_more_ranges_of_the_hosts_than_can_be_gone_round_open_nothing() -> None:
+    """A neighbour's router advertisements or DHCP server say which networks are the link's."""
+    assert beyond([LAN, SIX], {LAN: A}, MANY).closed == (SIX,)
+    after = beyond([LAN, SIX], {LAN: A}, MANY, before=(LAN, SIX))
+    assert after.closed == (LAN, SIX) and after.routed == () and after.conflicts
+
+
+@pytest.mark.parametrize("found", [["10.1.0.0/16"], ["10.0.0.0/8"], ["10.1.0.0/17", "10.1.128.0/17"]])
+def test_a_host_that_comes_home_into_the_prefix_has_it_as_a_network_of_its_own(found: list[str]) -> None:
     own = [HostRange("route", ip_network(one), "eth0") for one in found]
-    assert beyond([LAN, SIX], {LAN: A}, own).closed == (SIX,)
-    after = beyond([LAN, SIX], {LAN: A}, own, before=(LAN, SIX))
-    assert after.closed == (LAN, SIX) and after.routed == ()
+    assert beyond([LAN, SIX], {LAN: A}, own, before=(LAN, SIX)).closed == (SIX,)
 
 
 def test_what_a_conflict_leaves_closed_is_the_prefixs_own() -> None:
     lower, upper = ip_network("10.0.0.0/16"), ip_network("10.128.0.0/9")
-    own = [HostRange("route", WIDE, "eth0")]
-    assert beyond([WIDE], {}, own, before=(lower, LAN, upper)).closed == (lower, LAN, upper)
-    part = [*own, HostRange("route", ip_network("10.1.2.0/24"), "docker0")]
-    assert LAN in beyond([WIDE, LAN], {}, part, before=(lower, LAN, upper)).closed
-    assert beyond([LAN], {}, own, before=(WIDE,)).closed == ()
+    assert beyond([WIDE], {}, MANY, before=(lower, LAN, upper)).closed == (lower, LAN, upper)
+    assert beyond([WIDE, LAN], {}, MANY, before=(lower, LAN, upper)).closed == (lower, LAN, upper)
+    assert beyond([LAN], {}, MANY, before=(WIDE,)).closed == ()
