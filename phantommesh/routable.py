@@ -9,11 +9,13 @@ docs/decisions/0066-routes.md has the rule and its reasons.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 Network = IPv4Network | IPv6Network
+T = TypeVar("T")
 
 MAX_ROUTES: Final = 16  # of one member
 SHORTEST: Final = 8  # bits of a prefix: 16 of those are far from everything
@@ -81,3 +83,36 @@ def overlap(one: Network, other: Network) -> bool:
     if isinstance(one, IPv4Network) and isinstance(other, IPv4Network):
         return one.overlaps(other)
     return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.overlaps(other)
+
+
+class Places(Generic[T]):
+    """Things by the networks that they are of, to be asked which have an address in common with a network: a
+    router of the internet has a million routes, and each question costs the same beside what is found."""
+
+    def __init__(self, things: Iterable[tuple[Network, T]]) -> None:
+        self._at: dict[tuple[int, int, int], list[T]] = {}
+        for network, thing in things:
+            place = network.version, network.prefixlen, int(network.network_address)
+            self._at.setdefault(place, []).append(thing)
+        self._lengths = sorted({(version, length) for version, length, _ in self._at})
+        self._sorted = sorted((version, first, length) for version, length, first in self._at)
+
+    def meeting(self, network: Network) -> list[T]:
+        """All that have an address in common with the network: two networks do if one holds the other."""
+        return [thing for place in self._places(network) for thing in self._at[place]]
+
+    def meets(self, network: Network) -> bool:
+        """Whether there is any such thing."""
+        return next(iter(self._places(network)), None) is not None
+
+    def _places(self, network: Network) -> Iterable[tuple[int, int, int]]:
+        version, first, bits = network.version, int(network.network_address), network.max_prefixlen
+        for own, length in self._lengths:
+            if own == version and length < network.prefixlen:
+                place = version, length, first >> bits - length << bits - length
+                if place in self._at:
+                    yield place
+        last = first | (1 << bits - network.prefixlen) - 1
+        begin = bisect_left(self._sorted, (version, first, network.prefixlen))
+        for _, start, length in self._sorted[begin : bisect_right(self._sorted, (version, last, bits))]:
+            yield version, length, start

@@ -260,7 +260,7 @@ def _check(config: Config) -> None:
             if not _LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
                 raise ConfigError(
                     f"relay.{key}: {_show(region)} is no region",
-                    fix="give names as in node.region: up to 32 characters of a-z, 0-9 and '-'",
+                    fix=f"give relay.{key} names as in node.region: up to 32 characters of a-z, 0-9 and '-'",
                 )
     _check_probes(config)
     if dns.mode == "resolved" and not dns.serve:

@@ -159,7 +159,8 @@ class RelaySection(msgspec.Struct, frozen=True):
 
     Which members may pass on this node's own packets, as relays or by joining its connections: none with
     `direct_only`; else those of these names (`only`) and in these `regions`, where any are given, without
-    `never` and `never_regions`. Where that leaves no way, nothing is sent. A region is a member's own word.
+    `never` and `never_regions`. Where that leaves no way, nothing is sent. A region is a member's own word,
+    and a member may take another name: a node id in place of a name holds against a member that does.
     """
 
     offer: Annotated[bool | Literal["auto"], Meta(description='true, false or "auto"')] = "auto"

@@ -318,7 +318,7 @@ def make_parts(
 
     beyond = BeyondMesh(
         master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
-        allows=lambda network: taking.routes.allows(network), changed=closed,
+        allows=lambda network: taking.routes.allows(network), changed=closed, ipv6=lambda: backend.ipv6,
     )  # fmt: skip
     gateway = GatewayDriver(config.routes, (master, *names), networks=lambda: overlay.networks)
     talk = RouteTalk(

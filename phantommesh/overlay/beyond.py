@@ -2,15 +2,19 @@
 """Prefixes beyond the mesh on this host: what is routed into the mesh, and what is closed. Pure.
 
 All that this node takes is closed, whether somebody carries it now or not: it leaves by the mesh or not at
-all. A part of a taken prefix that the host has itself (its own network, a gateway) stays the host's.
+all. A part of a taken prefix that the host has itself (its own network, a gateway) stays the host's. Where
+the host has more ranges in a prefix than can be gone round, the prefix stays as it was: no number of networks
+that a neighbour advertises opens the rest of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import collapse_addresses
 
 from phantommesh.overlay.prefixes import HostRange, plan
+from phantommesh.routable import Places, overlap
 from phantommesh.wireguard.device import Network
 
 
@@ -25,14 +29,27 @@ class Beyond:
     conflicts: tuple[str, ...] = ()
 
 
-def beyond(taken: Iterable[Network], carried: Mapping[Network, bytes], host: Iterable[HostRange]) -> Beyond:
+def beyond(
+    taken: Iterable[Network],
+    carried: Mapping[Network, bytes],
+    host: Iterable[HostRange],
+    before: Iterable[Network] = (),
+) -> Beyond:
     """Say what to route and to close of the ``taken`` prefixes, of which these are ``carried``. ``host`` is
-    what the host has in them that is not ours; default routes are not to be among it."""
-    ranges, closed, routed, conflicts = list(host), set[Network](), dict[Network, bytes](), list[str]()
+    what the host has in them that is not ours; default routes are not to be among it. ``before`` is what was
+    closed: a prefix that cannot be told apart from the host's ranges keeps what it has of that."""
+    closed, routed, conflicts = set[Network](), dict[Network, bytes](), list[str]()
+    ranges = Places((own.network, own) for own in host)
+    kept = Places((network, network) for network in before)
     # A longer prefix comes later: what two prefixes share is the longer one's router's.
-    for prefix in sorted(set(taken), key=lambda prefix: prefix.prefixlen):
-        met = plan([prefix], {}, ranges)
+    wanted = sorted(set(taken), key=lambda prefix: prefix.prefixlen)
+    shares = Places((prefix, prefix) for prefix in wanted)
+    for prefix in wanted:
+        met = plan([prefix], {}, ranges.meeting(prefix))
         conflicts += met.conflicts
+        if met.conflicts and not _held(prefix, ranges):
+            closed.update(network for network in kept.meeting(prefix) if _of(network, shares) == prefix)
+            continue
         closed.update(met.routed)
         if prefix in carried:
             routed |= dict.fromkeys(met.routed, carried[prefix])
@@ -41,6 +58,18 @@ def beyond(taken: Iterable[Network], carried: Mapping[Network, bytes], host: Ite
         tuple(sorted(routed.items(), key=lambda item: _order(item[0]))),
         tuple(conflicts),
     )
+
+
+def _held(prefix: Network, host: Places[HostRange]) -> bool:
+    """Whether the host's ranges hold all of a prefix."""
+    whole = collapse_addresses(own.network for own in host.meeting(prefix))  # type: ignore[type-var]
+    return any(overlap(one, prefix) and one.prefixlen <= prefix.prefixlen for one in whole)
+
+
+def _of(network: Network, taken: Places[Network]) -> Network | None:
+    """The longest of the taken prefixes that holds all of a network."""
+    holding = [one for one in taken.meeting(network) if one.prefixlen <= network.prefixlen]
+    return max(holding, key=lambda one: one.prefixlen, default=None)
 
 
 def _order(prefix: Network) -> tuple[int, int, int]:

@@ -36,7 +36,7 @@ class Drop(IntEnum):
     """Why the guard dropped a packet; the number is the element that counts it."""
 
     FOREIGN = 1  # to or from the overlay, by an interface that is not the mesh's
-    BEYOND = 2  # from the mesh, to something else than this node's overlay addresses
+    BEYOND = 2  # from the mesh: to something else than this node's overlay addresses, or in another's name
     FORWARDED = 3  # between the mesh and another interface
     CLEAR = 4  # for the overlay, about to leave by an interface that is not the mesh's
     NESTED = 5  # WireGuard's or the control port's, about to enter the mesh that it carries, or out of it
@@ -262,12 +262,25 @@ def _inside(guard: Guard) -> list[str]:
         f"icmp type redirect {_drop(Drop.BEYOND)}",
         f"icmp type destination-unreachable icmp code frag-needed {_drop(Drop.BEYOND)}",
         f"icmpv6 type {{ packet-too-big, nd-redirect }} {_drop(Drop.BEYOND)}",
+        *_strange(guard),
         f"ip daddr {four} accept",
         f"ip6 daddr {six} accept",
         # A prefix that this node routes: members' own addresses may send there, by WireGuard's word.
         *(f"{match} accept" for match in _routed(guard, guard.networks, guard.routes)),
         _drop(Drop.BEYOND),
     ]
+
+
+def _strange(guard: Guard) -> list[str]:
+    """Drops of what no member may send. WireGuard takes from a router whatever is in the prefix that it
+    carries. A part of the prefix that this host has itself is no part of `Guard.beyond`: nobody in the mesh
+    speaks for those addresses."""
+    rules = []
+    for version, header in ((4, "ip"), (6, "ip6")):
+        if any(n.version == version for n in guard.beyond):
+            known = [n for n in (*guard.networks, *guard.beyond) if n.version == version]
+            rules.append(f"{header} saddr != {anonymous(known)} {_drop(Drop.BEYOND)}")
+    return rules
 
 
 def _passing(guard: Guard) -> list[str]:

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Which other members may pass on this node's packets. Pure.
 
-A member's name is in its certificate. Its region is its own word: a constraint on regions keeps traffic out
-of a region as long as the members there say so, and a constraint on names holds against a member that lies.
+A member's name is in its certificate, and the member may take another that is free. Its region is its own
+word. So constraints on names and regions keep traffic from members as long as these go by what they are
+called. A node id is a hash of the member's key: a constraint on ids holds against a member that renames
+itself.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Final
 
 from phantommesh.config.sections import RelaySection
 
+_NODE_ID: Final = re.compile(r"[a-z2-7]{26}")  # as `trust.identity.format_node_id` writes one
+
 
 @dataclass(frozen=True, slots=True)
 class Constraints:
-    """``direct_only``: nobody may. Else ``only`` and ``never`` are names of members, ``regions`` and
-    ``never_regions`` names of regions; an empty ``only`` or ``regions`` allows all. What forbids comes
+    """``direct_only``: nobody may. Else ``only`` and ``never`` are names and node ids of members, ``regions``
+    and ``never_regions`` names of regions; an empty ``only`` or ``regions`` allows all. What forbids comes
     first."""
 
     direct_only: bool = False
@@ -25,14 +30,16 @@ class Constraints:
     regions: frozenset[str] = frozenset()
     never_regions: frozenset[str] = frozenset()
 
-    def refuses(self, name: str, region: str) -> str:
+    def refuses(self, name: str, region: str, node_id: str) -> str:
         """Return the key of the configuration that forbids this member, or nothing where it may pass on
-        packets. A member that names no region is in none that is allowed."""
+        packets. ``node_id`` is its id as text. A member that names no region is in none that is allowed, and
+        one whose name is written like an id is not taken for the member of that id."""
+        called = {node_id} if _NODE_ID.fullmatch(name) else {node_id, name}
         if self.direct_only:
             return "relay.direct_only"
-        if name in self.never:
+        if called & self.never:
             return "relay.never"
-        if self.only and name not in self.only:
+        if self.only and not called & self.only:
             return "relay.only"
         if region in self.never_regions:
             return "relay.never_regions"

@@ -8,7 +8,9 @@ lives and its own link to the prefix does not. Both take the prefix from it. A p
 no router: the caller closes it.
 
 A router that is better liked and that broke once takes a prefix back only after it was up without a break for
-some time, which doubles with each break. So a link that comes and goes moves traffic seldom.
+some time, which doubles with each break. So a link that comes and goes moves traffic seldom. Where nobody
+else carries the prefix, a router takes it back at once after one break, and after a short while where breaks
+follow each other: each change costs this node a change of its interfaces, rules and routes.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ ALONE: Final = 3.0  # s between those to a router that nobody could
 SILENCE: Final = 4.4  # paces without an answer until a router counts as dead: three may be lost
 HOLD: Final = 10.0  # s that a better router is up before it takes a prefix back
 MOST_HOLD: Final = 600.0  # s; a break doubles the time, up to this
+MOST_ALONE: Final = 5.0  # s that a router is up before it takes back what nobody carries, after some breaks
 CALM: Final = 4.0  # times the hold without a break: then the next break counts as the first
 
 
@@ -160,8 +163,8 @@ class Failover:
                 better = working[: working.index(current)]
                 ready = (r for r in better if self._ready_at(r, prefix) <= now)
                 carried[prefix] = next(ready, current)
-            elif working:
-                carried[prefix] = working[0]
+            elif back := [router for router in working if self._again_at(router, prefix) <= now]:
+                carried[prefix] = back[0]
         changed = carried != self.carried
         self.carried = carried
         return changed
@@ -175,11 +178,17 @@ class Failover:
         known = self._routers[router]
         return known.up[prefix] + known.hold.get(prefix, 0.0)
 
+    def _again_at(self, router: bytes, prefix: Network) -> float:
+        """When a router has been up for long enough to take back a prefix that nobody carries."""
+        known = self._routers[router]
+        return known.up[prefix] + min(MOST_ALONE, known.hold.get(prefix, HOLD) - HOLD)
+
     def _back_at(self, prefix: Network) -> float:
-        """When the next router is ready to take a prefix back from a lesser one."""
+        """When the next router is ready to take a prefix back from a lesser one, or from nobody."""
         current, routers = self.carried.get(prefix), self._taken[prefix]
         if current is None or current not in routers:
-            return math.inf
+            up = [router for router in routers if prefix in self._routers[router].up]
+            return min((self._again_at(router, prefix) for router in up), default=math.inf)
         better = [r for r in routers[: routers.index(current)] if prefix in self._routers[r].up]
         return min((self._ready_at(router, prefix) for router in better), default=math.inf)
 

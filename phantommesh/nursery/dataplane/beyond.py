@@ -8,6 +8,7 @@ leads to it, and stays closed when the node ends.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -21,7 +22,8 @@ from phantommesh.nursery.host import beyond as table
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.overlay import hostview
 from phantommesh.overlay.beyond import Beyond, beyond
-from phantommesh.routable import overlap
+from phantommesh.overlay.prefixes import HostRange
+from phantommesh.routable import Places
 from phantommesh.routing.prefixes import Taken
 from phantommesh.wireguard.desired import FIRST_METRIC, MASTER_METRIC
 from phantommesh.wireguard.device import Network, Route
@@ -32,6 +34,7 @@ INTERVAL: Final = 10.0  # s between looks when the kernel tells of nothing
 MAX_HELD: Final = 1024  # prefixes, of which an authority has granted each
 MAX_NAMED: Final = 8  # of them that faults name
 PAUSE: Final = 0.05  # s between two looks, however fast things change
+SHARE: Final = 20.0  # reading the host may take one part in so many of a core: it may have very many routes
 
 NOT_ROUTED = FaultKind("routes-not-taken", "high")
 NOT_CARRIED = FaultKind("route-not-carried", "medium")
@@ -43,7 +46,8 @@ class BeyondMesh:
     """The prefixes that one node takes. ``device`` is its scattering interface, ``names`` the seven.
     ``carried`` returns the prefixes that are carried now, by router; ``fits`` the largest packet in bytes for
     each peer; ``allows`` says whether the operator lets a prefix be taken; ``changed`` is called when other
-    prefixes mean the mesh on this host, or are carried, than before."""
+    prefixes mean the mesh on this host, or are carried, than before; ``ipv6`` says whether interfaces here
+    can hold IPv6: without that prefixes of IPv6 are closed alone."""
 
     def __init__(
         self,
@@ -55,15 +59,20 @@ class BeyondMesh:
         mtu: int,
         allows: Callable[[Network], bool],
         changed: Callable[[], None],
+        ipv6: Callable[[], bool] = lambda: True,
     ) -> None:
         self.plan = Beyond()
         self.problem: PhantomMeshError | None = None
         self.taken: tuple[Taken, ...] = ()
         self._device, self._names = device, tuple(names)
         self._carried, self._fits, self._mtu, self._changed = carried, fits, mtu, changed
-        self._allows = allows
+        self._allows, self._ipv6 = allows, ipv6
         self._held: set[Network] | None = None  # what is closed until the operator opens it
         self._clean = False  # whether the kernel has nothing of it, as last left
+        self._passed_over = 0  # prefixes that are more than `MAX_HELD`
+        self._host: tuple[HostRange, ...] = ()  # as last read, for these prefixes
+        self._read_for: tuple[Network, ...] = ()
+        self._read_at = -math.inf  # when the host is to be read again
         self._kicked = trio.Event()
 
     @property
@@ -78,10 +87,15 @@ class BeyondMesh:
         return {network: fits.get(router, self._mtu) for network, router in self.plan.routed}
 
     def take(self, taken: Iterable[Taken]) -> bool:
-        """Take these prefixes and no others; return whether that is another choice than before."""
-        before, self.taken = self.taken, tuple(taken)
+        """Take these prefixes and no others, as far as there is room to close them; return whether that is
+        another choice than before."""
+        before, wanted = self.taken, tuple(taken)
         if self._held is not None:
-            self._hold(one.prefix for one in self.taken)
+            self._hold(one.prefix for one in wanted)
+            self.taken = tuple(one for one in wanted if one.prefix in self._held)
+        else:
+            self.taken = wanted[:MAX_HELD]
+        self._passed_over = len(wanted) - len(self.taken)
         if self.taken != before:
             self.kick()
         return self.taken != before
@@ -92,9 +106,15 @@ class BeyondMesh:
             yield NOT_ROUTED.fault(
                 f"prefixes beyond the mesh are not routed: {self.problem}", self.problem.fix
             )
+        if self._passed_over:
+            yield NOT_ROUTED.fault(
+                f"a node closes {MAX_HELD} prefixes beyond the mesh at most: {self._passed_over} that are "
+                "offered are not taken, and leave as the host routes them",
+                "allow fewer in routes.accept; `phantommesh down` lets go of those that nobody offers now",
+            )
         carried = self._carried()
-        taken = [one.prefix for one in self.taken]
-        left = (one for one in self._held or () if not any(overlap(one, prefix) for prefix in taken))
+        taken = Places((one.prefix, one) for one in self.taken)
+        left = (one for one in self._held or () if not taken.meets(one))
         for prefix in sorted(left, key=str)[:MAX_NAMED]:
             if self._allows(prefix):
                 yield NOT_CARRIED.fault(
@@ -137,13 +157,12 @@ class BeyondMesh:
             self._held = set()
             self._hold(one.prefix for one in self.taken)
             self._hold(left)
+            self.plan = Beyond(tuple(left))
         prefixes = tuple(network for network in self._held if self._allows(network))
         if not prefixes and self._clean:
             return
-        ours = (self._device, *self._names)
-        view = await trio.to_thread.run_sync(partial(hostview.look, prefixes, ours)) if prefixes else None
-        before = self.plan
-        self.plan = beyond(prefixes, self._carried(), () if view is None else view.ranges)
+        host, before = await self._read_host(prefixes), self.plan
+        self.plan = beyond(prefixes, self._carried(), host, before.closed)
         for conflict in self.plan.conflicts:
             if conflict not in before.conflicts:
                 log.warning("a prefix beyond the mesh is not routed", conflict=conflict)
@@ -155,6 +174,20 @@ class BeyondMesh:
             log.info("routes beyond the mesh", closed=[str(n) for n in want.closed], routes=len(want.routes))
         self._clean = not prefixes
 
+    async def _read_host(self, prefixes: tuple[Network, ...]) -> tuple[HostRange, ...]:
+        """What the host has in these prefixes: as last read, where reading took long. Raises BackendError."""
+        if not prefixes:
+            self._host, self._read_for = (), ()
+            return ()
+        began = trio.current_time()
+        if prefixes != self._read_for or began >= self._read_at:
+            ours = (self._device, *self._names)
+            view = await trio.to_thread.run_sync(partial(hostview.look, prefixes, ours))
+            self._host, self._read_for = view.ranges, prefixes
+            now = trio.current_time()
+            self._read_at = now + SHARE * (now - began)
+        return self._host
+
     def _hold(self, prefixes: Iterable[Network]) -> None:
         """Keep these closed from now on: whoever was to carry them may be revoked, or gone for good, and that
         opens nothing."""
@@ -165,7 +198,8 @@ class BeyondMesh:
 
     def _routes(self, links: Mapping[str, int]) -> Iterable[tuple[int, Route]]:
         """The routes over the interface that scatters, and worse ones over dimension 0 where nothing can."""
-        sizes = self.sizes()
+        six = self._ipv6()
+        sizes = {network: mtu for network, mtu in self.sizes().items() if six or network.version == 4}
         for name, metric in ((self._device, MASTER_METRIC), (self._names[0], FIRST_METRIC)):
             if name in links:
                 for network, mtu in sizes.items():

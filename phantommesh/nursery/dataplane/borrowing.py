@@ -228,7 +228,9 @@ class Borrower:
 
     def _refuses(self, entry: Entry) -> str:
         """The key of the configuration that forbids a member as a relay, or nothing."""
-        return self._constraints.refuses(entry.member.name, entry.record.region)
+        return self._constraints.refuses(
+            entry.member.name, entry.record.region, format_node_id(entry.member.node_id)
+        )
 
     # Looking.
 

@@ -25,7 +25,7 @@ from phantommesh.rates import Rates
 from phantommesh.routing.constraints import FREE, Constraints
 from phantommesh.routing.lastway import LastWay
 from phantommesh.trust.certificates import Role
-from phantommesh.trust.identity import NodeId
+from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
 CALLS = 16  # connections that are being made at once,
@@ -186,4 +186,6 @@ class FrameCalls:
         if self._constraints == FREE:
             return True
         entry = self._peers.get(carrier)
-        return entry is not None and not self._constraints.refuses(entry.member.name, entry.record.region)
+        return entry is not None and not self._constraints.refuses(
+            entry.member.name, entry.record.region, format_node_id(carrier)
+        )

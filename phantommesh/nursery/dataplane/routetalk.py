@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from phantommesh.errors import DecodeError
+from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.rates import Rates
 from phantommesh.routing.asking import MAX_BYTES, NONCE_BYTES, Answer, Question, decode_untrusted
@@ -28,6 +29,8 @@ from phantommesh.wireguard.device import Network
 OPEN: Final = 8  # questions to one router that an answer may still come to
 RATE: Final = (10.0, 20)  # questions of one member, a second and at once
 RETRY: Final = 1.0  # s between attempts to open the socket
+
+NOT_ASKED = FaultKind("routes-not-asked", "high")
 
 _FREEBIND: Final = 15  # IP_FREEBIND, linux/in.h: the interface with the address may come later
 
@@ -68,6 +71,16 @@ class RouteTalk:
         may have changed."""
         self._wanted = wanted
         self._bell.ring()
+
+    def faults(self) -> Iterator[Fault]:
+        """Why nobody can be asked, nor be answered."""
+        if self._wanted and self.problem:
+            yield NOT_ASKED.fault(
+                f"the UDP port {self._port} of the overlay address cannot be had ({self.problem}): routers "
+                "are not asked or answered for, and whoever has the port may answer in this node's name",
+                f"see `ss -uanp sport = :{self._port}` and stop that program; or set routes.port on all "
+                "nodes of the mesh",
+            )
 
     async def run(self) -> None:
         """Ask and answer until cancelled."""

@@ -71,15 +71,13 @@ def converge(table: int, want: Wanted) -> bool:
         with IPRoute() as rtnl, NetlinkSocket(socket.NETLINK_ROUTE) as raw:
             closed = {one.route.network for one in have if _closes(one)}
             for network in _sorted(want.closed - closed):
-                _close(rtnl, "add", table, network)
-                changed = True
+                changed |= _close(rtnl, "add", table, network)
             # The rule comes after what it is to find, and goes before that does.
             for version, family in _FAMILIES.items():
                 changed |= _rules(raw, family, table, wanted=version in want.versions)
             changed |= _routes(rtnl, table, want.routes, [one for one in have if not _closes(one)])
             for network in _sorted(closed - want.closed):
-                _close(rtnl, "del", table, network)
-                changed = True
+                changed |= _close(rtnl, "del", table, network)
     except (NetlinkError, OSError) as error:
         raise errors.failed("(beyond)", "routing what is beyond the mesh", error) from error
     return changed
@@ -119,7 +117,8 @@ def _sorted(networks: Iterable[Network]) -> list[Network]:
     return sorted(networks, key=str)
 
 
-def _close(rtnl: IPRoute, command: str, table: int, network: Network) -> None:
+def _close(rtnl: IPRoute, command: str, table: int, network: Network) -> bool:
+    """Close a prefix or open it; return whether that took a change: without IPv6 there is none to make."""
     try:
         rtnl.route(
             command,
@@ -133,6 +132,8 @@ def _close(rtnl: IPRoute, command: str, table: int, network: Network) -> None:
     except NetlinkError as error:
         if error.code not in (errno.EEXIST, errno.ESRCH, *_LACKING):
             raise
+        return False
+    return True
 
 
 def _routes(

@@ -5,9 +5,24 @@ namespace and ends with the process. A node that runs holds the names of its int
 from __future__ import annotations
 
 import errno
+import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Final
+
+import structlog
+
+from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
+from phantommesh.nursery.host.netlink import NetlinkSocket
+
+# linux/netlink.h, linux/sock_diag.h, linux/unix_diag.h
+_SOCK_DIAG, _BY_FAMILY = 4, 20
+_SHOW_NAME, _SHOW_UID, _ALL_STATES = 0x1, 0x40, 0xFFFFFFFF
+_NAME, _UID = 0, 7
+
+log: Final = structlog.get_logger("phantommesh.owning")
 
 
 def owned(device: str) -> AbstractContextManager[bool]:
@@ -18,14 +33,36 @@ def owned(device: str) -> AbstractContextManager[bool]:
 
 @contextmanager
 def held(name: str) -> Iterator[bool]:
-    """Hold a name, and say whether that was possible: it is not while another process holds it."""
+    """Hold a name, and say whether that was possible: it is not while another process holds it. Any user of
+    this machine can bind any name, so one that another user than root and ours has bound counts as free: else
+    whoever may run a program here could keep a node from starting."""
+    address = b"\0phantommesh-" + name.encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as holder:
         try:
-            holder.bind(f"\0phantommesh-{name}")
+            holder.bind(address)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            free = False
+            free = _strangers(address)
+            if free:
+                log.warning("a user of this machine holds a name of the node's in vain", name=name)
         else:
             free = True
         yield free
+
+
+def _strangers(address: bytes) -> bool:
+    """Whether the sockets with this name are of other users than root and our own; False where the kernel
+    does not say. A socket's user is whoever made it (sock_diag(7))."""
+    asked = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, _ALL_STATES, 0, _SHOW_NAME | _SHOW_UID, 0, 0)
+    try:
+        with NetlinkSocket(_SOCK_DIAG) as diag:
+            answers = diag.exchange(pack_message(_BY_FAMILY, REQUEST | DUMP, 1, asked))
+    except OSError:
+        return False
+    users = set[int | None]()
+    for _, _, payload in answers:
+        fields = dict(attributes(payload[16:]))  # struct unix_diag_msg
+        if fields.get(_NAME) == address:
+            users.add(number(fields[_UID]) if _UID in fields else None)
+    return bool(users) and not users & {0, os.geteuid(), None}

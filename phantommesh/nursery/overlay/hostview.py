@@ -39,7 +39,7 @@ from phantommesh.overlay.prefixes import (
     plan,
     refusal,
 )
-from phantommesh.routable import overlap
+from phantommesh.routable import Places
 from phantommesh.wireguard.device import Network
 
 # linux/rtnetlink.h
@@ -77,8 +77,8 @@ def look(networks: Sequence[Network], names: Collection[str]) -> HostView:
     BackendError."""
     try:
         with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
-            links = _links(rtnl, names)
-            found, closed = set(_addresses(rtnl, links, networks)), set[Closing]()
+            links, places = _links(rtnl, names), Places((network, network) for network in networks)
+            found, closed = set(_addresses(rtnl, links, places)), set[Closing]()
             for family in FAMILIES:
                 for route in read_routes(rtnl, family):
                     if route.cached or route.kind not in _LEADING:
@@ -86,14 +86,14 @@ def look(networks: Sequence[Network], names: Collection[str]) -> HostView:
                     if (ours := _closing(route)) is not None:
                         closed.add(ours)
                     else:
-                        found |= set(_taken(route, links, networks))
+                        found |= set(_taken(route, links, places))
                 closed |= set(_rules(rtnl, family))
     except OSError as error:
         raise BackendError(
             f"the host's routes could not be read: {error.strerror or error}",
             fix="allow netlink here: a container needs CAP_NET_ADMIN and the socket family AF_NETLINK",
         ) from error
-    here = (ours for ours in closed if any(overlap(ours.network, network) for network in networks))
+    here = (ours for ours in closed if places.meets(ours.network))
     return HostView(tuple(sorted(found, key=str)), frozenset(here))
 
 
@@ -129,7 +129,7 @@ def _links(rtnl: NetlinkSocket, names: Collection[str]) -> dict[int, _Interface]
 
 
 def _addresses(
-    rtnl: NetlinkSocket, links: dict[int, _Interface], networks: Sequence[Network]
+    rtnl: NetlinkSocket, links: dict[int, _Interface], networks: Places[Network]
 ) -> Iterator[HostRange]:
     for _, _, payload in rtnl.exchange(_request(_GET_ADDRESS, bytes(8))):
         _, _, _, _, index = struct.unpack_from("=BBBBI", payload)
@@ -164,7 +164,7 @@ def _closing(route: KernelRoute) -> Closing | None:
 
 
 def _taken(
-    route: KernelRoute, links: dict[int, _Interface], networks: Sequence[Network]
+    route: KernelRoute, links: dict[int, _Interface], networks: Places[Network]
 ) -> Iterator[HostRange]:
     """Yield the parts of the overlay that a route of the host's takes: what it leads to, and the gateway that
     it needs."""
@@ -189,7 +189,7 @@ def _taken(
 
 
 def _range(
-    kind: Kind, network: Network, link: _Interface | None, networks: Sequence[Network]
+    kind: Kind, network: Network, link: _Interface | None, networks: Places[Network]
 ) -> Iterator[HostRange]:
-    if (link is None or not link.ours) and any(overlap(network, other) for other in networks):
+    if (link is None or not link.ours) and networks.meets(network):
         yield HostRange(kind, network, "" if link is None else link.name)

@@ -125,6 +125,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.framed.faults()
     yield from parts.beyond.faults()
     yield from parts.gateway.faults()
+    yield from parts.talk.faults()
     yield from _claims(parts)
     yield from (copied(parts, suspicion) for suspicion in parts.copies.suspicions)
     if moot := len(parts.state.revocations.moot):

@@ -106,3 +106,21 @@ async def test_a_member_that_asks_too_often_is_not_answered() -> None:
         for number in range(3 * RATE[1]):
             send(Question(number.to_bytes(NONCE_BYTES)).encode(), ADDRESSES[B], port, str(ADDRESSES[A]))
         await until(lambda: router.talk.dropped["routes-rate"] > 0)
+
+
+async def test_a_program_that_has_the_port_is_told_of() -> None:
+    """Any user of the machine may have bound it before."""
+    port = free_port()
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind((str(ADDRESSES[B]), port))
+        node = make(B, port)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node.talk.run)
+            assert not list(node.talk.faults())
+            node.talk.want(True)
+            await until(lambda: bool(node.talk.problem))
+            (fault,) = node.talk.faults()
+            assert fault.code == "routes-not-asked" and str(port) in fault.text and fault.fix
+            node.talk.want(False)
+            assert not list(node.talk.faults())
+            nursery.cancel_scope.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, ip_network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -68,3 +69,26 @@ def test_no_part_of_the_hosts_is_closed_and_each_other_part_of_the_taken_is(
         if not any(first in own for own in host):
             assert any(first in closed for closed in found.closed)
     assert {network for network, _ in found.routed} == set(found.closed)
+
+
+MANY = [HostRange("route", ip_network(f"10.1.{i}.1/32"), "eth0") for i in range(256)]
+
+
+def test_more_ranges_of_the_hosts_than_can_be_gone_round_open_nothing() -> None:
+    """A neighbour's router advertisements or DHCP server say which networks are the link's."""
+    assert beyond([LAN, SIX], {LAN: A}, MANY).closed == (SIX,)
+    after = beyond([LAN, SIX], {LAN: A}, MANY, before=(LAN, SIX))
+    assert after.closed == (LAN, SIX) and after.routed == () and after.conflicts
+
+
+@pytest.mark.parametrize("found", [["10.1.0.0/16"], ["10.0.0.0/8"], ["10.1.0.0/17", "10.1.128.0/17"]])
+def test_a_host_that_comes_home_into_the_prefix_has_it_as_a_network_of_its_own(found: list[str]) -> None:
+    own = [HostRange("route", ip_network(one), "eth0") for one in found]
+    assert beyond([LAN, SIX], {LAN: A}, own, before=(LAN, SIX)).closed == (SIX,)
+
+
+def test_what_a_conflict_leaves_closed_is_the_prefixs_own() -> None:
+    lower, upper = ip_network("10.0.0.0/16"), ip_network("10.128.0.0/9")
+    assert beyond([WIDE], {}, MANY, before=(lower, LAN, upper)).closed == (lower, LAN, upper)
+    assert beyond([WIDE, LAN], {}, MANY, before=(lower, LAN, upper)).closed == (lower, LAN, upper)
+    assert beyond([LAN], {}, MANY, before=(WIDE,)).closed == ()

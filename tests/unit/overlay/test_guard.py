@@ -7,7 +7,9 @@ import re
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
+from phantommesh.overlay.beyond import beyond
 from phantommesh.overlay.guard import Drop, Guard, read_drops, render, render_arp
+from phantommesh.overlay.prefixes import HostRange
 
 GUARD = Guard(
     "pm",
@@ -95,7 +97,7 @@ def test_a_host_without_a_network_of_one_family_has_rules_that_load() -> None:
     assert "arp daddr" not in render_arp(replace(GUARD, networks=(IPv6Network("fd00::/48"),)))
 
 
-LAN = IPv4Network("10.1.0.0/16")
+WIDE, LAN = IPv4Network("10.0.0.0/8"), IPv4Network("10.1.0.0/16")
 
 
 def test_a_prefix_that_is_taken_comes_and_goes_by_the_mesh_alone() -> None:
@@ -111,6 +113,22 @@ def test_a_prefix_that_is_taken_comes_and_goes_by_the_mesh_alone() -> None:
         f"{header} daddr {net} goto drop_foreign"
         for header, net in (("ip", "{ 100.64.0.0/10 }"), ("ip6", "{ fd00::/48 }"))
     ]
+
+
+def test_a_router_does_not_speak_for_the_hosts_own_part_of_its_prefix() -> None:
+    """WireGuard lets the router of 10.0.0.0/8 send as anybody there, and this host may live in a part."""
+    own, six = IPv4Network("10.5.0.0/24"), IPv6Network("fd77::/64")
+    taken = beyond([WIDE, six], {WIDE: b"r" * 16}, [HostRange("route", own, "eth0")]).closed
+    assert not any(own.overlaps(network) for network in taken if network.version == 4)
+    inside = chains(render(replace(GUARD, beyond=taken)))["inside"]
+    four, six_rule = [rule for rule in inside if "saddr !=" in rule]
+    assert four == (
+        f"ip saddr != {{ 100.64.0.0/10, {', '.join(str(n) for n in taken if n.version == 4)} }} "
+        "goto drop_beyond"
+    )
+    assert six_rule == "ip6 saddr != { fd00::/48, fd77::/64 } goto drop_beyond"
+    assert inside.index(six_rule) < inside.index("ip daddr 100.64.0.1 accept")
+    assert not any("saddr !=" in rule for rule in chains(render(GUARD))["inside"])
 
 
 def test_without_prefixes_beyond_the_mesh_nothing_is_another_than_before() -> None:

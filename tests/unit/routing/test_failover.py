@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from phantommesh.routing.failover import ALONE, CALM, HOLD, MOST_HOLD, PACE, SILENCE, Failover
+from phantommesh.routing.failover import ALONE, CALM, HOLD, MOST_ALONE, MOST_HOLD, PACE, SILENCE, Failover
 from phantommesh.routing.prefixes import Taken
 from phantommesh.wireguard.device import Network
 
@@ -54,6 +54,36 @@ def test_the_first_in_order_carries() -> None:
     run = Run(Taken(LAN, (A, B)))
     run.works = {A: (LAN,), B: (LAN,)}
     run.run(1.0)
+    assert run.carrier == A
+
+
+def test_a_route_that_nobody_else_carries_comes_back_at_once_after_one_break() -> None:
+    run = Run(Taken(LAN, (A,)), Taken(OTHER, (A, B)))
+    run.works = {A: (LAN,)}
+    run.run(60.0)
+    run.works = {A: ()}
+    run.run(1.0)
+    assert run.carrier is None
+    run.works = {A: (LAN,)}
+    run.run(2 * PACE)
+    assert run.carrier == A
+
+
+def test_a_router_that_says_yes_and_no_in_turn_moves_little_also_where_nobody_stands_in() -> None:
+    """Each change has this node change its interfaces, rules and routes: a router could have one made with
+    each of its answers, three a second."""
+    run = Run(Taken(LAN, (A,)), Taken(OTHER, (A, B)))
+    for i in range(200):
+        run.works = {A: (LAN,) if i % 2 else ()}
+        run.run(PACE)
+    assert run.moves <= 4
+    begun = run.moves
+    for i in range(60):  # nor with breaks as long as its waits
+        run.works = {A: (LAN,) if i % 2 else ()}
+        run.run(MOST_ALONE + 2 * PACE)
+    assert run.moves - begun <= 60
+    run.works = {A: (LAN,)}
+    run.run(MOST_ALONE + 2 * PACE)
     assert run.carrier == A
 
 

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which prefixes beyond the mesh a node holds closed. What it does in a kernel: tests/lab."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network
+
+import pytest
+import trio
+import trio.testing
+
+from phantommesh.nursery.dataplane.beyond import MAX_HELD, SHARE, BeyondMesh
+from phantommesh.nursery.host import beyond as table
+from phantommesh.nursery.host import netlink
+from phantommesh.nursery.overlay import hostview
+from phantommesh.nursery.overlay.hostview import HostView
+from phantommesh.overlay.prefixes import HostRange
+from phantommesh.routing.prefixes import Taken
+from phantommesh.wireguard.device import Network
+
+ROUTER = b"r" * 16
+LAN, WIDE = IPv4Network("192.168.50.0/24"), IPv4Network("10.0.0.0/8")
+HOLES = [IPv4Network((10 << 24 | i << 16 | 1, 32)) for i in range(256)]
+
+
+def prefix(number: int) -> IPv4Network:
+    return IPv4Network((10 << 24 | number << 8, 24))
+
+
+class Host:
+    """A kernel with its tables and the host's own ranges."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.ranges, self.closed = tuple[HostRange, ...](), frozenset[Network]()
+        self.routed, self.looks = set[tuple[int, Network]](), 0
+        monkeypatch.setattr(hostview, "look", self._look)
+        monkeypatch.setattr(table, "closed_in", lambda number: self.closed)
+        monkeypatch.setattr(table, "converge", self._converge)
+        monkeypatch.setattr(netlink, "read_links", self._links)
+
+    def _look(self, networks: Sequence[Network], names: Collection[str]) -> HostView:
+        self.looks += 1
+        return HostView(self.ranges, frozenset())
+
+    def _links(self, names: Collection[str]) -> dict[str, netlink.Link]:
+        link = netlink.Link(1, "wireguard", True, True, 1420, frozenset(), frozenset(), True)
+        return {name: replace(link, index=i) for i, name in enumerate(names, 1)}
+
+    def _converge(self, number: int, want: table.Wanted) -> bool:
+        changed, self.closed = self.closed != want.closed, want.closed
+        self.routed = {(index, route.network) for index, route in want.routes}
+        return changed
+
+
+@pytest.fixture
+def host(monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(monkeypatch)
+
+
+def make() -> BeyondMesh:
+    return BeyondMesh(
+        "pm", tuple(f"pm{i}" for i in range(7)), carried=dict, fits=dict, mtu=1420,
+        allows=lambda network: True, changed=lambda: None,
+    )  # fmt: skip
+
+
+def taken(*numbers: int) -> list[Taken]:
+    return [Taken(prefix(number), (ROUTER,)) for number in numbers]
+
+
+@pytest.mark.parametrize("started", [False, True])
+async def test_what_there_is_no_room_to_close_is_not_taken_and_named(host: Host, started: bool) -> None:
+    node = make()
+    if started:
+        await node.converge()
+    node.take(taken(*range(MAX_HELD + 2)))
+    await node.converge()
+    assert len(node.taken) == MAX_HELD and {one.prefix for one in node.taken} == host.closed
+    first, *_ = node.faults()
+    assert (
+        first.code == "routes-not-taken" and ": 2 that are offered are not taken" in first.text and first.fix
+    )
+
+
+async def test_prefixes_that_are_gone_leave_no_room_and_let_nothing_pass_unnamed(host: Host) -> None:
+    node = make()
+    node.take(taken(*range(MAX_HELD)))
+    await node.converge()
+    node.take(taken(MAX_HELD))
+    await node.converge()
+    assert node.taken == () and len(host.closed) == MAX_HELD
+    assert "routes-not-taken" in {fault.code for fault in node.faults()}
+
+
+async def test_very_many_networks_of_the_links_open_no_prefix_that_was_closed(host: Host) -> None:
+    node = make()
+    node.take([Taken(WIDE, (ROUTER,))])
+    await node.converge()
+    host.ranges = tuple(HostRange("route", one, "eth0") for one in HOLES)
+    for one in (node, make()):  # and after a restart
+        await one.converge()
+        assert one.closed == (WIDE,) and host.closed == {WIDE}
+
+
+async def test_a_host_that_takes_long_to_read_is_read_seldom(
+    host: Host, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    node, slow = make(), 2.0
+    node.take([Taken(LAN, (ROUTER,))])
+
+    async def run_sync(call: Callable[..., object], *args: object) -> object:
+        before = host.looks
+        found = call(*args)
+        await trio.sleep(slow if host.looks > before else 0)
+        return found
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    for _ in range(5):  # the kernel tells of changes again and again
+        await node.converge()
+    assert host.looks == 1
+    await trio.sleep(SHARE * slow)
+    await node.converge()
+    assert host.looks == 2
+
+
+async def test_without_ipv6_its_prefixes_are_closed_and_ipv4s_are_routed(host: Host) -> None:
+    """The kernel refuses routes of IPv6 then, and would be left with a part of the others."""
+    six, has = IPv6Network("fd77::/64"), False
+    node = BeyondMesh(
+        "pm", tuple(f"pm{i}" for i in range(7)), carried=lambda: {LAN: ROUTER, six: ROUTER}, fits=dict,
+        mtu=1420, allows=lambda network: True, changed=lambda: None, ipv6=lambda: has,
+    )  # fmt: skip
+    node.take([Taken(LAN, (ROUTER,)), Taken(six, (ROUTER,))])
+    await node.converge()
+    assert host.closed == {LAN, six} and {network for _, network in host.routed} == {LAN}
+    has = True
+    await node.converge()
+    assert {network for _, network in host.routed} == {LAN, six}
