@@ -199,12 +199,12 @@ def constraint_lines(section: RelaySection) -> list[str]:
     return found
 
 
-def refusals(section: RelaySection, members: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str]]:
-    """The names of the ``members`` (each with its region) that may not pass on this node's packets, and by
-    which key."""
+def refusals(section: RelaySection, members: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
+    """The names of the ``members`` (each with its region and its node id as text) that may not pass on this
+    node's packets, and by which key."""
     constraints: Constraints = constraints_of(section)
-    for name, region in members:
-        if key := constraints.refuses(name, region):
+    for name, region, node_id in members:
+        if key := constraints.refuses(name, region, node_id):
             yield name, key
 
 

@@ -162,7 +162,7 @@ def _member(parts: Parts, rows: Rows, dest: str, entry: Entry, address: Address 
         words.refusals(
             section,
             (
-                (other.member.name, other.record.region)
+                (other.member.name, other.record.region, format_node_id(other.member.node_id))
                 for other in parts.peers.entries
                 if other.member.node_id != node_id
             ),

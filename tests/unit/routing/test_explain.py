@@ -132,7 +132,7 @@ def test_constraints_and_whom_they_refuse() -> None:
     assert explain.constraint_lines(section) == [
         "relay.use = false", "relay.direct_only = true", "relay.never = nas", "relay.regions = eu",
     ]  # fmt: skip
-    members = [("nas", "eu"), ("gate", "us"), ("spare", "eu")]
+    members = [("nas", "eu", "a" * 26), ("gate", "us", "b" * 26), ("spare", "eu", "c" * 26)]
     refused = explain.refusals(RelaySection(never=("nas",), regions=("eu",)), members)
     assert list(refused) == [("nas", "relay.never"), ("gate", "relay.regions")]
 
