@@ -228,7 +228,7 @@ RELAY = rig.RELAY.replace(
 
 def test_a_relay_opens_the_short_way_by_itself_and_closes_it() -> None:
     rig.run(R, "sysctl", "-qw", "net.ipv4.ip_forward=0")
-    argv = ["ip", "netns", "exec", R, sys.executable, "-c", RELAY]
+    argv = ["ip", "netns", "exec", R, sys.executable, "-c", RELAY, "pm", str(rig.PORT)]
     with (
         rig.udp(A, A4) as a,
         rig.udp(B, B4) as b,

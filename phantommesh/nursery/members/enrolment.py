@@ -67,7 +67,8 @@ async def join(
     Without ``endpoints`` the first record names the address from which the authority was reached. The node
     finds out by itself where it is from its first start on; where its settings forbid that, the address
     becomes its endpoint.
-    ``chosen``: an operator gives the endpoints now, and wants to hear at once of one that is of no use.
+    ``chosen``: an operator gives the endpoints now, and wants to hear at once of one that is of no use. Else
+    the node that runs here joins anew, under another identity.
     Raises `PhantomMeshError` saying what to do.
     """
     invite = Invite.parse_untrusted(token)
@@ -91,7 +92,7 @@ async def join(
                     framed, session, draft, settings, found=own, chosen=chosen and bool(endpoints)
                 )
                 return await trio.to_thread.run_sync(
-                    _finish(state_dir, config_path, draft, settings, invite, enrolled)
+                    _finish(state_dir, config_path, draft, settings, invite, enrolled, running=not chosen)
                 )
         except framing.StreamError as error:
             if isinstance(error, Unanswered) and not again:
@@ -136,6 +137,8 @@ def _finish(
     config: Config,
     invite: Invite,
     enrolled: messages.Enrolled,
+    *,
+    running: bool,
 ) -> Callable[[], Summary]:
     return partial(
         finish_join,
@@ -154,13 +157,15 @@ def _finish(
         active_key=enrolled.active_key,
         own_authority_cert=enrolled.own_authority_cert,
         now=time(),
-        check=partial(_check_host, config),
+        check=partial(_check_host, config, running),
     )
 
 
-def _check_host(config: Config, networks: Sequence[Network], members: Mapping[OverlayAddress, str]) -> None:
+def _check_host(
+    config: Config, running: bool, networks: Sequence[Network], members: Mapping[OverlayAddress, str]
+) -> None:
     """Raise OverlapError where this host's own range is in the way."""
-    hostview.check(networks, members, prefix=config.wireguard.prefix)
+    hostview.check(networks, members, prefix=config.wireguard.prefix, running=running)
 
 
 async def _shake_hands(framed: framing.FramedStream, invite: Invite, draft: JoinDraft) -> sessions.Session:

@@ -97,12 +97,15 @@ def look(networks: Sequence[Network], names: Collection[str]) -> HostView:
     return HostView(tuple(sorted(found, key=str)), frozenset(here))
 
 
-def check(networks: Sequence[Network], members: Mapping[Address, str], *, prefix: str) -> Plan:
+def check(
+    networks: Sequence[Network], members: Mapping[Address, str], *, prefix: str, running: bool = False
+) -> Plan:
     """Say what would be routed on this host in a mesh of these ``networks`` and ``members``. Interfaces of
-    this ``prefix`` do not count, unless a node has them that runs: then they are another mesh's. Raises
-    OverlapError where the host's own range is in the way, and BackendError."""
+    this ``prefix`` do not count, unless a node has them that runs: then they are another mesh's. ``running``:
+    that node is the one that asks. Raises OverlapError where the host's own range is in the way, and
+    BackendError."""
     with owned(master_name(prefix)) as free:
-        names = all_names(prefix) if free else ()
+        names = all_names(prefix) if free or running else ()
     found = plan(networks, members, look(networks, names).ranges)
     if (error := refusal(found)) is not None:
         raise error
