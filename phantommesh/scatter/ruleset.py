@@ -379,9 +379,11 @@ def _entry(frame: Frame) -> list[str]:
                     "type route hook output priority mangle; policy accept;",
                     f'oifname "{frame.device}" jump addressed',
                 ),
+                # After NAT, which gives an answer the address of whom it is for: a router of prefixes may
+                # hide members behind its own.
                 *chain_block(
                     "prerouting",
-                    "type filter hook prerouting priority mangle; policy accept;",
+                    "type filter hook prerouting priority dstnat + 5; policy accept;",
                     "jump addressed",
                 ),
                 *chain_block("addressed", *mine),

@@ -86,13 +86,14 @@ async def stop(node: LabNode) -> None:
 
 
 @asynccontextmanager
-async def meshed(spec: LabSpec) -> AsyncIterator[tuple[list[LabNode], str]]:
-    """The mesh: an authority that uses the network, the two routers, and one more member that does."""
+async def meshed(spec: LabSpec, *, hides: bool = False) -> AsyncIterator[tuple[list[LabNode], str]]:
+    """The mesh: an authority that uses the network, the two routers, and one more member that does. The first
+    router hides members behind an address of its own, and the second one too where it ``hides`` them."""
     await up.up(spec)
     nodes = nodes_of(spec)
     authority, first, second, member = nodes
     with network_behind(spec, first, second) as lan:
-        for router, masquerade in ((first, True), (second, False)):
+        for router, masquerade in ((first, True), (second, hides)):
             probe = {LAN: HOST}
             edit(router.config, routes={"advertise": (LAN,), "masquerade": masquerade, "probe": probe})
         for node in (authority, member):
@@ -187,7 +188,7 @@ async def test_a_twin_takes_over_when_a_router_its_link_or_what_is_behind_it_die
 
 
 async def test_a_prefix_is_reached_where_marks_scatter(four: LabSpec) -> None:
-    async with meshed(replace(four, scatter=ScatterSection(hook="mark"))) as (nodes, _):
+    async with meshed(replace(four, scatter=ScatterSection(hook="mark")), hides=True) as (nodes, _):
         await until(partial(answers, nodes[3]))
         shown = run_in(nodes[3], "ip", "route", "show", "table", "11201")
         assert f"{LAN} dev pm0" in shown
