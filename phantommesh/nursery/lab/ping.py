@@ -17,6 +17,7 @@ from typing import Final
 import trio
 from pyroute2 import netns
 
+from phantommesh.checksum import checksum
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.lab.net import one_error
 
@@ -116,8 +117,7 @@ class Traffic:
 
     def _request(self, number: int, sequence: int) -> bytes:
         header = _ECHO.pack(_ECHO_REQUEST, 0, 0, number, sequence)
-        checksum = _checksum(header + self._token)
-        return _ECHO.pack(_ECHO_REQUEST, 0, checksum, number, sequence) + self._token
+        return _ECHO.pack(_ECHO_REQUEST, 0, checksum(header + self._token), number, sequence) + self._token
 
 
 @asynccontextmanager
@@ -158,10 +158,3 @@ def _open_in(namespace: str) -> socket.socket:
     if isinstance(opened[0], OSError):
         raise opened[0]
     return opened[0]
-
-
-def _checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071) of an even number of bytes."""
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    total = (total & 0xFFFF) + (total >> 16)
-    return ~(total + (total >> 16)) & 0xFFFF

@@ -14,6 +14,8 @@ from typing import Final
 import structlog
 import trio
 
+from phantommesh.checksum import checksum
+
 Target = IPv4Address | IPv6Address
 
 # Tuning.
@@ -23,15 +25,6 @@ _ASK: Final = {4: 8, 6: 128}
 _ANSWER: Final = {4: 0, 6: 129}
 
 log = structlog.get_logger("phantommesh.routes")
-
-
-def checksum(data: bytes) -> int:
-    """The Internet checksum (RFC 1071)."""
-    padded = data + bytes(len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 class Echo:

@@ -27,6 +27,7 @@ from typing import Final
 import structlog
 import trio
 
+from phantommesh.checksum import checksum
 from phantommesh.endpoint import Address
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.bell import Bell
@@ -296,8 +297,4 @@ def _source(host: str) -> bytes:
 def _checksum(source: bytes, destination: bytes, datagram: bytes) -> bytes:
     """UDP's checksum over IPv4 (RFC 768), of a datagram with zeros for it."""
     header = source + destination + struct.pack("!HH", socket.IPPROTO_UDP, len(datagram))
-    data = header + datagram + bytes(len(datagram) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return (~total & 0xFFFF or 0xFFFF).to_bytes(2, "big")
+    return (checksum(header + datagram) or 0xFFFF).to_bytes(2, "big")

@@ -8,10 +8,11 @@ from ipaddress import ip_address, ip_network
 import pytest
 import trio
 
+from phantommesh.checksum import checksum
 from phantommesh.config.sections import RoutesSection
 from phantommesh.nursery.dataplane.gateway import PACE, GatewayDriver
 from phantommesh.nursery.host.waysout import WayOut
-from phantommesh.nursery.sockets.echo import LOST, checksum
+from phantommesh.nursery.sockets.echo import LOST
 
 LAN, HOST = ip_network("192.168.50.0/24"), ip_address("192.168.50.10")
 
