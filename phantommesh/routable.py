@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
+from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final, Generic, TypeVar
 
@@ -85,6 +86,11 @@ def overlap(one: Network, other: Network) -> bool:
     return isinstance(one, IPv6Network) and isinstance(other, IPv6Network) and one.overlaps(other)
 
 
+def within(prefix: Network, network: Network) -> bool:
+    """Whether a network holds all of a prefix."""
+    return overlap(prefix, network) and prefix.prefixlen >= network.prefixlen
+
+
 class Places(Generic[T]):
     """Things by the networks that they are of, to be asked which have an address in common with a network: a
     router of the internet has a million routes, and each question costs the same beside what is found."""
@@ -95,7 +101,14 @@ class Places(Generic[T]):
             place = network.version, network.prefixlen, int(network.network_address)
             self._at.setdefault(place, []).append(thing)
         self._lengths = sorted({(version, length) for version, length, _ in self._at})
-        self._sorted = sorted((version, first, length) for version, length, first in self._at)
+
+    @cached_property
+    def _sorted(self) -> list[tuple[int, int, int]]:
+        return sorted((version, first, length) for version, length, first in self._at)
+
+    def holding(self, network: Network) -> list[T]:
+        """All whose network holds all of this one, the widest first."""
+        return [thing for place in self._wider(network, network.prefixlen) for thing in self._at[place]]
 
     def meeting(self, network: Network) -> list[T]:
         """All that have an address in common with the network: two networks do if one holds the other."""
@@ -105,13 +118,18 @@ class Places(Generic[T]):
         """Whether there is any such thing."""
         return next(iter(self._places(network)), None) is not None
 
-    def _places(self, network: Network) -> Iterable[tuple[int, int, int]]:
+    def _wider(self, network: Network, longest: int) -> Iterable[tuple[int, int, int]]:
+        """The places of so many bits at most that hold a network."""
         version, first, bits = network.version, int(network.network_address), network.max_prefixlen
         for own, length in self._lengths:
-            if own == version and length < network.prefixlen:
+            if own == version and length <= longest:
                 place = version, length, first >> bits - length << bits - length
                 if place in self._at:
                     yield place
+
+    def _places(self, network: Network) -> Iterable[tuple[int, int, int]]:
+        version, first, bits = network.version, int(network.network_address), network.max_prefixlen
+        yield from self._wider(network, network.prefixlen - 1)
         last = first | (1 << bits - network.prefixlen) - 1
         begin = bisect_left(self._sorted, (version, first, network.prefixlen))
         for _, start, length in self._sorted[begin : bisect_right(self._sorted, (version, last, bits))]:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import collapse_addresses
 
-from phantommesh.overlay.prefixes import HostRange, plan
-from phantommesh.routable import Places, overlap
+from phantommesh.overlay.prefixes import HostRange, collapse, plan
+from phantommesh.routable import Places, order, within
 from phantommesh.wireguard.device import Network
 
 
@@ -54,23 +53,18 @@ def beyond(
         if prefix in carried:
             routed |= dict.fromkeys(met.routed, carried[prefix])
     return Beyond(
-        tuple(sorted(closed, key=_order)),
-        tuple(sorted(routed.items(), key=lambda item: _order(item[0]))),
+        tuple(sorted(closed, key=order)),
+        tuple(sorted(routed.items(), key=lambda item: order(item[0]))),
         tuple(conflicts),
     )
 
 
 def _held(prefix: Network, host: Places[HostRange]) -> bool:
     """Whether the host's ranges hold all of a prefix."""
-    whole = collapse_addresses(own.network for own in host.meeting(prefix))  # type: ignore[type-var]
-    return any(overlap(one, prefix) and one.prefixlen <= prefix.prefixlen for one in whole)
+    return any(within(prefix, one) for one in collapse(own.network for own in host.meeting(prefix)))
 
 
 def _of(network: Network, taken: Places[Network]) -> Network | None:
     """The longest of the taken prefixes that holds all of a network."""
-    holding = [one for one in taken.meeting(network) if one.prefixlen <= network.prefixlen]
-    return max(holding, key=lambda one: one.prefixlen, default=None)
-
-
-def _order(prefix: Network) -> tuple[int, int, int]:
-    return prefix.version, int(prefix.network_address), prefix.prefixlen
+    holding = taken.holding(network)
+    return holding[-1] if holding else None

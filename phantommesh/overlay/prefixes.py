@@ -114,12 +114,12 @@ def _plan(network: Network, members: Mapping[Address, str], host: Iterable[HostR
             conflicts.append(f"this host's {own} holds all of the overlay {network}")
         else:
             avoided.append(own)
-    holes = _collapse(own.network for own in met)
+    holes = collapse(own.network for own in met)
     pieces = _without(network, holes)
     if pieces is None:
         conflicts.append(f"this host has more ranges in the overlay {network} than can be gone round")
     outside = [a for a in here if not any(a in piece for piece in pieces or ())]
-    routed = _collapse([*(pieces or ()), *(ip_network(address) for address in outside)])
+    routed = collapse([*(pieces or ()), *(ip_network(address) for address in outside)])
     closed = {Closing("route", prefix) for prefix in routed}
     if pieces and len(holes) <= MAX_SPARED:
         closed |= {Closing("spare", hole) for hole in holes}
@@ -166,7 +166,7 @@ def _conflict(met: HostRange, network: Network, held: Sequence[tuple[Address, st
 def _without(network: Network, holes: Iterable[Network]) -> list[Network] | None:
     """The network less the holes; None if that takes more than MAX_PIECES."""
     pieces: list[Network] = [network]
-    for hole in _collapse(holes):
+    for hole in collapse(holes):
         left: list[Network] = []
         for piece in pieces:
             if not overlap(piece, hole):
@@ -179,8 +179,8 @@ def _without(network: Network, holes: Iterable[Network]) -> list[Network] | None
     return pieces
 
 
-def _collapse(networks: Iterable[Network]) -> list[Network]:
-    """Merge networks of one version."""
+def collapse(networks: Iterable[Network]) -> list[Network]:
+    """Merge networks, those of each version by themselves."""
     listed = list(networks)
     four = [network for network in listed if isinstance(network, IPv4Network)]
     six = [network for network in listed if isinstance(network, IPv6Network)]

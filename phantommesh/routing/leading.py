@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from phantommesh.management.explainview import Leads
 from phantommesh.overlay.beyond import Beyond
-from phantommesh.routable import Network
+from phantommesh.routable import Network, within
 from phantommesh.routing.prefixes import Conflict, Offer, Taken
 
 T = TypeVar("T")
@@ -101,7 +101,7 @@ def lead(address: Address, known: Prefixes) -> Lead:
 def _into(address: Address, taken: Taken, known: Prefixes) -> Lead:
     """Where an address in a prefix that this node takes leads."""
     held = [piece for piece in known.plan.closed if address in piece]
-    if not held and any(_inside(piece, taken.prefix) for piece in known.plan.closed):
+    if not held and any(within(piece, taken.prefix) for piece in known.plan.closed):
         return Lead("host", taken.prefix, taken.routers)
     carrier = known.carried.get(taken.prefix, b"")
     if not carrier:
@@ -112,10 +112,6 @@ def _into(address: Address, taken: Taken, known: Prefixes) -> Lead:
     if more and closed is not None and (routed is None or routed.prefixlen < closed.prefixlen):
         return Lead("refused", closed, stale=True)
     return Lead("carried", taken.prefix, taken.routers, carrier)
-
-
-def _inside(piece: Network, prefix: Network) -> bool:
-    return piece.prefixlen >= prefix.prefixlen and piece.network_address in prefix
 
 
 def _longest(address: Address, found: Iterable[tuple[Network, T]]) -> T | None:

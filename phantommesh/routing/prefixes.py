@@ -14,7 +14,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from phantommesh.overlay.prefixes import HostRange
-from phantommesh.routable import Network, order, overlap
+from phantommesh.routable import Network, Places, order, overlap, within
 
 EVERYTHING: Final[tuple[Network, ...]] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
@@ -62,7 +62,7 @@ def taken(
             routers.setdefault(offer.prefix, {})[offer.router] = None
     if not routers:
         return (), ()
-    meshes, ranges = list(overlay), _Ranges(host)
+    meshes, ranges = list(overlay), Places((own.network, own) for own in host)
     found, conflicts = list[Taken](), list[Conflict]()
     for prefix in sorted(routers, key=order):
         by = tuple(routers[prefix])
@@ -76,47 +76,15 @@ def taken(
 
 def accepted(prefix: Network, accept: Iterable[Network]) -> bool:
     """Whether the operator allows that this prefix is taken, whatever the host has."""
-    return any(_within(prefix, network) for network in accept)
+    return any(within(prefix, network) for network in accept)
 
 
-class _Ranges:
-    """The host's own ranges, to be asked which holds a prefix: a router of the internet has a million."""
-
-    def __init__(self, host: Iterable[HostRange]) -> None:
-        self._by_place: dict[tuple[int, int, int], HostRange] = {}
-        for own in host:
-            network = own.network
-            place = _place(network, network.prefixlen)
-            held = self._by_place.get(place)
-            if held is None or str(own) < str(held):  # the same one is named each time
-                self._by_place[place] = own
-        self._lengths = sorted({(version, length) for version, length, _ in self._by_place})
-
-    def holding(self, prefix: Network) -> HostRange | None:
-        """The widest range that holds all of a prefix."""
-        for version, length in self._lengths:
-            if version != prefix.version or length > prefix.prefixlen:
-                continue
-            if (own := self._by_place.get(_place(prefix, length))) is not None:
-                return own
-        return None
-
-
-def _place(network: Network, length: int) -> tuple[int, int, int]:
-    """The prefix of this length that holds a network's first address."""
-    return network.version, length, int(network.network_address) >> (network.max_prefixlen - length)
-
-
-def _conflict(prefix: Network, overlay: Iterable[Network], host: _Ranges) -> str:
+def _conflict(prefix: Network, overlay: Iterable[Network], host: Places[HostRange]) -> str:
     """Why a prefix cannot be taken here; empty where it can."""
     for network in overlay:
         if overlap(prefix, network):
             return f"it overlaps the overlay {network}"
-    own = host.holding(prefix)
+    holding = host.holding(prefix)
+    # The widest, and of several for one network the same each time.
+    own = min(holding, key=lambda one: (one.network.prefixlen, str(one)), default=None)
     return "" if own is None else f"this host's {own} has these addresses already"
-
-
-def _within(prefix: Network, network: Network) -> bool:
-    if isinstance(prefix, IPv4Network) and isinstance(network, IPv4Network):
-        return prefix.subnet_of(network)
-    return isinstance(prefix, IPv6Network) and isinstance(network, IPv6Network) and prefix.subnet_of(network)
