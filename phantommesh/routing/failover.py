@@ -133,11 +133,6 @@ class Failover:
                 router.ask_at = now + router.pace
         return ask, self._choose(now)
 
-    def lives(self, router: bytes, now: float) -> bool:
-        """Whether a router answers, whatever it says of its routes."""
-        known = self._routers.get(router)
-        return known is not None and known.lives(now)
-
     def standing(self, prefix: Network, now: float) -> tuple[Standing, ...]:
         """How each router of a prefix stands, in order of preference; none of a prefix that is not taken."""
         routers, current = self._taken.get(prefix, ()), self.carried.get(prefix)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, ip_network
@@ -13,7 +13,7 @@ import trio
 
 from phantommesh.nursery.dataplane.routetalk import RATE, RouteTalk
 from phantommesh.routing.asking import NONCE_BYTES, Answer, Question
-from phantommesh.routing.failover import Failover
+from phantommesh.routing.failover import Failover, Standing
 from phantommesh.routing.prefixes import Taken
 from phantommesh.wireguard.device import Network
 from tests.support.loopback import free_port
@@ -84,7 +84,11 @@ async def test_a_routers_word_reaches_whoever_takes_its_prefix() -> None:
 async def test_what_is_not_an_answer_of_a_member_to_a_question_moves_nothing() -> None:
     async with talking() as (taker, router, port):
         router.works = set()
-        await until(lambda: taker.talk.failover.lives(B, trio.current_time()))
+
+        def standing() -> Sequence[Standing]:
+            return taker.talk.failover.standing(LAN, trio.current_time())
+
+        await until(lambda: [r.lives for r in standing() if r.router == B] == [True])
         answer = Answer(bytes(NONCE_BYTES), frozenset({LAN})).encode()
         send(answer, ADDRESSES[A], port, STRANGER)
         send(answer, ADDRESSES[A], port, STRANGER, own_port=False)
