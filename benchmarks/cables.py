@@ -16,55 +16,38 @@ import os
 import select
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from math import inf
 from random import Random
 from typing import Final
 
-from phantommesh.nursery.lab.delay import BATCH, MAX_FRAME, attach
+from phantommesh.nursery.lab.delay import BATCH, MAX_FRAME, Line, attach
 
 PLENTY: Final = 10_000_000  # bytes, of a cable without a rate
 
 
-@dataclass(slots=True)
-class Cable:
+class Cable(Line):
     """One direction. ``delay`` in seconds, ``rate`` in bytes a second (0: none), ``loss`` a ratio, ``room``
     the bytes that may wait."""
 
-    delay: float = 0.0
-    rate: float = 0.0
-    loss: float = 0.0
-    room: int = PLENTY
-    random: Random = field(default_factory=Random)  # no secret
-    dropped: int = 0
-    _free: float = 0.0  # when the frames before will have been sent
-    _frames: deque[tuple[float, bytes]] = field(default_factory=deque)
-
-    @property
-    def due(self) -> float:
-        """When the next frame comes out; inf: there is none."""
-        return self._frames[0][0] if self._frames else inf
+    def __init__(self) -> None:
+        super().__init__(0.0)
+        self.delay = self.rate = self.loss = 0.0
+        self.room = PLENTY
+        self._random = Random()  # no secret
+        self._free = 0.0  # when the frames before will have been sent
 
     def put(self, frame: bytes, now: float) -> None:
         """Take a frame, if there is room; some are lost."""
         waits = max(0.0, self._free - now)
         full = bool(self.rate) and waits * self.rate + len(frame) > self.room
-        if full or self.random.random() < self.loss:
-            self.dropped += 1
+        if full or self._random.random() < self.loss:
+            self.lost += 1
             return
         self._free = now + waits + (len(frame) / self.rate if self.rate else 0.0)
         # A delay that was made shorter lets no frame overtake another.
         last = self._frames[-1][0] if self._frames else 0.0
         self._frames.append((max(last, self._free + self.delay), frame))
-
-    def out(self, now: float) -> list[bytes]:
-        """The frames whose time has come."""
-        found = []
-        while self.due <= now:
-            found.append(self._frames.popleft()[1])
-        return found
 
     def shape(self, delay_ms: float, mbit: float, percent: float, room: int) -> None:
         """Be like this for all that comes from now on."""
@@ -101,7 +84,7 @@ def _carry(pairs: Sequence[tuple[int, int]]) -> None:
                 try:
                     os.write(target, frame)
                 except OSError:  # the interface is down, or has no room
-                    cable.dropped += 1
+                    cable.lost += 1
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PeerView,
         ProofDirection,
         ProofsView,
+        ScatterClass,
         ScatterView,
     )
 
@@ -141,31 +142,36 @@ def via(way: str, relay: str | None) -> str:
 
 
 def _scatter(view: ScatterView) -> Sequence[Sequence[object]]:
+    dimensions = view.dimensions
     return [
-        (
-            view.peer,
-            view.goal,
-            view.scheduler,
-            f"{view.link_epoch}.{view.epoch}",
-            age(view.epoch_age_s),
-            None if view.entropy_bits is None else f"{view.entropy_bits:.3f}",
-            " ".join(f"{100 * d.weight:.1f}%" for d in view.dimensions),
-            sum(d.packets for d in view.dimensions),
+        _dealt(
+            view, view, view.peer, [one.weight for one in dimensions], [one.packets for one in dimensions]
         ),
         *(
-            (
-                f"{view.peer}: {part.name}",
-                part.goal,
-                part.scheduler,
-                f"{view.link_epoch}.{view.epoch}",
-                age(view.epoch_age_s),
-                None if part.entropy_bits is None else f"{part.entropy_bits:.3f}",
-                " ".join(f"{100 * weight:.1f}%" for weight in part.weights),
-                sum(part.packets),
-            )
+            _dealt(view, part, f"{view.peer}: {part.name}", part.weights, part.packets)
             for part in view.classes
         ),
     ]
+
+
+def _dealt(
+    view: ScatterView,
+    part: ScatterView | ScatterClass,
+    name: str,
+    weights: Sequence[float],
+    packets: Sequence[int],
+) -> Sequence[object]:
+    """The row of all traffic to a peer, or of a class of it."""
+    return (
+        name,
+        part.goal,
+        part.scheduler,
+        f"{view.link_epoch}.{view.epoch}",
+        age(view.epoch_age_s),
+        None if part.entropy_bits is None else f"{part.entropy_bits:.3f}",
+        " ".join(f"{100 * weight:.1f}%" for weight in weights),
+        sum(packets),
+    )
 
 
 def _proofs(view: ProofsView) -> Sequence[Sequence[object]]:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from phantommesh.config.sections import ConfigError, IntentSection
+from phantommesh.config.sections import LABEL, ConfigError, IntentSection
 from phantommesh.config.writing import redact
 from phantommesh.errors import shortened
 
@@ -46,14 +46,13 @@ DSCPS: Final[dict[str, int]] = {
 }
 MAX_UID: Final = 2**32 - 2
 
-_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _RANGE: Final = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.@\\-]{0,63}\$?")
 
 
 def called(name: Any, number: int) -> str:
     """What an error calls an intent: by its name, or by its number in the file, from 1 on."""
-    return name if isinstance(name, str) and _LABEL.fullmatch(name) else str(number)
+    return name if isinstance(name, str) and LABEL.fullmatch(name) else str(number)
 
 
 def protocols(intent: IntentSection) -> tuple[int, ...]:
@@ -132,13 +131,13 @@ def check(intents: Sequence[IntentSection]) -> None:
 
 
 def _check(where: str, intent: IntentSection) -> None:
-    if not _LABEL.fullmatch(intent.name) or intent.name == REST:
+    if not LABEL.fullmatch(intent.name) or intent.name == REST:
         raise ConfigError(
             f"{where}.name = {_show(intent.name)} is no intent's name",
             fix="use 1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end, and not \"rest\"",
         )
     for peer in intent.peers:
-        if not _LABEL.fullmatch(peer):
+        if not LABEL.fullmatch(peer):
             raise ConfigError(f"{where}.peers: {_show(peer)} is no name", fix="see `phantommesh peers`")
     for key, read in (("protocol", protocols), ("ports", ports), ("dscp", dscp), ("user", user)):
         try:

@@ -19,6 +19,7 @@ from msgspec import Meta
 from phantommesh.config import environment, intents
 from phantommesh.config.sections import (
     ALL_ROUTES,
+    LABEL,
     MAX_INTENTS,
     MAX_REGION_CHARS,
     RENAMED,
@@ -46,7 +47,6 @@ from phantommesh.routable import parse_prefix, unroutable
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
-_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PREFIX: Final = re.compile(r"[a-z][a-z0-9_-]{0,13}")
 _INTERFACE: Final = re.compile(
     r"[A-Za-z0-9._@:-]{1,15}"
@@ -181,9 +181,9 @@ def _check(config: Config) -> None:
     """Check what one value's type cannot say."""
     node, wireguard, link = config.node, config.wireguard, config.link
     for key, label in (("name", node.name), ("mesh", node.mesh)):
-        if not _LABEL.fullmatch(label):
+        if not LABEL.fullmatch(label):
             raise _bad(f"node.{key}", label, Label)
-    if node.region and not _LABEL.fullmatch(node.region):
+    if node.region and not LABEL.fullmatch(node.region):
         raise _bad("node.region", node.region, _kind(NodeSection, "region"))
     for key, endpoints in (("node.endpoints", node.endpoints), ("gossip.seeds", config.gossip.seeds)):
         for endpoint in endpoints:
@@ -204,7 +204,7 @@ def _check(config: Config) -> None:
                     fix="take it out; for a mesh within one machine all endpoints are loopback addresses",
                 )
     for peer in config.scatter.peers:
-        if not _LABEL.fullmatch(peer):
+        if not LABEL.fullmatch(peer):
             raise ConfigError(f"scatter.peers: {_show(peer)} is no name", fix="see `phantommesh peers`")
     if not _PREFIX.fullmatch(wireguard.prefix):
         raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
@@ -253,11 +253,11 @@ def _check(config: Config) -> None:
         )
     for key in ("members", "only", "never"):
         for member in getattr(relay, key):
-            if not _LABEL.fullmatch(member):
+            if not LABEL.fullmatch(member):
                 raise ConfigError(f"relay.{key}: {_show(member)} is no name", fix="see `phantommesh peers`")
     for key in ("regions", "never_regions"):
         for region in getattr(relay, key):
-            if not _LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
+            if not LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
                 raise ConfigError(
                     f"relay.{key}: {_show(region)} is no region",
                     fix=f"give relay.{key} names as in node.region: up to 32 characters of a-z, 0-9 and '-'",

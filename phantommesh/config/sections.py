@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The settings: one Struct a section of the configuration, with bounds and defaults."""
 
+import re
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -9,6 +10,8 @@ from msgspec import Meta
 from phantommesh.dimensions import DIMENSIONS, MAX_BATCH, MIN_BATCH
 from phantommesh.errors import PhantomMeshError
 from phantommesh.routable import MAX_ROUTES
+
+LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label in lower case
 
 # A description completes the sentence "set KEY to ...".
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]

@@ -175,14 +175,13 @@ class PeerScatter:
         keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.schedule.unequal)
         mine = self.schedule.capacities(scores, quickest)
         committed = cards(mine, keys.noise, SLOTS[declared])
-        held = [committed] * (1 + len(self.classes))  # by the number of the class
-        for number, each in enumerate(self.classes, 1):
-            capacities = each.schedule.capacities(scores, quickest)
+        held = [committed]  # by the number of the class
+        for each in self.classes:
+            noise, capacities = keys.noise, each.schedule.capacities(scores, quickest)
             if each.schedule.unequal != self.schedule.unequal:
                 others = epoch_keys(apart(keying.secret), self._sender, epoch, unequal=each.schedule.unequal)
-                held[number] = cards(capacities, others.noise, SLOTS[declared])
-            elif capacities != mine:
-                held[number] = cards(capacities, keys.noise, SLOTS[declared])
+                noise = others.noise
+            held.append(cards(capacities, noise, SLOTS[declared]))
         own = self._part(self.schedule, committed, keys.stream)
         parts = [
             replace(

@@ -24,7 +24,6 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from msgspec import Meta
 
-from phantommesh.endpoint import parse_endpoint
 from phantommesh.moments import rfc3339, span
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import (
@@ -302,11 +301,5 @@ class FederationInvite:
             raise TrustError("the federation invite was not made by this version", fix=_ONE_VERSION)
         mesh, *endpoints = texts
         check_label("mesh name", mesh)
-        for endpoint in endpoints:
-            try:
-                parse_endpoint(endpoint)
-            except ValueError as error:
-                raise TrustError(
-                    f"the federation invite's endpoint {endpoint!r} is not usable: {error}", fix=LINE.again
-                ) from None
+        LINE.check_endpoints(endpoints)
         return cls(root_hash, pact, Secret(secret), NodeId(authority), mesh, expires, tuple(endpoints))

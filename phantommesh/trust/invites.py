@@ -5,7 +5,6 @@ import struct
 from dataclasses import dataclass
 from typing import Final, Self
 
-from phantommesh.endpoint import parse_endpoint
 from phantommesh.moments import span
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Role, TrustError, check_label
@@ -74,13 +73,7 @@ class Invite:
             )
         mesh, *endpoints = texts
         check_label("mesh name", mesh)
-        for endpoint in endpoints:
-            try:
-                parse_endpoint(endpoint)
-            except ValueError as error:
-                raise TrustError(
-                    f"the invite's endpoint {endpoint!r} is not usable: {error}", fix="ask for a new invite"
-                ) from None
+        LINE.check_endpoints(endpoints)
         return cls(
             root_hash,
             invite_id,

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
+from phantommesh.endpoint import parse_endpoint
 from phantommesh.trust.certificates import TrustError
 
 _CHECKSUM_BYTES: Final = 4
@@ -68,6 +69,16 @@ class Kind:
                 raise TrustError(f"the {self.name}'s texts cannot be read", fix=self.again)
             texts.append(chunk.decode("ascii"))
         return texts
+
+    def check_endpoints(self, endpoints: Iterable[str]) -> None:
+        """Raise TrustError, naming the endpoint, where one of a line's is none."""
+        for endpoint in endpoints:
+            try:
+                parse_endpoint(endpoint)
+            except ValueError as error:
+                raise TrustError(
+                    f"the {self.name}'s endpoint {endpoint!r} is not usable: {error}", fix=self.again
+                ) from None
 
     def incomplete(self) -> TrustError:
         """Return the error for a line that lacks something."""

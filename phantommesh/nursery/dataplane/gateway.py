@@ -22,7 +22,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.host import forwarding as switches
 from phantommesh.nursery.host import waysout
-from phantommesh.nursery.host.leftovers import opened_beside
+from phantommesh.nursery.host.leftovers import close_left, opened_beside
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.host.waysout import WayOut
 from phantommesh.nursery.sockets.echo import Echo, Target
@@ -101,7 +101,11 @@ class GatewayDriver:
     async def run(self) -> None:
         """Route until cancelled; then nothing is forwarded any more. A failure is logged once and tried
         again."""
-        await self._close_left()
+        table = gateway.table_name(self._mesh[0])
+        try:
+            await close_left(Table(FAMILY, table), table, OPENED)
+        except NftError as error:
+            self._tell(error)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._echo.run)
@@ -223,19 +227,6 @@ class GatewayDriver:
         """Turn forwarding off again, but for what a relay or another node here needs."""
         beside = await opened_beside(gateway.table_name(self._mesh[0]))
         switches.close_for(name for name in interfaces if name not in beside)
-
-    async def _close_left(self) -> None:
-        """Give interfaces back what they were where a run that was killed has left them open."""
-        table = Table(FAMILY, gateway.table_name(self._mesh[0]))
-        try:
-            left = await table.names(OPENED)
-        except NftError:
-            return  # there is no such table
-        await self._give_back(left)
-        try:
-            await table.remove()
-        except NftError as error:
-            self._tell(error)
 
     def _tell(self, error: PhantomMeshError) -> None:
         if str(self.problem) != str(error):

@@ -24,7 +24,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.fastlane import FastLane
 from phantommesh.nursery.host import forwarding as switches
-from phantommesh.nursery.host.leftovers import opened_beside
+from phantommesh.nursery.host.leftovers import close_left, opened_beside
 from phantommesh.nursery.host.nft import NftError, Table
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.rates import Bucket
@@ -135,7 +135,7 @@ class Relaying:
         hosts = [str(address) for _, address, _ in self.frame.here]
         with UdpPort(self.frame.port, hosts, "relay.port") as port:
             port.forbids, port.dropped = self._forbids, self.dropped
-            await close_left(self._rules, self.frame.table, self._beside)
+            await close_left(self._rules, self.frame.table, OPENED, self._beside)
             await self._fast.close()
             try:
                 async with trio.open_nursery() as nursery:
@@ -318,16 +318,5 @@ class Relaying:
 
 async def close_killed(table: str) -> None:
     """Forward nothing more for pairs of a run that was killed. Raises NftError."""
-    await close_left(Table(FAMILY, table), table, opened_beside)
+    await close_left(Table(FAMILY, table), table, OPENED)
     await Table(fastlane.FAMILY, table).remove()
-
-
-async def close_left(rules: Rules, table: str, beside: Callable[[str], Awaitable[frozenset[str]]]) -> None:
-    """Give uplinks back what they were where a run of the relay that was killed has left them open, and
-    remove its rules. Raises NftError."""
-    try:
-        left = await rules.names(OPENED)
-    except NftError:
-        return  # there is no such table
-    switches.close_for(set(left) - await beside(table))
-    await rules.remove()

@@ -120,15 +120,7 @@ def _sorted(networks: Iterable[Network]) -> list[Network]:
 def _close(rtnl: IPRoute, command: str, table: int, network: Network) -> bool:
     """Close a prefix or open it; return whether that took a change: without IPv6 there is none to make."""
     try:
-        rtnl.route(
-            command,
-            type="unreachable",
-            dst=str(network),
-            table=table,
-            proto=ROUTE_PROTOCOL,
-            priority=CLOSED_METRIC,
-            family=_FAMILIES[network.version],
-        )
+        rtnl.route(command, **netlink.closing_arguments(network, table))
     except NetlinkError as error:
         if error.code not in (errno.EEXIST, errno.ESRCH, *_LACKING):
             raise

@@ -8,10 +8,11 @@ A guard goes by its interfaces' names and stays when its node ends. Under other 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import structlog
 import trio
@@ -92,6 +93,27 @@ async def opened_beside(own: str) -> frozenset[str]:
             if opened is not None and name != own:
                 found.update(await Table(family, name).names(opened))
     return frozenset(found)
+
+
+class Opened(Protocol):
+    """The part of `Table` that is needed here."""
+
+    async def names(self, name: str) -> list[str]: ...
+
+    async def remove(self) -> None: ...
+
+
+async def close_left(
+    rules: Opened, table: str, opened: str, beside: Callable[[str], Awaitable[frozenset[str]]] = opened_beside
+) -> None:
+    """Give interfaces back what they were where a run that was killed has left them open, and remove its
+    rules. ``opened`` is the set that has them; ``beside`` is as `opened_beside`. Raises NftError."""
+    try:
+        left = await rules.names(opened)
+    except NftError:
+        return  # there is no such table
+    close_for(set(left) - await beside(table))
+    await rules.remove()
 
 
 def _opened_in(family: str, name: str) -> str | None:

@@ -36,7 +36,8 @@ from phantommesh.nlattr import (
     split_messages,
 )
 from phantommesh.nursery.host.errors import BackendError, failed
-from phantommesh.wireguard.device import DeviceState, Interface, Report, Route
+from phantommesh.overlay.prefixes import CLOSED_METRIC
+from phantommesh.wireguard.device import DeviceState, Interface, Network, Report, Route
 from phantommesh.wireguard.diff import DeviceDiff
 
 ALIAS = "phantommesh"
@@ -443,3 +444,15 @@ def route_arguments(route: Route, index: int) -> dict[str, object]:
     if metrics := {name: value for name, value in limits.items() if value}:
         arguments["metrics"] = metrics
     return arguments
+
+
+def closing_arguments(network: Network, table: int) -> dict[str, object]:
+    """The request for the route of ours that closes a network in a table where no other route leads."""
+    return {
+        "type": "unreachable",
+        "dst": str(network),
+        "table": table,
+        "proto": ROUTE_PROTOCOL,
+        "priority": CLOSED_METRIC,
+        "family": socket.AF_INET6 if network.version == 6 else socket.AF_INET,
+    }

@@ -19,8 +19,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.marking import AFTER
-from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL
-from phantommesh.overlay.prefixes import CLOSED_METRIC, DEFAULT_PREFIX, Closing
+from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL, closing_arguments
+from phantommesh.overlay.prefixes import DEFAULT_PREFIX, Closing
 
 KINDS: Final[dict[int, Literal["spare", "overlay", "fence"]]] = {
     AFTER: "spare",
@@ -67,24 +67,15 @@ def _order(closing: Closing) -> tuple[int, str]:
 
 def _send(rtnl: IPRoute, command: str, closing: Closing) -> None:
     network = closing.network
-    family = socket.AF_INET6 if network.version == 6 else socket.AF_INET
     if closing.kind == "route":
-        rtnl.route(
-            command,
-            type="unreachable",
-            dst=str(network),
-            table=_MAIN_TABLE,
-            proto=ROUTE_PROTOCOL,
-            priority=CLOSED_METRIC,
-            family=family,
-        )
+        rtnl.route(command, **closing_arguments(network, _MAIN_TABLE))
         return
     rule: dict[str, object] = {
         "dst": str(network.network_address),
         "dst_len": network.prefixlen,
         "priority": _PRIORITIES[closing.kind],
         "protocol": ROUTE_PROTOCOL,
-        "family": family,
+        "family": socket.AF_INET6 if network.version == 6 else socket.AF_INET,
     }
     match closing.kind:
         case "spare":

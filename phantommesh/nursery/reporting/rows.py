@@ -157,9 +157,10 @@ class Rows:
     def _peer(self, entry: Entry) -> PeerView:
         member, state, now = entry.member, self._state(entry), time()
         bound = self._parts.links.bound(member.node_id)
-        dimensions = []
+        dimensions, ends = [], []
         for i, name, peer in self.devices(entry):
             since = peer.age(now) if peer is not None else None
+            ends.append(self._sends_to(entry, peer))
             dimensions.append(
                 DimensionView(
                     index=i,
@@ -184,7 +185,7 @@ class Rows:
             through=self._through(entry),
             gossip_rtt_s=self._parts.gossip.membership.round_trip(member.node_id),
             endpoint=waysof.endpoint_of(
-                [self._sends_to(entry, peer) for _, _, peer in self.devices(entry)],
+                ends,
                 self._parts.paths.paths.view(member.node_id, trio.current_time()),
                 entry.record,
             ),

@@ -3,6 +3,7 @@
 
 import pytest
 
+from phantommesh.checksum import checksum
 from phantommesh.management.views import LinkView, Status
 from phantommesh.nursery.lab.errors import LabError
 from phantommesh.nursery.lab.mesh import LabLink, NodeView, links_between
@@ -14,7 +15,7 @@ from phantommesh.nursery.lab.net import (
     one_error,
     uplink_commands,
 )
-from phantommesh.nursery.lab.ping import Flow, Traffic, _checksum
+from phantommesh.nursery.lab.ping import Flow, Traffic
 from phantommesh.nursery.lab.run import links_table
 
 STATUS = Status(
@@ -113,7 +114,7 @@ def test_nodes_that_fail_together_are_one_error() -> None:
 
 def test_request_carries_a_checksum_that_verifies() -> None:
     request = Traffic([], 1.0)._request(3, 65535)
-    assert _checksum(request) == 0
+    assert checksum(request) == 0
     assert request[:2] == b"\x08\x00"
 
 
