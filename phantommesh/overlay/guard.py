@@ -41,6 +41,7 @@ class Drop(IntEnum):
     CLEAR = 4  # for the overlay, about to leave by an interface that is not the mesh's
     NESTED = 5  # WireGuard's or the control port's, about to enter the mesh that it carries, or out of it
     ARP = 6  # a neighbour's question for an overlay address, or one of ours to the neighbours
+    AGREED = 7  # from a member of another mesh, and not what the pact with that mesh allows
 
 
 # RFC 792, RFC 4443, RFC 4861: an error quotes the packet that it is about behind eight bytes of its own; a
@@ -63,9 +64,28 @@ _REASONS: Final = {
     Drop.CLEAR: "guard-clear",
     Drop.NESTED: "guard-nested",
     Drop.ARP: "guard-arp",
+    Drop.AGREED: "guard-agreed",
 }
 
 Network = IPv4Network | IPv6Network
+
+
+Range = tuple[str, int, int]
+"""Ports of a protocol, ``tcp`` or ``udp``, from the first to the last."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Visitor:
+    """A member of another mesh: its address; the ports of this node that it may use, and its ports that this
+    node may use."""
+
+    ip6: IPv6Address
+    inbound: tuple[Range, ...]
+    outbound: tuple[Range, ...]
+
+
+Visited = tuple[tuple[IPv6Network, ...], tuple[Visitor, ...]]
+"""The networks of other meshes, and their members with whom there is a pact."""
 
 
 def table_name(device: str) -> str:
@@ -81,7 +101,8 @@ class Guard:
     the mesh through this node, ``short`` the segments in bytes that those machines may send to peers whose
     route over IPv6 cannot say it. ``beyond`` are the prefixes that this node takes of others, as far as they
     mean the mesh here; ``routes`` those that it routes for others, and ``returns`` says that answers come
-    back by the network's own routes, for the members' own addresses, and not by masquerade."""
+    back by the network's own routes, for the members' own addresses, and not by masquerade. ``others`` are
+    those of the networks that are other meshes', and ``visitors`` their members with whom there is a pact."""
 
     device: str
     names: tuple[str, ...]
@@ -94,6 +115,8 @@ class Guard:
     beyond: tuple[Network, ...] = ()
     routes: tuple[Network, ...] = ()
     returns: bool = False
+    others: tuple[IPv6Network, ...] = ()
+    visitors: tuple[Visitor, ...] = ()
 
     @property
     def table(self) -> str:
@@ -118,6 +141,7 @@ def render(guard: Guard) -> str:
                 "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
             ),
             *_clamping(guard),
+            *_visiting(guard),
             *chain_block(
                 "leaving", "type filter hook postrouting priority 300; policy accept;", *_leaving(guard)
             ),
@@ -263,6 +287,9 @@ def _inside(guard: Guard) -> list[str]:
         f"icmp type destination-unreachable icmp code frag-needed {_drop(Drop.BEYOND)}",
         f"icmpv6 type {{ packet-too-big, nd-redirect }} {_drop(Drop.BEYOND)}",
         *_strange(guard),
+        # `visiting` sees the rest, after the kernel has told answers from questions.
+        *(f"ip6 saddr {anonymous(guard.others)} ip6 daddr {six} accept" for _ in guard.others[:1]),
+        *(f"ip6 saddr {anonymous(guard.others)} {_drop(Drop.AGREED)}" for _ in guard.others[:1]),
         f"ip daddr {four} accept",
         f"ip6 daddr {six} accept",
         # A prefix that this node routes: members' own addresses may send there, by WireGuard's word.
@@ -285,9 +312,11 @@ def _strange(guard: Guard) -> list[str]:
 
 def _passing(guard: Guard) -> list[str]:
     ours, rules = _names((guard.device, *guard.names)), list[str]()
+    if guard.others:  # a port that the host publishes by DNAT is none that `visiting` sees
+        rules += [f"iifname {ours} ip6 saddr {anonymous(guard.others)} {_drop(Drop.FORWARDED)}"]
     if guard.forward:
         behind = _names(guard.forward)
-        rules = [
+        rules += [
             f"iifname {behind} oifname {ours} accept",
             # Answers, and what the host itself has published by DNAT at its overlay address.
             f"iifname {ours} oifname {behind} ct state established,related accept",
@@ -300,6 +329,33 @@ def _passing(guard: Guard) -> list[str]:
         for match in _routed(guard, *back)
     ]
     return [*rules, f"iifname {ours} {_drop(Drop.FORWARDED)}", f"oifname {ours} {_drop(Drop.FORWARDED)}"]
+
+
+def _visiting(guard: Guard) -> list[str]:
+    """The chain for what members of other meshes send to this node: to the ports that the pact opens to them;
+    and answers from those that it opens to this node. The ports are looked at in each packet, so what is
+    closed is closed for connections that are open, too."""
+    if not guard.others:
+        return []
+    rules = list[str]()
+    for one in guard.visitors:
+        rules += [
+            f"ip6 saddr {one.ip6} {protocol} dport {first}-{last} accept"
+            for protocol, first, last in one.inbound
+        ]
+        answers = "ct direction reply ct state established"
+        rules += [
+            f"ip6 saddr {one.ip6} {protocol} sport {first}-{last} {answers} accept"
+            for protocol, first, last in one.outbound
+        ]
+    return [
+        *chain_block("agreed", *rules, _drop(Drop.AGREED)),
+        *chain_block(
+            "visiting",
+            "type filter hook input priority filter - 5; policy accept;",
+            f"iifname {_names((guard.device, *guard.names))} ip6 saddr {anonymous(guard.others)} goto agreed",
+        ),
+    ]
 
 
 def _clamping(guard: Guard) -> list[str]:

@@ -98,10 +98,10 @@ class Keying:
 @dataclass(frozen=True, slots=True)
 class ScatterPeer:
     """A peer as the roster and its link have it now, and how to scatter to it; ``keying`` is None while its
-    keys are random."""
+    keys are random. A member of another mesh has no IPv4 address here."""
 
     node_id: bytes
-    ip4: IPv4Address
+    ip4: IPv4Address | None
     ip6: IPv6Address
     keying: tuple[int, Secret] | None
     schedule: Schedule
@@ -137,7 +137,7 @@ class PeerScatter:
         self,
         sender: bytes,
         slot: int,
-        addresses: tuple[IPv4Address, IPv6Address],
+        addresses: tuple[IPv4Address | None, IPv6Address],
         schedule: Schedule,
         batch: int,
         numbers: Numbers,

@@ -38,7 +38,7 @@ class PeerMap:
     cards. A class's ``number`` is 1 to 7; a peer's own is 0."""
 
     slot: int
-    ip4: IPv4Address
+    ip4: IPv4Address | None
     ip6: IPv6Address
     scheduler: Scheduler
     length: int

@@ -54,6 +54,10 @@ class Allowed:
     def __bool__(self) -> bool:
         return bool(self.inbound or self.outbound)
 
+    def with_more(self, more: Allowed) -> Allowed:
+        """What two pacts let them do."""
+        return Allowed(_each(self.inbound + more.inbound), _each(self.outbound + more.outbound))
+
 
 @dataclass(frozen=True, slots=True)
 class Pact:
@@ -115,7 +119,11 @@ def _exposed(terms: Terms, member: Member, user: Member) -> tuple[Ports, ...]:
         if _among(member, (service.member,)) and _among(user, service.users)
         for ports in service.ports
     )
-    return tuple(sorted(set(found), key=lambda ports: (ports.protocol, ports.first, ports.last)))
+    return _each(found)
+
+
+def _each(ports: Iterable[Ports]) -> tuple[Ports, ...]:
+    return tuple(sorted(set(ports), key=lambda one: (one.protocol, one.first, one.last)))
 
 
 @dataclass(slots=True)
@@ -200,6 +208,11 @@ class Pacts:
         held = self._held.get(pact)
         return None if held is None or held.theirs is None else held.theirs[0]
 
+    def their_half(self, pact: bytes) -> Half | None:
+        """Return those as they were signed."""
+        held = self._held.get(pact)
+        return None if held is None or held.theirs is None else held.theirs[1]
+
     def their_root(self, pact: bytes) -> bytes:
         """The other mesh's root certificate, empty where it is not known."""
         held = self._held.get(pact)
@@ -249,7 +262,9 @@ class Pacts:
 
     def _unlock(self, pact: bytes, secret: bytes) -> bool:
         held = self._held[pact]
-        if held.secret is not None or len(secret) != SECRET_BYTES:
+        if len(secret) != SECRET_BYTES or held.secret == Secret(secret):
+            return False
+        if held.secret is not None and lock_of(held.secret) == held.ours[0].lock:
             return False
         locks = {held.ours[0].lock, b"" if held.theirs is None else held.theirs[0].lock}
         if lock_of(Secret(secret)) not in locks:

@@ -29,7 +29,7 @@ from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.overlay import guard
-from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard
+from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard, Visited
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.wireguard.device import Network
 from phantommesh.wireguard.fits import Fitted, short_segments
@@ -166,16 +166,16 @@ def make_guarding(
     config: Config, addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
     ports: Callable[[], tuple[int, ...]], overlay: Overlay, fits: Callable[[], Iterable[Fitted]], *,
     beyond: Callable[[], tuple[Network, ...]], routes: Callable[[], tuple[Network, ...]],
-    flushed: Callable[[], None],
+    visited: Callable[[], Visited], flushed: Callable[[], None],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
     how large packets to the peers may be, ``beyond`` which prefixes it takes of others, and ``routes`` which
-    ones it routes for them."""
+    ones it routes for them, ``visited`` by whom of other meshes."""
     wireguard = config.wireguard
     master = master_name(wireguard.prefix)
 
     def want() -> Guard:
-        routed = routes()
+        routed, (others, visitors) = routes(), visited()
         return Guard(
             master,
             interface_names(wireguard.prefix),
@@ -188,6 +188,8 @@ def make_guarding(
             beyond(),
             routed,
             not config.routes.masquerade,
+            others,
+            visitors,
         )
 
     return Guarding(want, beside=scatter_table(master), flushed=flushed)
