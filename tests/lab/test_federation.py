@@ -167,6 +167,7 @@ async def test_a_service_of_one_mesh_for_a_member_of_another(four: LabSpec) -> N
             await trio.sleep(0.05)
         took = trio.current_time() - began
         assert not await answers(web, at[db.name], 5432)
+        print(f"closed {took:.2f} s after the command to revoke began")
         assert took <= CLOSED_WITHIN, f"closed after {took:.1f} s"
 
         # Either mesh ends the pact alone.

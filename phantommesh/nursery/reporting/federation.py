@@ -102,6 +102,15 @@ def _id(node_id: bytes) -> str:
     return format_node_id(NodeId(node_id))
 
 
+STATES: Final = {"in force": "in-force", "resting": "rests", "ended": "ended"}
+"""The event by which a pact gets into each state."""
+
+
+def states(parts: Parts) -> dict[str, PactView]:
+    """The pacts that name this node, and those that were ended, by id."""
+    return {one.pact: one for one in _pacts(parts) if one.part or one.state == "ended"}
+
+
 def faults(parts: Parts) -> Iterator[Fault]:
     """Pacts that rest here though they name this node, and pacts that run out soon."""
     federation, now = parts.federating.federation, time()
