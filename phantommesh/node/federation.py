@@ -29,11 +29,12 @@ from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Mesh, TrustError, describe_mesh, load_root
 from phantommesh.trust.federation import Gateway, Half, by_id
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.pacts import Pact, Pacts, agree
+from phantommesh.trust.pacts import Pact, Pacts
 from phantommesh.trust.revocations import Revocations
 
 # Tuning.
 STALE: Final = 600.0  # s without an answer from any gateway of a mesh, until the pacts with it rest
+REMEMBERED: Final = 30.0  # s that pacts are taken to hold before they are verified anew
 MAX_VISITORS: Final = 256  # members of all other meshes that one node links with
 MAX_KNOWN: Final = 2 * MAX_TOLD  # records of one other mesh that are held
 MAX_THEIR_REVOCATIONS: Final = 4_096  # of one other mesh: 14 MB
@@ -108,6 +109,7 @@ class Federation:
         self._me, self._root, self._roster, self._revocations = me, root, roster, revocations
         self._clock, self._authority = clock, authority
         self._served = set[bytes]()  # pacts of which this node has been a gateway
+        self._found: tuple[object, dict[bytes, Pact]] | None = None
         self._told: dict[tuple[bytes, bytes], _Told] = {}
         self._verified = Rates[bytes](VERIFY_RATE, VERIFY_BURST)
 
@@ -146,13 +148,26 @@ class Federation:
 
     def in_force(self) -> list[Pact]:
         """The pacts that hold now."""
-        now, wall = self._clock()
+        now = self._clock().now
         heard = {
-            root: other.revocations
+            root
             for root, other in self.others.items()
             if other.heard is not None and now - other.heard < STALE
         }
-        return self.pacts.in_force(wall, heard)
+        return [pact for pact in self._agreed().values() if pact.ours.other in heard]
+
+    def _agreed(self) -> dict[bytes, Pact]:
+        """The pacts that hold by what is known of the other meshes' revocations, which may be nothing yet:
+        so gateways begin to talk. To find out takes milliseconds a pact, so it is remembered until something
+        changes, or for `REMEMBERED` seconds: a certificate may have run out."""
+        wall, known = self._clock().wall, self._all_revoked()
+        seen = (
+            self.pacts.digest(), self._revocations.digest(), int(wall // REMEMBERED),
+            tuple((root, theirs.digest()) for root, theirs in known.items()),
+        )  # fmt: skip
+        if self._found is None or self._found[0] != seen:
+            self._found = seen, {pact.ours.pact: pact for pact in self.pacts.in_force(wall, known)}
+        return self._found[1]
 
     def visitors(self, own: Member) -> list[Visitor]:
         """The members of other meshes that this node, ``own``, may link with now. None where this node is
@@ -242,8 +257,8 @@ class Federation:
     def _make_room(self, other: Other, entry: Entry, own: Member) -> None:
         """Raise RecordError for a member that has nothing to do with this node, or where too many have."""
         wall = self._clock().wall
-        halves = [self._agreed(pact) for pact in self.pacts if self.other(pact) is other]
-        if not any(pact is not None and pact.allows(own, entry.member, wall) for pact in halves):
+        agreed = (pact for pact in self._agreed().values() if self.other(pact.ours.pact) is other)
+        if not any(pact.allows(own, entry.member, wall) for pact in agreed):
             raise RecordError("the member has nothing to do with this node")
         held = other.roster.everyone()
         if len(held) >= MAX_KNOWN and entry.member.node_id not in {one.member.node_id for one in held}:
@@ -333,7 +348,7 @@ class Federation:
         return entry
 
     def _about(self, pact: PactId, half: Half, other: Other, asker: Entry) -> PactIs:
-        agreed, wall = self._agreed(pact), self._clock().wall
+        agreed, wall = self._agreed().get(pact), self._clock().wall
         found = list[Entry]()
         if agreed is not None and self._me not in self._revocations:
             found = [e for e in self._roster if e.valid(wall) and agreed.allows(e.member, asker.member, wall)]
@@ -343,17 +358,3 @@ class Federation:
             digest.update(entry.hash)
         records = tuple(entry.signed.encode() for entry in found)
         return PactIs(half.encode(), records, self._revocations.digest(), digest.digest())
-
-    def _agreed(self, pact: bytes) -> Pact | None:
-        """A pact by what is known of the other mesh's revocations, which may be nothing yet: so gateways
-        begin to talk."""
-        ours, theirs, other = self.pacts.our_half(pact), self.pacts.their_half(pact), self.other(pact)
-        if ours is None or theirs is None or other is None:
-            return None
-        try:
-            return agree(
-                self._root, ours, self.pacts.their_root(pact), theirs, self._clock().wall,
-                revoked=self._revocations, their_revoked=other.revocations,
-            )  # fmt: skip
-        except TrustError:
-            return None

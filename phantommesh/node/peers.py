@@ -193,10 +193,12 @@ class Peers:
         """Note who of other meshes there is a pact with now. A WireGuard key that a member of this mesh has
         is not used for any of them, nor one that two of them claim: a peer's packets go where its key is."""
         self.visitors = {visitor.entry.member.node_id: visitor for visitor in visitors}
+        if not self.visitors:
+            return
         taken = Counter(
             key for visitor in self.visitors.values() for key in set(visitor.entry.record.wg_keys)
         )
-        taken.update({key: 2 for entry in roster for key in entry.record.wg_keys})
+        taken.update({key: 2 for entry in roster for key in entry.record.wg_keys if key in taken})
         for node_id, visitor in self.visitors.items():
             keys = visitor.entry.record.wg_keys
             self._left[node_id] = tuple(NO_KEY if taken[key] > 1 else key for key in keys)

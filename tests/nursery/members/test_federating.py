@@ -7,13 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from time import time
 from typing import NamedTuple
 
 import pytest
 
 from phantommesh.node.pactmaking import make_offer
+from phantommesh.nursery.members.federating import Federating
 from phantommesh.nursery.node import Node
 from phantommesh.state import directory
+from phantommesh.state.start import load_node
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.federation import FederationInvite, Ports
 from phantommesh.trust.identity import NodeId
@@ -126,3 +129,9 @@ async def test_either_mesh_ends_a_pact_alone(tmp_path: Path) -> None:
         await until(lambda: not there.beta.parts.federating.visitors)
         for node in (*here, *there):
             await until(partial(node.parts.federating.federation.pacts.ended, pact))
+    # It is on disk, and the next start begins with it.
+    state = load_node(tmp_path / "here" / "beta" / "state", time())
+    again = Federating(
+        state, here.beta.parts.keeper, own=state.member_at_issue, may=lambda *_: True, changed=lambda: None
+    )
+    assert again.federation.pacts.ended(pact) and again.federation.networks(state.member_at_issue())

@@ -14,6 +14,7 @@ from phantommesh.control.pactmessages import AskPact, PactIs
 from phantommesh.node import federation as limits
 from phantommesh.node.federation import STALE, Federation, door_of, together
 from phantommesh.node.steps import Moment
+from phantommesh.records.record import RecordError
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, TrustError
@@ -186,7 +187,7 @@ def test_strangers_and_others_names_are_told_nothing() -> None:
         (db.id, door_of(PACT), msgspec.structs.replace(db.question, pact=bytes(16))),
         (db.id, door_of(PACT), msgspec.structs.replace(db.question, record=b"junk")),
     ):
-        with pytest.raises((TrustError, limits.RecordError)):
+        with pytest.raises((TrustError, RecordError)):
             gate.federation.tell(peer, door, question)
     web = Host(THERE, "web")
     with pytest.raises(TrustError):  # of its own mesh
