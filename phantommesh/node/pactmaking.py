@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv6Network
 from typing import Final
 
 import msgspec
@@ -20,7 +21,7 @@ from phantommesh.node.steps import Holdings
 from phantommesh.records.record import callable_at
 from phantommesh.records.roster import Entry
 from phantommesh.secret import Secret
-from phantommesh.trust.certificates import TrustError, load_root
+from phantommesh.trust.certificates import TrustError, describe_mesh, load_root
 from phantommesh.trust.federation import (
     MAX_ENDPOINTS,
     MAX_GATEWAYS,
@@ -35,6 +36,7 @@ from phantommesh.trust.federation import (
     verify,
 )
 from phantommesh.trust.identity import IdentityError, NodeId, parse_node_id
+from phantommesh.trust.pacts import Bundle
 
 MAX_DRAFTS: Final = 16  # lines given out that nobody has answered yet
 
@@ -192,3 +194,10 @@ def decode_kept(data: bytes) -> tuple[tuple[bytes, ...], tuple[Draft, ...]]:
         return msgspec.msgpack.decode(data, type=tuple[tuple[bytes, ...], tuple[Draft, ...]])
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise TrustError("it cannot be read") from error
+
+
+def networks_of(data: bytes) -> tuple[IPv6Network, ...]:
+    """The networks of the other meshes that `encode_kept` wrote of, whatever has become of the pacts. Raises
+    TrustError."""
+    roots = {Bundle.decode_untrusted(one).root for one in decode_kept(data)[0]}
+    return tuple(sorted(describe_mesh(load_root(root)).network6 for root in roots if root))

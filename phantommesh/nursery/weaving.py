@@ -136,6 +136,7 @@ class Weaving:
     async def begin_routes(self) -> None:
         """Close what this node takes for all other ways: before anything else, for an earlier run has left it
         closed. Raises BackendError."""
+        self._parts.overlay.join_with(self._parts.federating.former)
         self._parts.wiring.look(moment()[1])
         await self._parts.taking.look()
         self._take_routes()

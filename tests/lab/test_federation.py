@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv6Network
 
 import msgspec
 import pytest
@@ -169,6 +170,14 @@ async def test_a_service_of_one_mesh_for_a_member_of_another(four: LabSpec) -> N
         assert not await answers(web, at[db.name], 5432)
         print(f"closed {took:.2f} s after the command to revoke began")
         assert took <= CLOSED_WITHIN, f"closed after {took:.1f} s"
+
+        # A node that is taken down opens the other mesh's network again, too.
+        network = str(IPv6Network((at[web.name], 48), strict=False))
+        assert network in run_in(db, "ip", "-6", "route", "show", "table", "all")
+        await stop(db)
+        assert network in run_in(db, "ip", "-6", "route", "show", "table", "all")
+        await phantommesh(db, "down")
+        assert network not in run_in(db, "ip", "-6", "route", "show", "table", "all")
 
         # Either mesh ends the pact alone.
         await phantommesh(alpha, "federation", "end", made.pact[:8])

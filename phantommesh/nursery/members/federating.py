@@ -21,7 +21,15 @@ from phantommesh.endpoint import Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link.effects import Enrolment
 from phantommesh.node.federation import Asked, Federation, door_of
-from phantommesh.node.pactmaking import Draft, Drafts, Offer, decode_kept, encode_kept, make_terms
+from phantommesh.node.pactmaking import (
+    Draft,
+    Drafts,
+    Offer,
+    decode_kept,
+    encode_kept,
+    make_terms,
+    networks_of,
+)
 from phantommesh.node.peers import Visitor
 from phantommesh.node.steps import Party
 from phantommesh.nursery.bell import Bell
@@ -80,6 +88,7 @@ class Federating:
         self._node, self._keeper, self._own, self._may, self._changed = node, keeper, own, may, changed
         self.visitors = list[Visitor]()
         self.networks: tuple[IPv6Network, ...] = ()
+        self.former: tuple[IPv6Network, ...] = ()  # those that an earlier run may have closed
         self._saver, self._news, self._looked = Saver(self._write), Bell(), Bell()
         self._restore()
         self.federation.look()
@@ -97,6 +106,7 @@ class Federating:
             return
         self.federation.take(bundles)
         self.drafts = Drafts(drafts)
+        self.former = networks_of(self._node.pacts)
 
     # For the node's other parts.
 

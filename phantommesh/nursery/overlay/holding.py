@@ -45,6 +45,7 @@ class Overlay:
     ) -> None:
         self.networks, self.names = tuple(networks), tuple(names)
         self._others: tuple[Network, ...] = ()
+        self._former = set[Network]()  # of others, all there have been: what closed them is to go
         self.plan = plan(self.networks, {}, ())
         self.problem: PhantomMeshError | None = None
         self.contest = Contest()
@@ -66,6 +67,7 @@ class Overlay:
     def join_with(self, others: Sequence[Network]) -> None:
         """Have these networks of other meshes mean the overlay, too, from the next look on."""
         if self._others != tuple(others):
+            self._former.update(self._others, others)
             self._others = tuple(others)
             self.kick()
 
@@ -139,7 +141,7 @@ class Overlay:
 
     async def _look(self) -> hostview.HostView:
         return await trio.to_thread.run_sync(
-            partial(hostview.look, (*self.networks, *self._others), self.names)
+            partial(hostview.look, (*self.networks, *self._former), self.names)
         )
 
     async def _close(self, found: Plan, view: hostview.HostView) -> bool:

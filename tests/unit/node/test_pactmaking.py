@@ -14,6 +14,7 @@ from phantommesh.node.pactmaking import (
     Offer,
     decode_kept,
     encode_kept,
+    networks_of,
     ports_of,
     service_of,
     who,
@@ -22,6 +23,7 @@ from phantommesh.secret import Secret
 from phantommesh.trust.certificates import TrustError
 from phantommesh.trust.federation import Gateway, Ports, Service, Terms, by_id, lock_of, sign
 from phantommesh.trust.identity import format_node_id
+from phantommesh.trust.pacts import Bundle
 from tests.support.makemesh import NOW, identity, make_mesh
 
 HERE, THERE, THIRD = make_mesh("here"), make_mesh("there"), make_mesh("third")
@@ -84,6 +86,14 @@ def test_lines_expire_and_are_bounded() -> None:
     assert drafts.get(bytes(16), NOW) is not None and drafts.get(bytes(16), NOW + 60) is None
     drafts.add(DRAFT, NOW + 60)
     assert len(list(drafts)) == 1
+
+
+def test_the_networks_of_other_meshes_are_read_of_what_is_kept() -> None:
+    bundles = [Bundle(b"", root, b"", b"").encode() for root in (THERE.root_der, b"", THERE.root_der)]
+    assert networks_of(encode_kept(bundles, [])) == (THERE.mesh.network6,)
+    for junk in ([b"junk"], [Bundle(b"", b"junk", b"", b"").encode()]):
+        with pytest.raises(TrustError):
+            networks_of(encode_kept(junk, []))
 
 
 def test_what_is_kept_is_read_again_and_damage_is_one_error() -> None:
