@@ -228,6 +228,8 @@ class Federating:
         node, pacts = self._node, self.federation.pacts
         came = self.drafts.check(draft, request, node.mesh.root_hash, now)
         before = pacts.ours(draft.pact)
+        if pacts.ended(draft.pact):
+            raise TrustError("that pact was ended", fix="ask the other mesh for a new line")
         last = 0 if before is None else before.number
         terms = make_terms(node, draft.offer, draft.pact, came.root_hash, came.secret, now, last)
         half = await self._sign(authority, terms)

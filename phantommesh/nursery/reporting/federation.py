@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from time import time
 from typing import Final, Literal
 
+import trio
+
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.management.federationview import (
     FederationInvited,
@@ -28,6 +30,7 @@ RUNS_OUT = FaultKind("pact-runs-out", "medium")
 RESTS = FaultKind("pact-rests", "medium")
 
 # Tuning.
+MEETING: Final = 30.0  # s that the first answer of a gateway may take before its absence is a fault
 SOON: Final = 14 * DAY  # s before its end in which a pact is a fault
 
 
@@ -128,7 +131,8 @@ def faults(parts: Parts) -> Iterator[Fault]:
                 "`phantommesh federation accept` on one of the other",
                 subject=subject,
             )
-        if one.part and one.state == "resting":
+        since = min(trio.current_time() - parts.started, MEETING if ours is None else now - ours.at)
+        if one.part and one.state == "resting" and since >= MEETING:
             why = f": {'; '.join(one.silent)}" if one.silent else ""
             yield RESTS.fault(
                 f"the pact with {mesh} rests: no gateway of that mesh tells this node whom it has revoked"

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
+from phantommesh.management.events import Filter
 from phantommesh.node.pactmaking import make_offer
 from phantommesh.nursery.members.federating import Federating
 from phantommesh.nursery.node import Node
+from phantommesh.nursery.reporting import federation
 from phantommesh.state import directory
 from phantommesh.state.start import load_node
 from phantommesh.trust.certificates import TrustError
@@ -68,6 +70,10 @@ def knows(node: Node, pact: bytes) -> bool:
     return node.parts.federating.federation.pacts.ours(pact) is not None
 
 
+def told(node: Node, kind: str) -> bool:
+    return bool(node.parts.events.read(0, Filter.parse(kind), 1000).events)
+
+
 def linked(one: Node, other: Node) -> bool:
     """Whether both have keys for each other, and nobody else of the other's mesh."""
     return all(
@@ -76,7 +82,9 @@ def linked(one: Node, other: Node) -> bool:
     )
 
 
-async def test_members_that_both_meshes_name_link_until_one_is_revoked(tmp_path: Path) -> None:
+async def test_members_that_both_meshes_name_link_until_one_is_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with mesh_in(tmp_path / "here") as here, mesh_in(tmp_path / "there") as there:
         line = FederationInvite.parse_untrusted((await invited(here, "beta:tcp/443:beta")).encode())
         pact = await accept(there, line)
@@ -97,6 +105,22 @@ async def test_members_that_both_meshes_name_link_until_one_is_revoked(tmp_path:
             assert parts.sessions.newest(stranger) is None
             peer = parts.peers.devices["pm0"].peers[other.parts.own.wg_keys.public[0]]
             assert {net.version for net in peer.allowed_ips} == {6}
+
+        # It is shown as it is, and its resting is a fault.
+        (shown,) = here.beta.reporter.federation().pacts
+        assert shown.state == "in force" and shown.part and not shown.silent
+        (shown,) = here.gamma.reporter.federation().pacts
+        assert shown.state == "resting" and not shown.part
+        monkeypatch.setattr(federation, "MEETING", 0.0)
+        assert list(federation.faults(here.beta.parts)) == []
+        await until(partial(told, here.beta, "pact.in-force"))
+        mesh = here.beta.parts.federating.federation.other(pact)
+        assert mesh is not None
+        mesh.heard = None
+        (fault,) = federation.faults(here.beta.parts)
+        assert fault.code == "pact-rests" and fault.subject == pact.hex() and fault.fix
+        assert list(federation.faults(here.gamma.parts)) == []
+        here.beta.parts.federating.federation.heard(pact)
 
         # Each node has the pact on disk, for root alone.
         for at in ("here/alpha", "here/beta", "there/gamma"):
