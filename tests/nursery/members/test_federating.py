@@ -24,7 +24,7 @@ from phantommesh.trust.federation import FederationInvite, Ports
 from phantommesh.trust.identity import NodeId
 from tests.support.loopback import join, make_authority, make_invite, serving, until
 
-LIFE = 86_400.0
+LIFE = 90 * 86_400.0
 
 
 class Two(NamedTuple):
