@@ -8,7 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -16,8 +16,10 @@ import pytest
 
 from phantommesh.nursery.host import beyond, waysout
 from phantommesh.nursery.host.beyond import Wanted, table_of
+from phantommesh.nursery.host.waysout import WayOut
 from phantommesh.nursery.overlay import hostview
-from phantommesh.wireguard.device import Route
+from phantommesh.overlay.prefixes import Address
+from phantommesh.wireguard.device import Network, Route
 from tests.support.spaces import within
 
 pytestmark = pytest.mark.lab
@@ -230,6 +232,30 @@ def test_a_way_out_needs_a_route_and_a_carrier(space: str) -> None:
     ip(space, "link", "set", "up0x", "up")
     ip(space, "route", "add", "192.168.50.0/25", "dev", "pm")
     assert look() is None  # into the mesh itself
+
+
+def test_a_wide_prefix_is_made_up_of_the_networks_in_it(space: str) -> None:
+    """A site's prefix, of which this host has networks at two interfaces, and another one behind a router."""
+    wide, targets = ip_network("10.9.0.0/16"), {ip_network("10.9.0.0/16"): ip_address("10.9.200.1")}
+    assert within(space, lambda: waysout.look([wide], ["pm"]))[wide] == WayOut(("up0",), default=True)
+    for number, device in enumerate(("lan0", "lan1", "lan2"), 5):
+        ip(space, "link", "add", device, "type", "veth", "peer", "name", f"{device}x")
+        for end in (device, f"{device}x"):
+            ip(space, "link", "set", end, "up")
+        ip(space, "address", "add", f"10.{8 if device == 'lan2' else 9}.{number}.2/24", "dev", device)
+    ip(space, "route", "add", "10.9.200.0/24", "via", "10.8.7.1")
+    ip(space, "address", "add", "10.9.77.1/32", "dev", "up0")  # an address alone is no network
+
+    def look(targets: Mapping[Network, Address]) -> WayOut:
+        return within(space, lambda: waysout.look([wide], ["pm"], targets))[wide]
+
+    assert look({}) == WayOut(("lan0", "lan1"), default=False)
+    assert look(targets) == WayOut(("lan0", "lan1", "lan2", "up0"), default=False)
+    ip(space, "link", "set", "lan0x", "down")
+    assert look({}) == WayOut(("lan1",), default=False)
+    for device in ("lan1x", "lan2x"):
+        ip(space, "link", "set", device, "down")
+    assert look({}) == WayOut(("up0",), default=True)
 
 
 def test_the_table_of_a_node_is_among_those_that_are_looked_for() -> None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Routes prefixes beyond the mesh for other members: forwarding, masquerade, and which routes work.
 
-A route works if the kernel has one to the prefix by an interface with a carrier, and, where the configuration
-names a target in the prefix, the target answers pings. A default route leads anywhere, so it proves nothing:
-it counts only with such a target.
+A route works if the kernel has one to the prefix, or to a part of it, by an interface with a carrier, and,
+where the configuration names a target in the prefix, the target answers pings. A default route leads
+anywhere, so it proves nothing: it counts only with such a target.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class GatewayDriver:
             self.works, self.why = frozenset(), {}
             await self._end()
             return
-        found = await trio.to_thread.run_sync(partial(waysout.look, routes, self._mesh))
+        found = await trio.to_thread.run_sync(partial(waysout.look, routes, self._mesh, self._targets))
         ways = {prefix: way for prefix, way in found.items() if not way.default or prefix in self._targets}
         await self._forward(routes, ways)
         why = {prefix: self._flaw(prefix, ways.get(prefix)) for prefix in routes}
@@ -150,8 +150,8 @@ class GatewayDriver:
         target = self._targets.get(prefix)
         if way is None:
             return (
-                "this host has no route there by an interface with a carrier; a default route counts only "
-                "with a host that routes.probe names"
+                "this host has no route there, nor a network in it, by an interface with a carrier; a "
+                "default route counts only with a host that routes.probe names"
             )
         if prefix.version == 6 and not switches.forwards(6):
             return "this host does not forward IPv6: set net.ipv6.conf.all.forwarding=1"
