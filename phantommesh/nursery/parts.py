@@ -98,6 +98,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.routable import parse_prefix
 from phantommesh.routing.constraints import constraints_of
 from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
@@ -319,6 +320,7 @@ def make_parts(
     beyond = BeyondMesh(
         master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
         allows=lambda network: taking.routes.allows(network), changed=closed, ipv6=lambda: backend.ipv6,
+        own=map(parse_prefix, config.routes.advertise),
     )  # fmt: skip
     gateway = GatewayDriver(config.routes, (master, *names), networks=lambda: overlay.networks)
     talk = RouteTalk(

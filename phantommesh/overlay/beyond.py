@@ -33,18 +33,22 @@ def beyond(
     carried: Mapping[Network, bytes],
     host: Iterable[HostRange],
     before: Iterable[Network] = (),
+    own: Iterable[Network] = (),
 ) -> Beyond:
     """Say what to route and to close of the ``taken`` prefixes, of which these are ``carried``. ``host`` is
     what the host has in them that is not ours; default routes are not to be among it. ``before`` is what was
-    closed: a prefix that cannot be told apart from the host's ranges keeps what it has of that."""
+    closed: a prefix that cannot be told apart from the host's ranges keeps what it has of that. ``own`` are
+    the prefixes that this node routes for others: a wider one that it takes leaves them out."""
     closed, routed, conflicts = set[Network](), dict[Network, bytes](), list[str]()
     ranges = Places((own.network, own) for own in host)
+    advertised = Places((network, HostRange("route", network, "")) for network in own)
     kept = Places((network, network) for network in before)
     # A longer prefix comes later: what two prefixes share is the longer one's router's.
     wanted = sorted(set(taken), key=lambda prefix: prefix.prefixlen)
     shares = Places((prefix, prefix) for prefix in wanted)
     for prefix in wanted:
-        met = plan([prefix], {}, ranges.meeting(prefix))
+        parts = [one for one in advertised.meeting(prefix) if one.network.prefixlen > prefix.prefixlen]
+        met = plan([prefix], {}, [*ranges.meeting(prefix), *parts])
         conflicts += met.conflicts
         if met.conflicts and not _held(prefix, ranges):
             closed.update(network for network in kept.meeting(prefix) if _of(network, shares) == prefix)

@@ -47,7 +47,8 @@ class BeyondMesh:
     ``carried`` returns the prefixes that are carried now, by router; ``fits`` the largest packet in bytes for
     each peer; ``allows`` says whether the operator lets a prefix be taken; ``changed`` is called when other
     prefixes mean the mesh on this host, or are carried, than before; ``ipv6`` says whether interfaces here
-    can hold IPv6: without that prefixes of IPv6 are closed alone."""
+    can hold IPv6: without that prefixes of IPv6 are closed alone. ``own`` are the prefixes that this node
+    routes itself, which may be parts of those: they stay the host's."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class BeyondMesh:
         allows: Callable[[Network], bool],
         changed: Callable[[], None],
         ipv6: Callable[[], bool] = lambda: True,
+        own: Iterable[Network] = (),
     ) -> None:
         self.plan = Beyond()
         self.problem: PhantomMeshError | None = None
@@ -67,6 +69,7 @@ class BeyondMesh:
         self._device, self._names = device, tuple(names)
         self._carried, self._fits, self._mtu, self._changed = carried, fits, mtu, changed
         self._allows, self._ipv6 = allows, ipv6
+        self._own = tuple(own)
         self._held: set[Network] | None = None  # what is closed until the operator opens it
         self._clean = False  # whether the kernel has nothing of it, as last left
         self._passed_over = 0  # prefixes that are more than `MAX_HELD`
@@ -162,7 +165,7 @@ class BeyondMesh:
         if not prefixes and self._clean:
             return
         host, before = await self._read_host(prefixes), self.plan
-        self.plan = beyond(prefixes, self._carried(), host.ranges, before.closed)
+        self.plan = beyond(prefixes, self._carried(), host.ranges, before.closed, self._own)
         for conflict in self.plan.conflicts:
             if conflict not in before.conflicts:
                 log.warning("a prefix beyond the mesh is not routed", conflict=conflict)

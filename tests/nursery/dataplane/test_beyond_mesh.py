@@ -61,10 +61,10 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(monkeypatch)
 
 
-def make() -> BeyondMesh:
+def make(*own: IPv4Network) -> BeyondMesh:
     return BeyondMesh(
         "pm", tuple(f"pm{i}" for i in range(7)), carried=dict, fits=dict, mtu=1420,
-        allows=lambda network: True, changed=lambda: None,
+        allows=lambda network: True, changed=lambda: None, own=own,
     )  # fmt: skip
 
 
@@ -94,6 +94,16 @@ async def test_prefixes_that_are_gone_leave_no_room_and_let_nothing_pass_unnamed
     await node.converge()
     assert node.taken == () and len(host.closed) == MAX_HELD
     assert "routes-not-taken" in {fault.code for fault in node.faults()}
+
+
+async def test_a_prefix_that_the_node_routes_itself_stays_out_of_a_wider_one_that_it_takes(
+    host: Host,
+) -> None:
+    node, part = make(prefix(5)), IPv4Network("10.0.5.128/25")
+    node.take([Taken(WIDE, (ROUTER,)), Taken(part, (ROUTER,))])
+    await node.converge()
+    assert [one for one in node.closed if one.overlaps(prefix(5))] == [part]
+    assert sum(one.num_addresses for one in node.closed) == WIDE.num_addresses - 256 + 128
 
 
 async def test_very_many_networks_of_the_links_open_no_prefix_that_was_closed(host: Host) -> None:
