@@ -39,7 +39,7 @@ from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
 from phantommesh.rates import Bucket
 from phantommesh.routing.ways import Kind, Way
-from phantommesh.scatter.plan import Snapshot
+from phantommesh.scatter.transactions import Snapshot
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import DeviceState, Endpoint
 

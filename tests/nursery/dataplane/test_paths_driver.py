@@ -26,7 +26,7 @@ from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
 from phantommesh.routing.ways import Kind, Way
-from phantommesh.scatter.plan import Snapshot
+from phantommesh.scatter.transactions import Snapshot
 from phantommesh.wireguard.device import DeviceState, Endpoint
 from tests.support.loopback import free_port, until
 
