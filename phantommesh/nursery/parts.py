@@ -244,7 +244,7 @@ def make_parts(
         config, all_names(wireguard.prefix), caller,
         refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
-        publish=own.publish, woken=lambda: look(), overslept=driver.anew, rehomed=lambda: rouse(),
+        publish=own.publish, woken=lambda: look(), overslept=lambda: overslept(), rehomed=lambda: rouse(),
     )  # fmt: skip
     mapping = Mapping(
         on=finding.on and config.nat.portmap == "auto",
@@ -258,6 +258,10 @@ def make_parts(
         reconciler.hear()
         scattering.hear()
         beyond.kick()
+
+    def overslept() -> None:
+        reconciler.overslept()
+        driver.anew()
 
     async def rouse() -> None:
         borrower.moved()
