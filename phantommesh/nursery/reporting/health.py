@@ -79,8 +79,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         yield holding.OVERLAY_NOT_HELD.fault(
             f"the overlay's range is not held on this host: {problem}", problem.fix
         )
-    if (problem := parts.guarding.problem) is not None:
-        yield guarding.UNGUARDED.fault(f"the overlay is open to neighbours: {problem}", problem.fix)
+    yield from parts.guarding.faults()
     for name in parts.config.guard.forward:
         if not Path("/sys/class/net", name).exists():
             yield guard.FORWARD_UNKNOWN.fault(
