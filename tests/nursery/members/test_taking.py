@@ -148,3 +148,17 @@ async def test_a_member_that_claims_a_prefix_without_a_certificate_moves_nothing
                 await until(lambda: codes(alpha) == {routes.NOT_CERTIFIED.code})
                 entry = alpha.parts.keeper.roster.get(liar)
                 assert entry is not None and entry.record.routes == (str(SITE),)
+
+
+async def test_a_router_that_stops_carries_nothing_from_then_on(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        router = (await join(tmp_path / "b", make_invite(state), "beta")).node_id
+        failover = alpha.parts.failover
+        with capture_logs():
+            async with serving(tmp_path / "b"):
+                await until(lambda: any(e.member.node_id == router for e in alpha.parts.peers.entries))
+                never = trio.current_time() + 3600.0  # when its silence would be noticed, at the earliest
+                failover.take((Taken(SITE, (router,)),), never)
+                assert failover.answered(router, (SITE,), never)
+            await until(lambda: not failover.carried)
