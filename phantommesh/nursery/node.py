@@ -81,7 +81,7 @@ class Node:
             self._weaving.peers_changed()
         log.info("configuration taken over", changed=list(done.taken))
         if done.waiting:
-            log.warning("the node has to be restarted for the rest", keys=list(done.waiting))
+            log.warning("the node has to be restarted for the rest", settings=list(done.waiting))
 
     def keep_config(self, error: PhantomMeshError) -> None:
         """The configuration in the file does not hold: the node runs on with the one that it has."""

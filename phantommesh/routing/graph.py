@@ -366,13 +366,14 @@ def _slow_ways(
     for peer, relay in sorted(detours.items()):
         if me is None:
             return
-        direct = edges[pair(me, peer)]
-        around = edges[pair(me, relay)].rtt + edges[pair(relay, peer)].rtt
+        # What `_detours` compared: round trips alone may say the opposite.
+        direct = latency(edges[pair(me, peer)])
+        around = latency(edges[pair(me, relay)]) + latency(edges[pair(relay, peer)])
         yield Finding(
             Weakness.DETOUR, (peer, relay),
-            f"{say.name(peer)} is {1000 * direct.rtt:.0f} ms away directly, {1000 * around:.0f} ms by way of "
-            f"{say.name(relay)}",
-            "see which way the provider's network takes (`phantommesh ping`, traceroute)",
+            f"{say.name(peer)} costs {1000 * direct:.0f} ms directly and {1000 * around:.0f} ms by way of "
+            f"{say.name(relay)}: round trips, with jitter and loss counted in",
+            "see what is lost on the way, and which way the network takes (`phantommesh ping`, traceroute)",
         )  # fmt: skip
 
 
