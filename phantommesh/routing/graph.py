@@ -157,7 +157,8 @@ class _Sayer:
     def some(self, members: Collection[NodeId]) -> str:
         """Several: all members of a region by its name."""
         regions = {self._stations[member].region for member in members}
-        if len(regions) == 1 and len(members) == self._regions[region := next(iter(regions))] and region:
+        region = next(iter(regions)) if len(regions) == 1 else ""
+        if region and len(members) == self._regions[region] > 1:
             return f"region {region} ({len(members)} members)"
         names = sorted(self.name(member) for member in members)
         if len(names) > NAMED:

@@ -63,6 +63,8 @@ async def test_a_route_is_taken_where_it_is_accepted_and_lost_when_it_is_withdra
         async with serving(tmp_path / "b") as beta, serving(tmp_path / "c") as gamma:
             with capture_logs():
                 await until(lambda: "route-not-approved" in codes(gamma))
+                wishes = [(row.prefix, row.router, row.asked) for row in gamma.reporter.routes().routes]
+                assert wishes == [(str(SITE), "gamma", True), (str(OTHER), "gamma", True)]
                 await alpha.reporter.approve_routes("gamma", [str(SITE), str(OTHER)])
                 await until(lambda: beta.parts.taking.taken == (Taken(SITE, (router,)),))
                 await until(lambda: not codes(gamma))

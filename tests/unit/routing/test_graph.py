@@ -203,6 +203,10 @@ def test_a_whole_region_is_named_by_its_name() -> None:
     for one in behind:
         mesh.join(gate, one)
     assert "region ap (5 members)" in found(mesh.analyse(), Weakness.CUT_MEMBER, [gate]).text
+    alone = Mesh()
+    gate, single = alone.ring(7)[0], alone.member("ap")
+    alone.join(gate, single)
+    assert "m7" in found(alone.analyse(), Weakness.CUT_MEMBER, [gate]).text  # one member, by its own name
 
 
 def test_networkx_is_not_imported_before_there_is_something_to_analyse() -> None:
