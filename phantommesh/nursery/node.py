@@ -120,6 +120,7 @@ class Node:
                 await either(leave, parts.succession.done, parts.runs.over)
                 log.info("node is leaving")
                 self.reporter.leaving = True
+                parts.talk.leave()
                 stop_api.set()
                 async with trio.open_nursery() as ending:
                     if hurry is not None:

@@ -66,6 +66,10 @@ class RouteTalk:
         self._members = members
         self._sources = {str(address): member for member, address in members.items()}
 
+    def leave(self) -> None:
+        """Answer from now on that no route of this node works: the node stops."""
+        self._works = frozenset
+
     def gone(self, member: bytes) -> None:
         """A member has said goodbye."""
         if self.failover.gone(member, trio.current_time()):
