@@ -151,8 +151,12 @@ def _check(where: str, intent: IntentSection) -> None:
             fix=f'take {where}.ports out, or set {where}.protocol to "tcp" or "udp"',
         )
     if not intent.ports and intent.protocol is None and intent.dscp is None and intent.user is None:
+        if intent.peers:
+            whose = f"all traffic to {', '.join(intent.peers[:3])}{', ...' if intent.peers[3:] else ''}"
+            other = f'for all traffic to it set scatter.peers, e.g. {{ {intent.peers[0]} = "{intent.goal}" }}'
+        else:
+            whose, other = "all traffic", "for all traffic there is scatter.goal"
         raise ConfigError(
-            f"{where} matches all traffic, so that no intent after it matches any",
-            fix=f"set {where}.ports, .protocol, .dscp or .user; for all traffic to a peer there is "
-            "scatter.peers, and for all traffic scatter.goal",
+            f"{where} matches {whose}, so that no intent after it matches any",
+            fix=f"set {where}.ports, .protocol, .dscp or .user; {other}",
         )

@@ -46,6 +46,8 @@ _PREFIX: Final = re.compile(r"[a-z][a-z0-9_-]{0,13}")
 _INTERFACE: Final = re.compile(
     r"[A-Za-z0-9._@:-]{1,15}"
 )  # of the kernel's names, those that nft text can hold
+_TWICE: Final = re.compile(r"Cannot declare \((.{1,200})\) twice")  # tomllib's words: it has no codes
+_QUOTED: Final = re.compile(r"'([a-z0-9_]{1,32})'")
 _SPECIAL: Final = {  # RFC 6890: addresses that never are a member's
     IPv4Network("0.0.0.0/8"): "unspecified",
     IPv4Network("127.0.0.0/8"): "loopback",
@@ -110,7 +112,7 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # also: an integer of thousands of digits is a plain ValueError, deep nesting a RecursionError
-        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix="correct that line") from None
+        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix=_mended(str(error))) from None
     _refuse_unknown("", document, {field.name: field for field in msgspec.structs.fields(Config)})
     for name, settings in given.items():
         if isinstance(section := document.get(name, {}), dict):
@@ -119,6 +121,16 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
     config = Config(**values, intent=_intents(document.get("intent", [])))
     _check(config)
     return config
+
+
+def _mended(error: str) -> str:
+    """How to mend what tomllib says of a text. `init` writes all sections, so a further one of the same name
+    is what a pasted example makes of the file."""
+    if twice := _TWICE.match(error):
+        return f"the file has [{'.'.join(re.findall(_QUOTED, twice[1]))}] further up: move the keys there"
+    if error.startswith("Cannot overwrite a value"):
+        return "a key is set twice: take one of the two lines out"
+    return "correct that line"
 
 
 def _section(name: str, kind: Any, given: Any) -> Any:
@@ -245,17 +257,7 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"relay.port = {relay.port} is taken by this node already", fix="set relay.port to another port"
         )
-    for key in ("members", "only", "never"):
-        for member in getattr(relay, key):
-            if not LABEL.fullmatch(member):
-                raise ConfigError(f"relay.{key}: {show(member)} is no name", fix="see `phantommesh peers`")
-    for key in ("regions", "never_regions"):
-        for region in getattr(relay, key):
-            if not LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
-                raise ConfigError(
-                    f"relay.{key}: {show(region)} is no region",
-                    fix=f"give relay.{key} names as in node.region: up to 32 characters of a-z, 0-9 and '-'",
-                )
+    _check_constraints(config)
     routes.check(config)
     if dns.mode == "resolved" and not dns.serve:
         raise ConfigError(
@@ -303,6 +305,28 @@ def _check(config: Config) -> None:
             raise bad("api.listen", config.api.listen, kind_of(ApiSection, "listen"))
 
 
+def _check_constraints(config: Config) -> None:
+    """Refuse names in `[relay]` that are none, and those that one key allows and another forbids."""
+    relay = config.relay
+    for key in ("members", "only", "never"):
+        for member in getattr(relay, key):
+            if not LABEL.fullmatch(member):
+                raise ConfigError(f"relay.{key}: {show(member)} is no name", fix="see `phantommesh peers`")
+    for key in ("regions", "never_regions"):
+        for region in getattr(relay, key):
+            if not LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
+                raise ConfigError(
+                    f"relay.{key}: {show(region)} is no region",
+                    fix=f"give relay.{key} names as in node.region: up to 32 characters of a-z, 0-9 and '-'",
+                )
+    for allowed, forbidden in (("only", "never"), ("regions", "never_regions")):
+        if both := sorted(set(getattr(relay, allowed)) & set(getattr(relay, forbidden))):
+            raise ConfigError(
+                f"relay.{allowed} allows {show(both[0])}, and relay.{forbidden} forbids it",
+                fix=f"take it out of relay.{allowed}, or of relay.{forbidden}",
+            )
+
+
 def _check_reach(key: str, endpoint: str, host: str) -> None:
     """Refuse an address that no other node has. Loopback is for meshes within one machine."""
     try:
@@ -318,8 +342,10 @@ def _check_reach(key: str, endpoint: str, host: str) -> None:
 
 def refuse_overlay(config: Config, networks: Iterable[IPv4Network | IPv6Network]) -> None:
     """Raise ConfigError where an endpoint or a seed lies in the overlay: what goes there would be encrypted
-    again and again. For whoever knows the mesh's ``networks``."""
-    reach = Reach(tuple(networks))
+    again and again; and where a prefix beyond the mesh does. For whoever knows the mesh's ``networks``."""
+    overlay = tuple(networks)
+    routes.refuse_overlay(config.routes, overlay)
+    reach = Reach(overlay)
     for key, endpoints in (("node.endpoints", config.node.endpoints), ("gossip.seeds", config.gossip.seeds)):
         for endpoint in endpoints:
             host, _ = parse_endpoint(endpoint, config.control.port)

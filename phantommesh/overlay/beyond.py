@@ -20,8 +20,8 @@ from phantommesh.wireguard.device import Network
 @dataclass(frozen=True, slots=True)
 class Beyond:
     """``closed``: the prefixes that mean the mesh on this host. ``routed``: those of them that a router
-    carries now, each with the router's node id. ``conflicts``: a sentence for each prefix that the host has
-    too much of for it to be closed."""
+    carries now, each with the router's node id. ``conflicts``: a sentence for each prefix that the
+    host has too many parts of for the rest to be closed, or to be routed."""
 
     closed: tuple[Network, ...] = ()
     routed: tuple[tuple[Network, bytes], ...] = ()
@@ -49,8 +49,10 @@ def beyond(
     for prefix in wanted:
         parts = [one for one in advertised.meeting(prefix) if one.network.prefixlen > prefix.prefixlen]
         met = plan([prefix], {}, [*ranges.meeting(prefix), *parts])
-        conflicts += met.conflicts
-        if met.conflicts and not _held(prefix, ranges):
+        if met.conflicts and _held(prefix, ranges):
+            continue  # it is the host's own by now, which whoever takes it is told
+        if met.conflicts:
+            conflicts.append(f"this host has more ranges of its own in {prefix} than can be gone round")
             closed.update(network for network in kept.meeting(prefix) if _of(network, shares) == prefix)
             continue
         closed.update(met.routed)

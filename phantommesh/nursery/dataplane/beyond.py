@@ -115,6 +115,11 @@ class BeyondMesh:
                 "offered are not taken, and leave as the host routes them",
                 "allow fewer in routes.accept; `phantommesh down` lets go of those that nobody offers now",
             )
+        for conflict in self.plan.conflicts[:MAX_NAMED]:
+            yield NOT_ROUTED.fault(
+                f"{conflict}: it is not routed, and what was not closed there before leaves by other ways",
+                "allow narrower prefixes in routes.accept, and have their routers advertise those",
+            )
         carried = self._carried()
         taken = Places((one.prefix, one) for one in self.taken)
         left = (one for one in self._held or () if not taken.meets(one))

@@ -96,6 +96,17 @@ async def test_prefixes_that_are_gone_leave_no_room_and_let_nothing_pass_unnamed
     assert "routes-not-taken" in {fault.code for fault in node.faults()}
 
 
+async def test_a_host_with_too_many_networks_of_its_own_in_a_prefix_is_named(host: Host) -> None:
+    """A route for each pod, say."""
+    node = make()
+    host.ranges = tuple(HostRange("route", one, "cali0") for one in HOLES)
+    node.take([Taken(WIDE, (ROUTER,))])
+    await node.converge()
+    first, *_ = node.faults()
+    assert node.closed == () and first.code == "routes-not-taken"
+    assert "more ranges of its own in 10.0.0.0/8" in first.text and "narrower" in first.fix
+
+
 async def test_a_prefix_that_the_node_routes_itself_stays_out_of_a_wider_one_that_it_takes(
     host: Host,
 ) -> None:
