@@ -38,7 +38,8 @@ class MeshPeer:
     (`node.peers.usable_keys`); it has no part in that dimension then. A member of another mesh has no
     ``ip4``: both meshes may have one IPv4 range. ``keepalives`` are seconds by
     dimension; none: as configured. ``routes`` are prefixes beyond the mesh that the peer carries for this
-    node: no other peer has one of them at the same time."""
+    node: no other peer has one of them at the same time. ``keyed``: the dimensions whose PSK is not random,
+    as a bitmap."""
 
     node_id: bytes
     ip4: IPv4Network | None
@@ -50,6 +51,7 @@ class MeshPeer:
     dials: int
     keepalives: tuple[int, ...] = ()
     routes: frozenset[Network] = frozenset()
+    keyed: int = (1 << DIMENSIONS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +158,7 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
         endpoint,
         frozenset({*(() if peer.ip4 is None else (peer.ip4,)), peer.ip6, *peer.routes}),
         keepalive if dials else 0,
+        has(peer.keyed, dimension),
     )
 
 
