@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
 from phantommesh import idtree
-from phantommesh.control import messages
+from phantommesh.control import messages, pactmessages
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import antientropy
@@ -134,8 +134,8 @@ def keys(held: Revocations, pacts: bytes = b"") -> Talk[Shut]:
     came = [] if answer.revoked == held.digest() else (yield from revocations(held))
     if answer.pacts in (b"", pacts):
         return Shut(came, answer)
-    told = yield messages.AskPacts()
-    if not isinstance(told, messages.PactsAre):
+    told = yield pactmessages.AskPacts()
+    if not isinstance(told, pactmessages.PactsAre):
         raise AskingError("not an answer to a request for pacts")
     return Shut(came, answer, told.bundles)
 

@@ -12,13 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from phantommesh.control.channel import MAX_FRAME
-from phantommesh.control.pactmessages import MAX_TOLD
-from phantommesh.control.pactmessages import AskPact as AskPact
-from phantommesh.control.pactmessages import AskPacts as AskPacts
-from phantommesh.control.pactmessages import MakePact as MakePact
-from phantommesh.control.pactmessages import PactIs as PactIs
-from phantommesh.control.pactmessages import PactMade as PactMade
-from phantommesh.control.pactmessages import PactsAre as PactsAre
+from phantommesh.control.pactmessages import MAX_TOLD, AskPact, AskPacts, MakePact, PactIs, PactMade, PactsAre
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.idtree import MAX_DEPTH

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from phantommesh.control import messages
+from phantommesh.control import messages, pactmessages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
@@ -39,9 +39,9 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.AskRelay: (4.0, 200),  # seven leases each at most: see `routing.leases`
     messages.LeaveRelay: (4.0, 200),
     messages.OfferRelay: (4.0, 200),
-    messages.AskPacts: (1.0, 20),
-    messages.AskPact: (2.0, 20),
-    messages.MakePact: (0.2, 10),  # each has a half signed
+    pactmessages.AskPacts: (1.0, 20),
+    pactmessages.AskPact: (2.0, 20),
+    pactmessages.MakePact: (0.2, 10),  # each has a half signed
     messages.Renew: (0.2, 20),  # fewer are granted: see `node.desk`
     messages.Rename: (0.2, 20),  # likewise
     messages.Route: (0.5, 20),  # likewise: see `node.granting`
@@ -62,8 +62,8 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Passed: (100.0, 1000),
 }
 OF_OTHERS: Final = (
-    messages.MakePact,
-    messages.AskPact,
+    pactmessages.MakePact,
+    pactmessages.AskPact,
     messages.CompareRevocations,
     messages.FetchRevocations,
 )
@@ -268,7 +268,7 @@ class Serving:
                 return messages.KeysAre(
                     node.revocations.digest(), encode_keys(self._ring.keys), active, self._pacts()
                 )
-            case messages.AskPacts():
+            case pactmessages.AskPacts():
                 told: messages.Answer = yield Federal(party, request)
                 return told
             case messages.CompareRevocations(prefix, parts):
@@ -328,7 +328,7 @@ class Serving:
                 if self._bridged is not None:
                     self._bridged(peer, request)
                 return messages.Done()
-            case messages.AskPact() | messages.MakePact():
+            case pactmessages.AskPact() | pactmessages.MakePact():
                 return messages.Refused("only another mesh may ask this")
             case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
