@@ -25,6 +25,8 @@ def explain(options: Options, dest: str) -> None:
 
     DEST is a member's name, node id or overlay address, or any IPv4 or IPv6 address.
     """
+    if not dest.strip():
+        raise click.UsageError("DEST is empty: give a member's name or node id, or an address")
     found = client_of(options).explain(dest)
     if options.json:
         emit(found)
