@@ -263,6 +263,13 @@ def _check(config: Config) -> None:
                     fix=f"give relay.{key} names as in node.region: up to 32 characters of a-z, 0-9 and '-'",
                 )
     _check_probes(config)
+    constrained = next((intent.name for intent in config.intent if intent.constrained), None)
+    if constrained is not None and config.scatter.hook == "off":
+        raise ConfigError(
+            f"intent.{constrained} says by which members its packets may go, and scatter.hook = "
+            '"off" sends all by dimension 0',
+            fix='set scatter.hook to "auto"',
+        )
     if dns.mode == "resolved" and not dns.serve:
         raise ConfigError(
             'dns.mode = "resolved" needs the name server', fix='set dns.serve to true, or dns.mode to "hosts"'

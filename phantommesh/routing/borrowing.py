@@ -24,6 +24,7 @@ from phantommesh.routing.legs import (
     OFFER_LIFE,
     AskCost,
     AskLease,
+    Choosable,
     Effect,
     LeaveLease,
     Leg,
@@ -69,6 +70,19 @@ class Borrowing:
     def idle(self) -> bool:
         """Whether nothing is wanted."""
         return not self._peers
+
+    def offered_for(self, peer_id: NodeId, now: float) -> list[Choosable]:
+        """The relays that offer to forward to a peer, the cheapest first; none where the other end chooses,
+        or where no relay is wanted. At most `ASKED` were asked each time."""
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            return []
+        taken = {relay: [d for d, r in peer.choice.relays.items() if r == relay] for relay in peer.offers}
+        offers = sorted((offer for offer, _ in peer.offers.values()), key=lambda one: (one.cost, one.relay))
+        return [
+            Choosable(one, tuple(sorted(taken[one.relay])), max(0.0, peer.failed.get(one.relay, -inf) - now))
+            for one in offers
+        ]
 
     def set_relays(self, relays: Mapping[NodeId, float], now: float) -> list[Effect]:
         """Make these the relays that this node trusts and reaches, with their round trips in seconds. A relay

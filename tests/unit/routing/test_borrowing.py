@@ -357,3 +357,20 @@ def test_a_member_that_says_that_it_relays_parts_no_pair_for_long() -> None:
         for end, machine in net.ends.items():
             net.do(end, machine.tick(net.now))
     assert worked > 0.95 * 8 * 900
+
+
+def test_the_relays_that_were_not_taken_are_told_too() -> None:
+    net = Net()
+    net.start(*range(7))
+    net.run(2.0)
+    found = net.ends[A].offered_for(B, net.now)
+    assert [one.offer.relay for one in found] == [P, Q, R]
+    assert [one.offer.cost for one in found] == pytest.approx([0.02, 0.04, 0.06])
+    assert sorted([*found[0].dimensions, *found[1].dimensions]) == list(range(7)) and not found[2].dimensions
+    assert net.ends[B].offered_for(A, net.now) == [], "the other end chooses"
+    net.do(A, net.ends[A].failed(P, B, net.now))
+    net.run(3.0)
+    aside = {one.offer.relay: one.aside > 0 for one in net.ends[A].offered_for(B, net.now)}
+    assert aside.get(P, True) and not aside[Q] and not aside[R]
+    net.do(A, net.ends[A].want(B, (), net.now))
+    assert net.ends[A].offered_for(B, net.now) == []
