@@ -37,6 +37,7 @@ from phantommesh.link.machine import Links
 from phantommesh.membership.machine import Membership
 from phantommesh.records.record import NO_KEY, wg_ports_at
 from phantommesh.records.roster import Dispute, Entry, Roster
+from phantommesh.routing.choice import Need
 from phantommesh.routing.classlimits import ClassLimits, Hand, passing
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.epochs import ScatterPeer
@@ -374,6 +375,13 @@ class Peers:
             there = set() if endpoint is None else passing((self._ways.at(peer, i, endpoint),))
             found.append([self.hand(one) for one in (*chosen, *sorted(there - chosen))])
         return found
+
+    def needs(self, peer: NodeId) -> list[Need]:
+        """The needs that the classes of the traffic to a peer have of relays."""
+        if not self.confining or (entry := self.get(peer)) is None:
+            return []
+        classes = self._intents.classes(entry.member.name)
+        return self.class_limits.needs(classes, self.hand)
 
     def hand(self, relay: bytes) -> Hand | None:
         """A member that passes on packets; None for one that is no peer."""

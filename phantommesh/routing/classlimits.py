@@ -5,16 +5,19 @@ there. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from phantommesh.config.sections import IntentSection
 from phantommesh.dimensions import ALL, DIMENSIONS, bits
+from phantommesh.routing.choice import Need
 from phantommesh.routing.constraints import FREE as ANYBODY
 from phantommesh.routing.constraints import Constraints, Rule, constraints_for, intent_key
 from phantommesh.routing.ways import Kind, Way
 from phantommesh.scatter.intents import TrafficClass
 from phantommesh.scatter.limits import DIRECT, FREE, Limits
+from phantommesh.trust.identity import NodeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,17 @@ class ClassLimits:
         if all(one.hands == 1 for one in classes):
             return Limits(allowed)
         return Limits(allowed, tuple(_whose(hands[i]) for i in range(DIMENSIONS)))
+
+    def needs(self, classes: Sequence[TrafficClass], hand: Callable[[NodeId], Hand | None]) -> list[Need]:
+        """Return what the classes of a peer need of relays; ``hand`` says who a relay is."""
+        return [
+            Need(partial(self._serves, one.name, hand), one.hands)
+            for one in classes
+            if one.name in self._constraints and not self._constraints[one.name].direct_only
+        ]
+
+    def _serves(self, name: str, hand: Callable[[NodeId], Hand | None], relay: NodeId) -> bool:
+        return self._may(name, hand(relay))
 
     def _may(self, name: str, hand: Hand | None) -> bool:
         if hand is None:

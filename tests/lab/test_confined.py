@@ -61,6 +61,10 @@ async def test_a_class_goes_by_the_relays_that_it_allows_and_by_no_other(four: L
     with configured(one, intent=intents):
         kill(one, signal.SIGHUP)
         await until(lambda: len(shown(one, two)) == len(intents) + 1)
+        # A lab that comes up slowly goes by the relays at first.
+        for node, peer in ((one, two), (two, one)):
+            await goes(node, peer, (first, second), [(0, 0)])
+        await until(lambda: shown(one, two)["dumps"].closed and not shown(one, two)["ssh"].closed)
         came = await flows(one, two, host, (SSH, 0), (BULK, 0), (DUMPS, 0))
         assert (ways(came[SSH]), ways(came[BULK])) == (1, DIMENSIONS), came
         assert not sum(came[DUMPS]), "all goes by one hand, the direct way"

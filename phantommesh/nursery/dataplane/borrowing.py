@@ -94,7 +94,7 @@ class Borrower:
         keyed: Callable[[NodeId], int],
         changed: Callable[[NodeId], None],
     ) -> None:  # fmt: skip
-        self.machine, self.dropped = Borrowing(me), Counter[str]()
+        self.machine, self.dropped = Borrowing(me, peers.needs), Counter[str]()
         self._use, self._constraints = config.use, constraints_of(config)
         self._peers, self._ways, self._caller, self._ports = peers, ways, caller, ports
         self._record, self._own_ports, self._where, self._views = record, own_ports, where, views

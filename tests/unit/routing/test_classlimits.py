@@ -83,3 +83,17 @@ def test_relays_and_members_that_join_connections_pass_packets_on() -> None:
     assert passing([None, Way(Kind.DIRECT, AT), Way(Kind.FRAMED, AT)]) == set()
     ways = [Way(Kind.RELAYED, AT, b"r"), Way(Kind.FRAMED, AT, b"c"), None]
     assert passing(ways) == {b"r", b"c"}
+
+
+def test_a_class_needs_relays_that_it_allows_but_where_it_allows_none() -> None:
+    sections = (
+        IntentSection("a", "order", ports=(1,), direct_only=True),
+        IntentSection("b", "order", ports=(2,), regions=("eu",), hands=2),
+        IntentSection("c", "order", ports=(3,)),
+    )
+    intents = Intents(sections)
+    (need,) = ClassLimits(intents.constrained).needs(
+        intents.classes("db"), {one.node_id: one for one in (EU, US)}.get
+    )
+    assert need.relays == 2 and need.may(NodeId(EU.node_id))
+    assert not need.may(NodeId(US.node_id)) and not need.may(NodeId(b"nobody".ljust(16)))
