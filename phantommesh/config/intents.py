@@ -7,16 +7,15 @@ Protocols have the numbers of IANA's "Assigned Internet Protocol Numbers", DSCPs
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
-from phantommesh.config.sections import LABEL, MAX_REGION_CHARS, ConfigError, IntentSection
-from phantommesh.config.writing import redact
-from phantommesh.errors import shortened
+from phantommesh.config import constraints
+from phantommesh.config.refusing import show
+from phantommesh.config.sections import LABEL, ConfigError, IntentSection
 
 MAX_CLASSES: Final = 8
 """Classes that the traffic to one peer has at most: those of intents, and the rest."""
@@ -164,20 +163,12 @@ def check(intents: Sequence[IntentSection]) -> None:
 def _check(where: str, intent: IntentSection) -> None:
     if not LABEL.fullmatch(intent.name) or intent.name == REST:
         raise ConfigError(
-            f"{where}.name = {_show(intent.name)} is no intent's name",
+            f"{where}.name = {show(intent.name)} is no intent's name",
             fix="use 1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end, and not \"rest\"",
         )
-    for key in ("peers", "relays", "never_relays"):
-        for name in getattr(intent, key):
-            if not LABEL.fullmatch(name):
-                raise ConfigError(f"{where}.{key}: {_show(name)} is no name", fix="see `phantommesh peers`")
-    for key in ("regions", "never_regions"):
-        for region in getattr(intent, key):
-            if not LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
-                raise ConfigError(
-                    f"{where}.{key}: {_show(region)} is no region",
-                    fix=f"give {where}.{key} names as in node.region",
-                )
+    constraints.check(
+        where, intent, members=("peers", "relays", "never_relays"), both=[("relays", "never_relays")]
+    )
     for key, read in (
         ("protocol", protocols),
         ("ports", ports),
@@ -189,19 +180,23 @@ def _check(where: str, intent: IntentSection) -> None:
             read(intent)
         except ValueError as error:
             raise ConfigError(
-                f"{where}.{key} = {_show(getattr(intent, key))} cannot be: {error}",
+                f"{where}.{key} = {show(getattr(intent, key))} cannot be: {error}",
                 fix=f"correct {where}.{key}",
             ) from None
     if intent.ports and not set(protocols(intent)) <= set(WITH_PORTS):
         raise ConfigError(
-            f"{where}.ports is set, and {where}.protocol = {_show(intent.protocol)} has no ports",
+            f"{where}.ports is set, and {where}.protocol = {show(intent.protocol)} has no ports",
             fix=f'take {where}.ports out, or set {where}.protocol to "tcp" or "udp"',
         )
     if not intent.ports and (intent.protocol, intent.dscp, intent.user, intent.cgroup) == (None,) * 4:
+        if intent.peers:
+            whose = f"all traffic to {', '.join(intent.peers[:3])}{', ...' if intent.peers[3:] else ''}"
+            other = f'for all traffic to it set scatter.peers, e.g. {{ {intent.peers[0]} = "{intent.goal}" }}'
+        else:
+            whose, other = "all traffic", "for all traffic there is scatter.goal"
         raise ConfigError(
-            f"{where} matches all traffic, so that no intent after it matches any",
-            fix=f"set {where}.ports, .protocol, .dscp, .user or .cgroup; for all traffic to a peer there is "
-            "scatter.peers, and for all traffic scatter.goal",
+            f"{where} matches {whose}, so that no intent after it matches any",
+            fix=f"set {where}.ports, .protocol, .dscp, .user or .cgroup; {other}",
         )
     if intent.hands > 1 and intent.direct_only:
         raise ConfigError(
@@ -213,7 +208,3 @@ def _check(where: str, intent: IntentSection) -> None:
             f'{where}.hands = {intent.hands} cannot be: by the goal "latency" all packets take one dimension',
             fix=f"give {where} another goal, or take {where}.hands out",
         )
-
-
-def _show(value: Any) -> str:
-    return shortened(redact(json.dumps(value)), 80)

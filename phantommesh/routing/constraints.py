@@ -10,10 +10,14 @@ itself.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from phantommesh.config.sections import IntentSection, RelaySection
+from phantommesh.faults import FaultKind
+
+UNKNOWN_MEMBER = FaultKind("relay-unknown-member", "low")
 
 _NODE_ID: Final = re.compile(r"[a-z2-7]{26}")  # as `trust.identity.format_node_id` writes one
 
@@ -83,3 +87,19 @@ def constraints_of(section: RelaySection) -> Constraints:
         frozenset(section.regions),
         frozenset(section.never_regions),
     )
+
+
+def unknown_members(
+    section: RelaySection, intents: Iterable[IntentSection], known: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
+    """The names that are no member's, sorted, in the keys of `[relay]` and `[[intent]]` that say who may pass
+    on packets or have them passed on, by key. ``known``: the members' names and node ids."""
+    members = frozenset(known)
+    named = {f"relay.{key}": getattr(section, key) for key in ("members", "only", "never")}
+    for intent in intents:
+        named |= {
+            intent_key(intent.name, "only"): intent.relays,
+            intent_key(intent.name, "never"): intent.never_relays,
+        }
+    unknown = {key: frozenset(names) - members for key, names in named.items()}
+    return {key: tuple(sorted(names)) for key, names in unknown.items() if names}

@@ -198,6 +198,8 @@ class PathDriver:
         now = trio.current_time()
         self.paths.read(node_id, counters, now)
         self.fitting.traffic(node_id, now)
+        self._tell()  # traffic has begun, perhaps: who waits for that hears of it now,
+        self._due.look()  # and probes are sooner
 
     def locate(self, node_id: bytes, endpoints: Sequence[Endpoint | None]) -> None:
         """The reconciler has read where WireGuard sends to a peer, by dimension."""

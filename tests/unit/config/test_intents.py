@@ -73,6 +73,8 @@ def test_intents_are_taken_over_by_a_running_node() -> None:
         (SSH + 'never_relays = ["?"]\n', "intent.ssh.never_relays", "phantommesh peers"),
         (SSH + 'regions = ["EU"]\n', "intent.ssh.regions", "as in node.region"),
         (SSH + f'never_regions = ["{"e" * 33}"]\n', "intent.ssh.never_regions", "as in node.region"),
+        (SSH + 'relays = ["a"]\nnever_relays = ["a"]\n', 'relays allows "a"', "out of intent.ssh.relays"),
+        (SSH + 'regions = ["a"]\nnever_regions = ["a"]\n', 'regions allows "a"', "intent.ssh.never_regions"),
         (SSH + "hands = 0\n", "intent.ssh.hands", "from 1 to 7"),
         (SSH + "hands = 8\n", "intent.ssh.hands", "from 1 to 7"),
         (SSH + "hands = 2\ndirect_only = true\n", "leaves one, the direct way", "take one of the two out"),
@@ -80,7 +82,12 @@ def test_intents_are_taken_over_by_a_running_node() -> None:
         (SSH + 'direct_only = true\n[scatter]\nhook = "off"\n', "all by dimension 0", 'hook to "auto"'),
         (SSH + SSH, "2 intents are named ssh", "a name of its own"),
         (SSH.replace('"ssh"', '"rest"'), "is no intent's name", 'not "rest"'),
-        (SSH.replace("ports = [22]", ""), "matches all traffic", "scatter.peers"),
+        (SSH.replace("ports = [22]", ""), "matches all traffic, so", "there is scatter.goal"),
+        (
+            SSH.replace("ports = [22]", 'peers = ["db", "web"]'),
+            "matches all traffic to db, web, so",
+            'set scatter.peers, e.g. { db = "order" }',
+        ),
     ],
 )
 def test_each_mistake_is_named_with_its_fix(text: str, said: str, fix: str) -> None:
