@@ -85,6 +85,7 @@ class Choice:
 
     def __init__(self) -> None:
         self.relays: dict[int, NodeId] = {}
+        self._cheapest: frozenset[NodeId] = frozenset()  # of them, those that were chosen for their cost
         self._changed = -inf
 
     def decide(
@@ -97,11 +98,10 @@ class Choice:
         costs = {offer.relay: offer.cost for offer in offers}
         before = {d: r for d, r in self.relays.items() if d in wanted}
         held = set(before.values())
-        ways = self._ways(costs, held, min(WAYS, len(wanted)), now)
+        ways = self._ways(costs, self._cheapest & held, min(WAYS, len(wanted)), now)
+        self._cheapest = frozenset(ways)
         ways += needed(ways, sorted(costs, key=lambda one: (one not in held, costs[one], one)), needs)
         ways = ways[: len(wanted)]
-        if set(ways) != held & costs.keys():
-            self._changed = now
         kept = {d: r for d, r in before.items() if r in ways}
         self.relays = _deal(wanted, ways, kept) if ways else {}
         return dict(self.relays)
@@ -120,6 +120,8 @@ class Choice:
             worst, best = ways[-1], others[0]
             if worth(costs[worst], costs[best]):
                 ways[-1] = best
+        if set(ways) != set(held):
+            self._changed = now
         return sorted(ways, key=order.index)
 
 

@@ -181,4 +181,6 @@ def test_needs_are_met_as_far_as_offers_and_dimensions_go_and_the_choice_stands(
         if dimensions == 7:
             for allowed, count in needs:
                 assert len(allowed & {*found.values()}) >= min(count, len(allowed & there))
-        assert choice.decide(range(dimensions), offered, now, wanted) == found
+        # One relay may do for two classes, which is seen once it is held.
+        settled = [choice.decide(range(dimensions), offered, now, wanted) for _ in range(len(needs) + 2)]
+        assert settled[-2] == settled[-1] and {*settled[-1].values()} <= {*found.values()}
