@@ -204,6 +204,8 @@ class ScatterClass(msgspec.Struct, frozen=True, kw_only=True):
     packets: list[int]
     """Sent since the epoch began, a dimension; a GSO burst counts as one."""
     bytes: list[int]
+    closed: bool = False
+    """Its packets are dropped: it may take none of the dimensions that carry traffic."""
 
 
 class ScatterView(msgspec.Struct, frozen=True, kw_only=True):

@@ -32,6 +32,7 @@ from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
+from phantommesh.nursery.dataplane.cgroups import CgroupMarks
 from phantommesh.nursery.dataplane.framed import Framed
 from phantommesh.nursery.dataplane.gateway import GatewayDriver
 from phantommesh.nursery.dataplane.lending import Lending
@@ -162,6 +163,7 @@ class Parts:
     wiring: Wiring
     reconciler: Reconciler
     scattering: Scattering
+    cgroups: CgroupMarks
     splitter: Splitter
     guarding: Guarding
     failover: Failover
@@ -297,6 +299,7 @@ def make_parts(
         forbids=lambda endpoint: places.forbids(endpoint.host) and not framed.owns(endpoint),
         calm=calm,
         insisting=Insisting(ways.proved),
+        first=lambda: scattering.confine(),
     )
     reconciler.follow(lambda: peers.devices)
     scattering = Scattering(
@@ -312,6 +315,7 @@ def make_parts(
         interval=wireguard.reconcile_seconds,
         calm=calm,
         fits=lambda: peers.fits,
+        closes=lambda: peers.confining,
         beyond=lambda: beyond.sizes(),
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
@@ -489,6 +493,7 @@ def make_parts(
         ),
         reconciler=reconciler,
         scattering=scattering,
+        cgroups=CgroupMarks(master, lambda: peers.cgroups),
         splitter=Splitter(paths, scattering),
         guarding=guarding,
         failover=failover,

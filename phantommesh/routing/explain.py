@@ -20,7 +20,7 @@ from phantommesh.paths.cost import MARGIN, SHARE, least_saving
 from phantommesh.paths.quickest import Quickest, Reason
 from phantommesh.paths.state import MOST_FLAPS, PROVE, PROVE_PLANNED, SHED_FROM, SHED_RATIO, PathState
 from phantommesh.routing import choice
-from phantommesh.routing.constraints import Constraints, constraints_of
+from phantommesh.routing.constraints import Constraints, constraints_of, relay_key
 from phantommesh.routing.failover import Standing as Router
 from phantommesh.routing.leading import Lead
 from phantommesh.routing.search import Standing, State
@@ -38,6 +38,7 @@ ENOUGH: Final = f"{1000 * MARGIN:.0f} ms and {100 * SHARE:.0f}%"
 
 NO_ROUTE: Final = "no route of the mesh leads there"
 UNMAPPED: Final = "nothing is dealt now"
+CLOSED: Final = "nothing of it is sent: no way that carries traffic now is allowed"
 UNHOOKED: Final = 'all of it takes dimension 0, as scatter.hook is "off"'
 
 _REASONS: Final[dict[Reason, str]] = {
@@ -71,6 +72,8 @@ def about(intent: IntentSection) -> str:
         parts.append(f"DSCP {intent.dscp}")
     if intent.user is not None:
         parts.append(f"user {intent.user}")
+    if intent.cgroup is not None:
+        parts.append(f"cgroup {intent.cgroup}")
     return "; ".join(parts)
 
 
@@ -199,13 +202,26 @@ def constraint_lines(section: RelaySection) -> list[str]:
     return found
 
 
+def class_constraints(intent: IntentSection) -> list[str]:
+    """The keys that say which members may pass on the packets of an intent, with their values; none where all
+    may."""
+    where = f"intent.{intent.name}"
+    found = [f"{where}.direct_only = true"] if intent.direct_only else []
+    found += [
+        f"{where}.{key} = {', '.join(values)}"
+        for key in ("relays", "never_relays", "regions", "never_regions")
+        if (values := getattr(intent, key))
+    ]
+    return [*found, *([f"{where}.hands = {intent.hands}"] if intent.hands > 1 else [])]
+
+
 def refusals(section: RelaySection, members: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
     """The names of the ``members`` (each with its region and its node id as text) that may not pass on this
     node's packets, and by which key."""
     constraints: Constraints = constraints_of(section)
     for name, region, node_id in members:
-        if key := constraints.refuses(name, region, node_id):
-            yield name, key
+        if (rule := constraints.refuses(name, region, node_id)) is not None:
+            yield name, relay_key(rule)
 
 
 def router_changes(routers: Sequence[Router], names: Mapping[bytes, str], now: float) -> Iterator[str]:

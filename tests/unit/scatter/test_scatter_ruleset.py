@@ -112,11 +112,13 @@ def test_counters_are_told_apart_by_peer_and_epoch() -> None:
 
 def test_what_was_not_scattered_is_counted_by_reason() -> None:
     counters = {0: (5, 0), 8: (3, 0), 1 << 8: (2, 0), 1 << 8 | 15: (4, 0), 2 << 8 | 15: (1, 0)}
+    counters[1 << 8 | 7 << 5 | 14] = 6, 0
     assert dropped(counters, [1, 2]) == {
         "scatter-unknown": 5,
         "scatter-stranded": 3,
         "scatter-missed": 2,
         "scatter-drained": 5,
+        "scatter-closed": 6,
     }
 
 
