@@ -43,7 +43,7 @@ from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.errors import shortened
 from phantommesh.reachable import Reach, Why, all_loopback, is_loopback, special
-from phantommesh.routable import parse_prefix, unroutable
+from phantommesh.routable import is_exit, parse_prefix, unroutable
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
@@ -238,6 +238,12 @@ def _check(config: Config) -> None:
             f"control.tcp_ports names {config.control.port}, which is control.port", fix="take it out"
         )
     _check_routes(config.routes)
+    if config.routes.exit and config.relay.offer is True:
+        raise ConfigError(
+            "routes.exit and relay.offer = true are both set: a node whose own traffic leaves by an exit "
+            "takes nothing from its own interfaces that it could relay",
+            fix="empty routes.exit, or take relay.offer out",
+        )
     dns = config.dns
     if dns.port == config.control.port or wireguard.base_port <= dns.port <= last_port:
         raise ConfigError(f"dns.port = {dns.port} is taken by this node already", fix="set dns.port to 53")
@@ -349,11 +355,35 @@ def _check_routes(routes: RoutesSection) -> None:
                 raise ConfigError(f"{key}: {_show(text)} {why}", fix="take it out")
             if key == "routes.accept" and prefix.prefixlen == 0:
                 raise ConfigError(
-                    f"{key}: {_show(text)} is a default route, which no member may route",
-                    fix=f'for all prefixes that members route set {key} to ["all"]',
+                    f"{key}: {_show(text)} is a default route, which is taken of a member by name alone",
+                    fix=f"name the member in routes.exit; for all other prefixes set {key} to "
+                    f'["{ALL_ROUTES}"]',
                 )
     if len(set(routes.advertise)) < len(routes.advertise):
         raise ConfigError("routes.advertise names a prefix twice", fix="take one out")
+    _check_exit(routes)
+
+
+def _check_exit(routes: RoutesSection) -> None:
+    """Refuse what an exit, or a node that uses one, cannot do."""
+    default = next((text for text in routes.advertise if is_exit(parse_prefix(text))), None)
+    if default is not None and not routes.masquerade:
+        raise ConfigError(
+            f"routes.masquerade = false with {_show(default)} in routes.advertise: no network beyond an exit "
+            "has a route back to the overlay",
+            fix="set routes.masquerade to true",
+        )
+    if routes.exit and routes.advertise:
+        raise ConfigError(
+            "routes.exit and routes.advertise are both set: a node whose own traffic leaves by an exit "
+            "routes nothing for others",
+            fix="take one of them out",
+        )
+    for name in routes.exit:
+        if not LABEL.fullmatch(name):
+            raise ConfigError(f"routes.exit: {_show(name)} is no name", fix="see `phantommesh peers`")
+    if len(set(routes.exit)) < len(routes.exit):
+        raise ConfigError("routes.exit names a member twice", fix="take one out")
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:

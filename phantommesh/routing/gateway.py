@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
+from phantommesh.routable import is_exit
 from phantommesh.routing.forwarding import RELAY_MARK
 from phantommesh.wireguard.device import OUTER_MASK, Network
 
@@ -90,7 +91,9 @@ def _matches(gateway: Gateway) -> list[str]:
         source, target = (
             [n for n in networks if n.version == version] for networks in (gateway.networks, gateway.routes)
         )
-        if source and target:
+        if source and any(map(is_exit, target)):
+            found.append(f"{header} saddr {anonymous(source)}")
+        elif source and target:
             found.append(f"{header} saddr {anonymous(source)} {header} daddr {anonymous(target)}")
     return found
 

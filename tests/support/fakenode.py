@@ -381,6 +381,8 @@ class FakeNode:
             ]  # fmt: skip
         return RoutesView(
             node=self.name, authority=True, advertise=[], accept=["10.0.0.0/8", "192.168.0.0/16"],
+            exit=["gate-a", "gate-b"],
+            lan=True,
             routes=rows,
         )  # fmt: skip
 

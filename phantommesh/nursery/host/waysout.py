@@ -11,6 +11,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from phantommesh.nlattr import ACK, REQUEST, attribute, attributes, number, pack_message
@@ -18,11 +19,14 @@ from phantommesh.nursery.host.errors import failed
 from phantommesh.nursery.host.hostroutes import LOCAL, UNICAST
 from phantommesh.nursery.host.netlink import NetlinkSocket
 from phantommesh.overlay.prefixes import DEFAULT_PREFIX
+from phantommesh.routable import is_exit
 from phantommesh.wireguard.device import Network
 
 # linux/rtnetlink.h, linux/if_link.h, linux/if.h
 _GET_LINK, _GET_ROUTE = 18, 26
 _RTA_DST, _RTA_OIF, _RTA_MULTIPATH = 1, 4, 9
+# For a default route: an address of the internet that stays. a.root-servers.net, from the root zone's hints.
+_SOMEWHERE: Final = {4: ip_address("198.41.0.4"), 6: ip_address("2001:503:ba3e::2:30")}
 _FIB_MATCH: Final = 0x2000  # RTM_F_FIB_MATCH: the route itself, with its own prefix
 _IFLA_NAME: Final = 3
 _UP, _LOWER_UP = 0x1, 0x10000  # IFF_UP, IFF_LOWER_UP: there is a carrier
@@ -55,6 +59,8 @@ def look(prefixes: Iterable[Network], ours: Collection[str]) -> dict[Network, Wa
 
 def _look(rtnl: NetlinkSocket, prefix: Network, ours: Collection[str]) -> WayOut | None:
     first = prefix.network_address + (1 if prefix.num_addresses > 2 else 0)  # no subnet's own address
+    if is_exit(prefix):
+        first = _SOMEWHERE[prefix.version]
     family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
     asked = struct.pack("=8BI", family, prefix.max_prefixlen, 0, 0, 0, 0, 0, 0, _FIB_MATCH)
     try:

@@ -17,7 +17,7 @@ from phantommesh.node.revoking import Target
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.records.roster import Entry, name_of
-from phantommesh.routable import Network, in_order, parse_prefix
+from phantommesh.routable import EXIT, EXITS, Network, in_order, parse_prefix
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.trust.routes import RouteError
 
@@ -42,6 +42,8 @@ def view(parts: Parts) -> RoutesView:
         authority=parts.state.authority is not None,
         advertise=list(section.advertise),
         accept=list(section.accept),
+        exit=list(section.exit),
+        lan=section.lan,
         routes=rows,
     )
 
@@ -130,14 +132,17 @@ def _result(parts: Parts, target: Target, prefixes: Sequence[Network]) -> RouteR
 
 
 def _read(texts: Iterable[str]) -> tuple[Network, ...]:
-    found = []
+    found = list[Network]()
     for text in texts:
+        if text == EXIT:
+            found += EXITS
+            continue
         try:
             found.append(parse_prefix(text))
         except ValueError as error:
             raise RouteError(
                 f"{text[:64]!r} is not usable: {error}",
-                fix='write a network and its length, as in "10.1.0.0/16" or "2001:db8:1::/48"',
+                fix='write a network and its length, as in "10.1.0.0/16" or "2001:db8:1::/48", or "exit"',
             ) from None
     return in_order(found)
 
