@@ -73,6 +73,19 @@ def _rows(parts: Parts, entry: Entry, asked: Sequence[Network]) -> Iterator[Rout
         )
 
 
+def exits(parts: Parts) -> list[str]:
+    """How all that is for the internet leaves this host, one line a family; none where no exit is named."""
+    if not parts.config.routes.exit:
+        return []
+    carried = parts.taking.carried()
+    return [
+        f"IPv{gate.version} by {_name(parts, carried[gate])}"
+        if gate in carried
+        else f"IPv{gate.version} is refused"
+        for gate in EXITS
+    ]
+
+
 def counts(parts: Parts) -> dict[str, int]:
     """How many prefixes beyond the mesh there are in each state, for the metrics."""
     seen, own = parts.taking.routes, parts.own.word.routes

@@ -74,6 +74,7 @@ def test_an_exit_is_taken_by_name_alone_in_the_order_of_the_names() -> None:
         wanted = zip(EXITS, (four, six), strict=True)
         assert found == {gate: tuple(node.node_id for node in by) for gate, by in wanted if by}
         assert routes.allows(EXITS[0]) == bool(names) and routes.allows(SITE)
+        assert not routes.conflicts
 
 
 def test_an_exit_whose_grant_was_withdrawn_is_taken_no_more() -> None:
