@@ -98,7 +98,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
-from phantommesh.routable import EXITS
+from phantommesh.routable import EXITS, parse_prefix
 from phantommesh.routing.constraints import constraints_of
 from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
@@ -244,7 +244,7 @@ def make_parts(
         config, all_names(wireguard.prefix), caller,
         refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
-        publish=own.publish, woken=lambda: look(), overslept=driver.anew, rehomed=lambda: rouse(),
+        publish=own.publish, woken=lambda: look(), overslept=lambda: overslept(), rehomed=lambda: rouse(),
     )  # fmt: skip
     mapping = Mapping(
         on=finding.on and config.nat.portmap == "auto",
@@ -258,6 +258,10 @@ def make_parts(
         reconciler.hear()
         scattering.hear()
         beyond.kick()
+
+    def overslept() -> None:
+        reconciler.overslept()
+        driver.anew()
 
     async def rouse() -> None:
         borrower.moved()
@@ -320,7 +324,8 @@ def make_parts(
     beyond = BeyondMesh(
         master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
         allows=lambda network: taking.routes.allows(network), changed=closed, ipv6=lambda: backend.ipv6,
-        gates=EXITS if config.routes.exit else (), lan=config.routes.lan, overlay=overlay.networks,
+        own=map(parse_prefix, config.routes.advertise), gates=EXITS if config.routes.exit else (),
+        lan=config.routes.lan, overlay=overlay.networks,
     )  # fmt: skip
     gateway = GatewayDriver(
         config.routes, (master, *names), networks=lambda: overlay.networks, changed=lambda: guarding.kick()

@@ -25,9 +25,9 @@ from phantommesh.nursery.host import beyond as table
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.host.hostroutes import read_connected
 from phantommesh.nursery.overlay import hostview
+from phantommesh.nursery.overlay.hostview import HostView
 from phantommesh.overlay.beyond import Beyond, beyond
 from phantommesh.overlay.exits import NOT_THE_INTERNET
-from phantommesh.overlay.prefixes import HostRange
 from phantommesh.routable import Places, is_exit
 from phantommesh.routing.prefixes import Taken
 from phantommesh.wireguard.desired import FIRST_METRIC, MASTER_METRIC
@@ -58,7 +58,8 @@ class BeyondMesh:
     ``carried`` returns the prefixes that are carried now, by router; ``fits`` the largest packet in bytes for
     each peer; ``allows`` says whether the operator lets a prefix be taken; ``changed`` is called when other
     prefixes mean the mesh on this host, or are carried, than before; ``ipv6`` says whether interfaces here
-    can hold IPv6: without that prefixes of IPv6 are closed alone. ``gates``: the default routes, where the
+    can hold IPv6: without that prefixes of IPv6 are closed alone. ``own`` are the prefixes that this node
+    routes itself, which may be parts of those: they stay the host's. ``gates``: the default routes, where the
     operator names an exit: they are closed whether anybody offers them or not. ``lan``: the private networks
     of the host's own interfaces stay beside the exit. ``overlay`` are the mesh's networks."""
 
@@ -73,6 +74,7 @@ class BeyondMesh:
         allows: Callable[[Network], bool],
         changed: Callable[[], None],
         ipv6: Callable[[], bool] = lambda: True,
+        own: Iterable[Network] = (),
         gates: Collection[Network] = (),
         lan: bool = False,
         overlay: Sequence[Network] = (),
@@ -83,12 +85,13 @@ class BeyondMesh:
         self._device, self._names = device, tuple(names)
         self._carried, self._fits, self._mtu, self._changed = carried, fits, mtu, changed
         self._allows, self._ipv6 = allows, ipv6
+        self._own = tuple(own)
         self._gates, self._lan, self._overlay = tuple(gates), lan, tuple(overlay)
         self._servers: tuple[Address, ...] = ()  # that this host asks for names
         self._held: set[Network] | None = None  # what is closed until the operator opens it
         self._clean = False  # whether the kernel has nothing of it, as last left
         self._passed_over = 0  # prefixes that are more than `MAX_HELD`
-        self._host: tuple[HostRange, ...] = ()  # as last read, for these prefixes
+        self._host = HostView((), frozenset())  # as last read, for these prefixes
         self._read_for: tuple[Network, ...] = ()
         self._read_at = -math.inf  # when the host is to be read again
         self._kicked = trio.Event()
@@ -135,6 +138,11 @@ class BeyondMesh:
                 f"a node closes {MAX_HELD} prefixes beyond the mesh at most: {self._passed_over} that are "
                 "offered are not taken, and leave as the host routes them",
                 "allow fewer in routes.accept; `phantommesh down` lets go of those that nobody offers now",
+            )
+        for conflict in self.plan.conflicts[:MAX_NAMED]:
+            yield NOT_ROUTED.fault(
+                f"{conflict}: it is not routed, and what was not closed there before leaves by other ways",
+                "allow narrower prefixes in routes.accept, and have their routers advertise those",
             )
         carried = self._carried()
         taken = Places((one.prefix, one) for one in self.taken if not is_exit(one.prefix))
@@ -204,7 +212,7 @@ class BeyondMesh:
             self._servers = await trio.to_thread.run_sync(_read_servers)
         if self._lan and any(map(is_exit, prefixes)):
             lan = await trio.to_thread.run_sync(partial(read_connected, (self._device, *self._names)))
-        self.plan = beyond(prefixes, self._carried(), host, before.closed, lan)
+        self.plan = beyond(prefixes, self._carried(), host.ranges, before.closed, self._own, lan)
         for conflict in self.plan.conflicts:
             if conflict not in before.conflicts:
                 log.warning("a prefix beyond the mesh is not routed", conflict=conflict)
@@ -212,22 +220,25 @@ class BeyondMesh:
             self._changed()
         links = await trio.to_thread.run_sync(partial(_indexes, (self._device, self._names[0])))
         want = table.Wanted(
-            frozenset(self._routes(links)), frozenset(self.plan.closed), frozenset(self.plan.beside)
+            frozenset(self._routes(links)),
+            frozenset(self.plan.closed),
+            frozenset() if self.plan.exit else host.uplinks,  # with an exit the guard marks what comes
+            frozenset(self.plan.beside),
         )
         if await trio.to_thread.run_sync(partial(table.converge, number, want)):
             log.info("routes beyond the mesh", closed=[str(n) for n in want.closed], routes=len(want.routes))
         self._clean = not prefixes
 
-    async def _read_host(self, prefixes: tuple[Network, ...]) -> tuple[HostRange, ...]:
+    async def _read_host(self, prefixes: tuple[Network, ...]) -> HostView:
         """What the host has in these prefixes: as last read, where reading took long. Raises BackendError."""
         if not prefixes:
-            self._host, self._read_for = (), ()
-            return ()
+            self._host, self._read_for = HostView((), frozenset()), ()
+            return self._host
         began = trio.current_time()
         if prefixes != self._read_for or began >= self._read_at:
             ours = (self._device, *self._names)
-            view = await trio.to_thread.run_sync(partial(hostview.look, prefixes, ours))
-            self._host, self._read_for = view.ranges, prefixes
+            self._host = await trio.to_thread.run_sync(partial(hostview.look, prefixes, ours))
+            self._read_for = prefixes
             now = trio.current_time()
             self._read_at = now + SHARE * (now - began)
         return self._host
