@@ -131,13 +131,15 @@ def _state(one: RouteView) -> str:
 
 def _why(one: RouteView, found: RoutesView) -> str:
     """Why this node does not take a route that is offered; empty where it does, or nobody offers it."""
-    from phantommesh.routable import parse_prefix, within
+    from phantommesh.routable import is_exit, parse_prefix, within
 
     if one.conflict or one.accepted or not (one.claimed and one.certified):
         return one.conflict
     if one.prefix in found.advertise:
         return "this node advertises it"
     prefix = parse_prefix(one.prefix)
+    if is_exit(prefix):
+        return "not in routes.exit"
     if found.accept == ["all"] or any(within(prefix, parse_prefix(accepted)) for accepted in found.accept):
         return ""
     return "not in routes.accept"
