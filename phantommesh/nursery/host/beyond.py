@@ -103,8 +103,6 @@ def converge(table: int, want: Wanted) -> bool:
         with IPRoute() as rtnl, NetlinkSocket(socket.NETLINK_ROUTE) as raw:
             closed = {one.route.network for one in have if _closes(one)}
             thrown = {one.route.network for one in have if _throws(one)}
-            if want.exit:
-                _heed_marks()
             for network in _sorted(want.thrown - thrown):
                 changed |= _throw(rtnl, "add", table, network)
             for network in _sorted(want.closed - closed):
@@ -118,6 +116,8 @@ def converge(table: int, want: Wanted) -> bool:
                 changed |= _throw(rtnl, "del", table, network)
             for network in _sorted(closed - want.closed):
                 changed |= _close(rtnl, "del", table, network)
+        if want.exit:
+            _heed_marks()  # at last: where it may not be written, all is closed all the same
     except (NetlinkError, OSError) as error:
         raise errors.failed("(beyond)", "routing what is beyond the mesh", error) from error
     return changed
