@@ -185,8 +185,12 @@ class RelaySection(msgspec.Struct, frozen=True):
 
 class RoutesSection(msgspec.Struct, frozen=True):
     """Prefixes beyond the mesh. `advertise`: those that this node is to route for others, as soon as an
-    authority approves them. `accept`: prefixes within these are sent to the members that route them; ["all"]:
-    any.
+    authority approves them; a default route makes it an exit. `accept`: prefixes within these are sent to the
+    members that route them; ["all"]: any but default routes.
+
+    `exit`: the members by which all traffic of this host leaves that nothing else leads elsewhere, by name,
+    the best first. Nothing of that kind leaves by another way, in both families, whether one of them carries
+    it or not. `lan`: the host's own private networks are reached directly all the same.
 
     `masquerade`: what this node forwards to the prefixes that it routes has an address of this host, so that
     answers find back; else the network there needs a route to the overlay by this node. `probe`: for such a
@@ -202,6 +206,11 @@ class RoutesSection(msgspec.Struct, frozen=True):
         tuple[str, ...],
         Meta(max_length=64, description='at most 64 prefixes, e.g. ["10.0.0.0/8"], or ["all"]'),
     ] = ()
+    exit: Annotated[
+        tuple[str, ...],
+        Meta(max_length=8, description='at most 8 names of members, e.g. ["gate-a", "gate-b"]'),
+    ] = ()
+    lan: Switch = False
     masquerade: Switch = True
     probe: Annotated[
         dict[str, str],

@@ -72,6 +72,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Where this node stands, by `node.region`; empty: it does not say."""
     advice: list[str] = []
     """What is weak about the mesh, the worst first: see `topology`."""
+    exit: list[str] = []
+    """How all that is for the internet leaves, one line a family, where `routes.exit` names exits."""
 
 
 class DimensionView(msgspec.Struct, frozen=True, kw_only=True):

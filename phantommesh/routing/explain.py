@@ -19,6 +19,7 @@ from phantommesh.paths import quickest
 from phantommesh.paths.cost import MARGIN, SHARE, least_saving
 from phantommesh.paths.quickest import Quickest, Reason
 from phantommesh.paths.state import MOST_FLAPS, PROVE, PROVE_PLANNED, SHED_FROM, SHED_RATIO, PathState
+from phantommesh.routable import is_exit
 from phantommesh.routing import choice
 from phantommesh.routing.constraints import Constraints, constraints_of, relay_key
 from phantommesh.routing.failover import Standing as Router
@@ -255,6 +256,10 @@ def answer(found: Lead, names: Mapping[bytes, str]) -> str:
             rank = f"the first of {len(found.routers)}" if len(found.routers) > 1 else "the only one"
             why = rank if not place else f"no. {place + 1} of {len(found.routers)}: none before it is ready"
             return f"{names[found.carrier]} carries it, a router of {found.prefix} ({why})"
+        case "refused" if found.stale and found.prefix is not None and is_exit(found.prefix):
+            return (
+                "it is refused here: all is to leave by an exit, and no member that routes.exit names has it"
+            )
         case "refused" if found.stale:
             return f"it is refused here: {found.prefix} was taken, and nobody offers it any more"
         case "refused":
@@ -286,6 +291,13 @@ def lead_changes(found: Lead, names: Mapping[bytes, str]) -> Iterator[str]:
     """What would have an address that is no member's lead somewhere else."""
     first = names[found.routers[0]] if found.routers else ""
     match found.leads:
+        case "refused" if found.stale and found.prefix is not None and is_exit(found.prefix):
+            yield (
+                f"a member that routes.exit names and that routes {found.prefix}; or empty routes.exit and "
+                "start the node again to have it go by other ways"
+            )
+        case "offered" if found.prefix is not None and is_exit(found.prefix):
+            yield f"leave by it: put {first} into routes.exit, and start the node again"
         case "refused" if found.stale:
             yield (
                 "a member that routes it again; or take it out of routes.accept and start the node again to "

@@ -20,6 +20,7 @@ from typing import Final, Literal, assert_never
 from phantommesh.config.intents import CGROUP_MARKS, MAX_CLASSES
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nftables.text import add_elements, chain_block, map_block, set_block
+from phantommesh.routable import is_exit
 from phantommesh.scatter.peermap import CLOSED, DROPPED, MISSED, SPLIT, PeerMap, mark
 
 Hook = Literal["egress", "mark"]
@@ -159,7 +160,7 @@ def render_beyond(frame: Frame, beyond: Iterable[Beyond]) -> str:
 
 def _leads_to(prefix: IPv4Network | IPv6Network) -> str:
     header = "ip" if prefix.version == 4 else "ip6"
-    return f"{header} daddr {prefix}"
+    return f"meta protocol {header}" if is_exit(prefix) else f"{header} daddr {prefix}"
 
 
 def render_peer(frame: Frame, peer: PeerMap) -> str:
@@ -389,7 +390,13 @@ def _entry(frame: Frame) -> list[str]:
                 *(
                     f"{'ip' if network.version == 4 else 'ip6'} daddr {network} goto overlay"
                     for network in frame.networks
+                    if not is_exit(network)
                 ),
+            ]
+            # All is for an exit that is routed to the mesh, and nothing that comes from elsewhere.
+            gates = [
+                f'oifname "{frame.device}" meta protocol {"ip" if gate.version == 4 else "ip6"} goto overlay'
+                for gate in filter(is_exit, frame.networks)
             ]
             return [
                 *chain_block("overlay", *look_up, "drop"),
@@ -397,6 +404,7 @@ def _entry(frame: Frame) -> list[str]:
                     "output",
                     "type route hook output priority mangle; policy accept;",
                     f'oifname "{frame.device}" jump addressed',
+                    *gates,
                 ),
                 # After NAT, which gives an answer the address of whom it is for: a router of prefixes may
                 # hide members behind its own.

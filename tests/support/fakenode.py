@@ -383,9 +383,15 @@ class FakeNode:
                     prefix="172.16.0.0/12", router=name, node_id=node_id, asked=False, approved=True,
                     certified=True, claimed=True, accepted=False, rank=None, carried=False,
                 ),
+                RouteView(
+                    prefix="0.0.0.0/0", router=name, node_id=node_id, asked=False,
+                    approved=True, certified=True, claimed=True, accepted=False, rank=None, carried=False,
+                ),
             ]  # fmt: skip
         return RoutesView(
             node=self.name, authority=True, advertise=[], accept=["10.0.0.0/8", "192.168.0.0/16"],
+            exit=["gate-a", "gate-b"],
+            lan=True,
             routes=rows,
         )  # fmt: skip
 
