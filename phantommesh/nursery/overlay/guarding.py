@@ -193,12 +193,14 @@ class Guarding:
 def make_guarding(
     config: Config, addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
     ports: Callable[[], tuple[int, ...]], overlay: Overlay, fits: Callable[[], Iterable[Fitted]], *,
-    beyond: Callable[[], tuple[Network, ...]], routes: Callable[[], tuple[Network, ...]],
+    beyond: Callable[[], tuple[Network, ...]], beside: Callable[[], tuple[Network, ...]],
+    routes: Callable[[], tuple[Network, ...]], around: Callable[[], tuple[Network, ...] | None],
     flushed: Callable[[], None],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
-    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, and ``routes`` which
-    ones it routes for them."""
+    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``beside`` what stays
+    the host's beside an exit, ``routes`` which prefixes it routes for others, and ``around`` the networks
+    that are no part of a default route of these."""
     wireguard = config.wireguard
     master = master_name(wireguard.prefix)
 
@@ -216,6 +218,8 @@ def make_guarding(
             beyond(),
             routed,
             not config.routes.masquerade,
+            beside(),
+            around(),
         )
 
     return Guarding(want, beside=scatter_table(master), flushed=flushed)

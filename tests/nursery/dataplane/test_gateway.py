@@ -11,8 +11,11 @@ import trio
 from phantommesh.checksum import checksum
 from phantommesh.config.sections import RoutesSection
 from phantommesh.nursery.dataplane.gateway import PACE, GatewayDriver
+from phantommesh.nursery.host import hostroutes
 from phantommesh.nursery.host.waysout import WayOut
 from phantommesh.nursery.sockets.echo import LOST
+from phantommesh.overlay.exits import MAX_AROUND
+from phantommesh.routable import EXITS
 
 LAN, HOST = ip_network("192.168.50.0/24"), ip_address("192.168.50.10")
 
@@ -58,3 +61,30 @@ async def test_members_that_ask_have_the_routes_looked_at_often(
     driver._kicked = trio.Event()
     driver.asked()
     assert not driver._kicked.is_set()
+
+
+async def test_a_default_route_is_what_an_exit_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+    driver = GatewayDriver(
+        RoutesSection(), ("pm", "pm0"), networks=lambda: (), changed=lambda: told.append("changed")
+    )
+    way = WayOut(("eth0",), True)
+    assert "networks of its own" in driver._flaw(EXITS[0], way)
+    monkeypatch.setattr(hostroutes, "read_connected", lambda names: (LAN,))
+    await driver._read_around([LAN])
+    assert not told, "no exit"
+    await driver._read_around(EXITS)
+    await driver._read_around(EXITS)
+    assert driver.around == (LAN,) and told == ["changed"]
+    assert driver._flaw(EXITS[0], way) == ""
+    assert "no default route of IPv4" in driver._flaw(EXITS[0], None)
+
+
+async def test_an_exit_with_more_networks_than_can_be_closed_leads_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = make({})
+    many = tuple(ip_network((10 << 24 | i << 8, 24)) for i in range(MAX_AROUND + 1))
+    monkeypatch.setattr(hostroutes, "read_connected", lambda names: many)
+    await driver._read_around(EXITS)
+    assert driver.around is None and str(MAX_AROUND) in driver._flaw(EXITS[0], WayOut(("eth0",), True))

@@ -69,6 +69,8 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "proofs.keep": ("10", 10),
     "paths.port": ("4001", 4001),
     "routes.port": ("4002", 4002),
+    "routes.exit": ("gate-a,gate-b", ("gate-a", "gate-b")),
+    "routes.lan": ("true", True),
     "routes.masquerade": ("false", False),
     "routes.probe": ("10.1.0.0/16=10.1.0.9", {"10.1.0.0/16": "10.1.0.9"}),
     "paths.probe_seconds": ("1", 1.0),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from phantommesh.overlay.beyond import beyond
 from phantommesh.overlay.prefixes import HostRange
+from phantommesh.routable import EXITS
 from phantommesh.routing.leading import Lead, Prefixes, lead, read_address
 from phantommesh.routing.prefixes import Conflict, Offer, Taken
 
@@ -92,3 +93,17 @@ def test_a_longer_prefix_of_ones_own_or_in_conflict_is_not_the_takers() -> None:
     assert lead(HERE, replace(known, own=(LONG,))) == Lead("own", LONG)
     assert lead(HERE, replace(known, conflicts=(Conflict(LONG, (B,), "why"),))).leads == "conflict"
     assert lead(HERE, replace(known, own=(IPv4Network("10.0.0.0/7"),))).leads == "carried"
+
+
+def test_all_that_leads_nowhere_else_leaves_by_the_exit() -> None:
+    far, lan = ip_address("9.9.9.9"), IPv4Network("192.168.7.0/24")
+    known = replace(
+        NONE, taken=[Taken(EXITS[0], (A,)), Taken(LONG, (B,))], carried={EXITS[0]: A, LONG: B},
+    )  # fmt: skip
+    known = replace(known, plan=beyond([*EXITS, LONG], known.carried, (), lan=(lan,)))
+    assert lead(far, known) == Lead("carried", EXITS[0], (A,), A)
+    assert lead(HERE, known) == Lead("carried", LONG, (B,), B)
+    assert lead(lan[7], known).leads == "host"
+    assert lead(ip_address("2001:db8::1"), known) == Lead("refused", EXITS[1], stale=True)
+    assert lead(far, replace(known, carried={})) == Lead("refused", EXITS[0], (A,))
+    assert lead(far, replace(NONE, offers=[Offer(EXITS[0], A)])) == Lead("offered", EXITS[0], (A,))
