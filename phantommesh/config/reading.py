@@ -327,10 +327,12 @@ def _check_probes(config: Config) -> None:
             network, host = None, None
         if network is None or host is None:
             raise _bad("routes.probe", {prefix: target}, _kind(RoutesSection, "probe"))
+        if (there := routes.sites.get(prefix)) is not None:
+            network = parse_prefix(there)
         if host not in network:
             raise ConfigError(
-                f"routes.probe: {target} is not in {prefix}",
-                fix="name a host in the prefix that answers pings",
+                f"routes.probe: {target} is not in {network}",
+                fix=f"name a host in {network} that answers pings",
             )
 
 
@@ -354,6 +356,32 @@ def _check_routes(routes: RoutesSection) -> None:
                 )
     if len(set(routes.advertise)) < len(routes.advertise):
         raise ConfigError("routes.advertise names a prefix twice", fix="take one out")
+    for text, there in routes.sites.items():
+        if text not in routes.advertise:
+            raise ConfigError(
+                f"routes.sites: {_show(text)} is not in routes.advertise",
+                fix="add it there, or take it out here",
+            )
+        prefix = parse_prefix(text)
+        try:
+            site = parse_prefix(there)
+        except ValueError as error:
+            raise ConfigError(
+                f"routes.sites: {_show(there)} is not usable: {error}",
+                fix='write it as a network and its length, e.g. "192.168.1.0/24"',
+            ) from None
+        if why := unroutable(site):
+            raise ConfigError(
+                f"routes.sites: {_show(there)} {why}", fix="name the network that is really there"
+            )
+        if (site.version, site.prefixlen) != (prefix.version, prefix.prefixlen):
+            raise ConfigError(
+                f"routes.sites: {text} and {there} are not of one size",
+                fix="each address of one has its own in the other: name a network of "
+                f"IPv{prefix.version} with /{prefix.prefixlen}",
+            )
+        if site == prefix:
+            raise ConfigError(f"routes.sites: {text} is there by its own addresses", fix="take it out")
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:
@@ -371,8 +399,13 @@ def _check_reach(key: str, endpoint: str, host: str) -> None:
 
 def refuse_overlay(config: Config, networks: Iterable[IPv4Network | IPv6Network]) -> None:
     """Raise ConfigError where an endpoint or a seed lies in the overlay: what goes there would be encrypted
-    again and again. For whoever knows the mesh's ``networks``."""
+    again and again; and where a site does. For whoever knows the mesh's ``networks``."""
     reach = Reach(tuple(networks))
+    for there in config.routes.sites.values():
+        if why := unroutable(parse_prefix(there), reach.overlay):
+            raise ConfigError(
+                f"routes.sites: {_show(there)} {why}", fix="name the network that is really there"
+            )
     for key, endpoints in (("node.endpoints", config.node.endpoints), ("gossip.seeds", config.gossip.seeds)):
         for endpoint in endpoints:
             host, _ = parse_endpoint(endpoint, config.control.port)

@@ -38,6 +38,8 @@ class RoutesView(msgspec.Struct, frozen=True, kw_only=True):
     """Whether this node can approve: only then ``asked`` is known."""
     advertise: list[str]
     accept: list[str]
+    sites: dict[str, str] = {}
+    """For some of ``advertise``, the network that is really there. Others' are not known here."""
     routes: list[RouteView]
 
 

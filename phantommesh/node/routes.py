@@ -67,18 +67,29 @@ def accepts(section: RoutesSection) -> tuple[Network, ...]:
     return EVERYTHING if section.accept == (ALL_ROUTES,) else tuple(map(parse_prefix, section.accept))
 
 
+def sites(section: RoutesSection) -> dict[Network, Network]:
+    """The networks that are really there, by the advertised prefix that stands for each in the mesh."""
+    return {parse_prefix(prefix): parse_prefix(site) for prefix, site in section.sites.items()}
+
+
 class Routes:
     """What one node takes. ``region`` is its own: routers of the region come first, then by node id. ``own``
     are the prefixes that it advertises itself: it takes none of those from others. ``networks``: the
-    addresses that may be taken, so what the host has of its own there matters."""
+    addresses that may be taken, so what the host has of its own there matters. What is really there for an
+    advertised prefix is such a range, by whatever route: members' packets have to find it here."""
 
     def __init__(self, section: RoutesSection, overlay: Iterable[Network], region: str = "") -> None:
         self._overlay, self._region = tuple(overlay), region
-        self.own = frozenset(map(parse_prefix, section.advertise))
-        self.networks = accepts(section)
+        self.configure(section)
         self.taken: tuple[Taken, ...] = ()
         self.conflicts: tuple[Conflict, ...] = ()
         self.claims: frozenset[Claim] = frozenset()
+
+    def configure(self, section: RoutesSection) -> None:
+        """Judge by these settings from now on."""
+        self.own = frozenset(map(parse_prefix, section.advertise))
+        self.networks = accepts(section)
+        self._sites = tuple(HostRange("route", site, "") for site in sites(section).values())
 
     @property
     def wants_any(self) -> bool:
@@ -103,7 +114,7 @@ class Routes:
             if prefix not in self.own
         ]
         before = {one.prefix: one.routers for one in self.taken}
-        self.taken, self.conflicts = taken(offers, self.networks, self._overlay, host)
+        self.taken, self.conflicts = taken(offers, self.networks, self._overlay, (*host, *self._sites))
         fresh = frozenset(claim for entry in listed for claim in claims(entry))
         new = sorted(fresh - self.claims, key=lambda claim: (claim.node_id, claim.prefix))
         self.claims = fresh

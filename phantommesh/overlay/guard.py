@@ -80,8 +80,9 @@ class Guard:
     ``control`` and ``wireguard`` the ports of the underlay, ``forward`` the interfaces of machines that use
     the mesh through this node, ``short`` the segments in bytes that those machines may send to peers whose
     route over IPv6 cannot say it. ``beyond`` are the prefixes that this node takes of others, as far as they
-    mean the mesh here; ``routes`` those that it routes for others, and ``returns`` says that answers come
-    back by the network's own routes, for the members' own addresses, and not by masquerade."""
+    mean the mesh here; ``routes`` those that it routes for others; ``sites`` has for some of those the
+    network that is really there (`routing/gateway.py` translates). ``returns`` says that answers come back by
+    the network's own routes, for the members' own addresses, and not by masquerade."""
 
     device: str
     names: tuple[str, ...]
@@ -93,12 +94,24 @@ class Guard:
     short: tuple[tuple[IPv6Address, int], ...] = ()
     beyond: tuple[Network, ...] = ()
     routes: tuple[Network, ...] = ()
+    sites: tuple[tuple[Network, Network], ...] = ()
     returns: bool = False
 
     @property
     def table(self) -> str:
         """The tables' name."""
         return table_name(self.device)
+
+    @property
+    def plain(self) -> tuple[Network, ...]:
+        """The prefixes of ``routes`` that are there by their own addresses."""
+        translated = dict(self.sites)
+        return tuple(prefix for prefix in self.routes if prefix not in translated)
+
+    @property
+    def behind(self) -> tuple[Network, ...]:
+        """What is there for the prefixes of ``sites``, each network once."""
+        return tuple(dict.fromkeys(site for prefix, site in self.sites if prefix in self.routes))
 
 
 def render(guard: Guard) -> str:
@@ -117,6 +130,7 @@ def render(guard: Guard) -> str:
             *chain_block(
                 "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
             ),
+            *_landing(guard),
             *_clamping(guard),
             *chain_block(
                 "leaving", "type filter hook postrouting priority 300; policy accept;", *_leaving(guard)
@@ -214,7 +228,7 @@ def _arriving(guard: Guard) -> list[str]:
     if guard.forward:
         rules.append(f"iifname {_names(guard.forward)} accept")
     if guard.returns:  # to members, and never to this node's own overlay addresses; `passing` sees the rest
-        for match in _routed(guard, guard.routes, guard.networks):
+        for match in _routed(guard, (*guard.plain, *guard.behind), guard.networks):
             own = guard.own[match.startswith("ip6")]
             rules.append(f"{match} {match.split()[0]} daddr != {own} accept")
     return rules + [
@@ -293,13 +307,31 @@ def _passing(guard: Guard) -> list[str]:
             f"iifname {ours} oifname {behind} ct state established,related accept",
             f"iifname {ours} oifname {behind} ct status dnat accept",
         ]
-    there, back = (guard.networks, guard.routes), (guard.routes, guard.networks)
-    rules += [f"iifname {ours} oifname != {ours} {match} accept" for match in _routed(guard, *there)]
-    rules += [
-        f"iifname != {ours} oifname {ours} {match} ct state established,related accept"
-        for match in _routed(guard, *back)
-    ]
+    # What is for a site is translated by now. Where nothing did that, it is for somebody else.
+    for there, translated in ((guard.plain, ""), (guard.behind, " ct status dnat")):
+        rules += [
+            f"iifname {ours} oifname != {ours} {match}{translated} accept"
+            for match in _routed(guard, guard.networks, there)
+        ]
+        rules += [
+            f"iifname != {ours} oifname {ours} {match} ct state established,related{translated} accept"
+            for match in _routed(guard, there, guard.networks)
+        ]
     return [*rules, f"iifname {ours} {_drop(Drop.FORWARDED)}", f"oifname {ours} {_drop(Drop.FORWARDED)}"]
+
+
+def _landing(guard: Guard) -> list[str]:
+    """The chain that keeps what is for a site and was not translated from this host: the prefix may be its
+    own network, too."""
+    ours = _names((guard.device, *guard.names))
+    matches = _ends([prefix for prefix, _ in guard.sites if prefix in guard.routes], "daddr")
+    if not matches:
+        return []
+    return chain_block(
+        "landing",
+        "type filter hook input priority filter - 5; policy accept;",
+        *(f"iifname {ours} {match} ct status & dnat == 0 {_drop(Drop.BEYOND)}" for match in matches),
+    )
 
 
 def _clamping(guard: Guard) -> list[str]:

@@ -249,7 +249,8 @@ def answer(found: Lead, names: Mapping[bytes, str]) -> str:
         case "conflict":
             return f"{NO_ROUTE}: {found.prefix}, which {by} routes, is not taken: {found.why}"
         case "own":
-            return f"{NO_ROUTE}: this node advertises {found.prefix} itself, and takes it of nobody"
+            said = f"{NO_ROUTE}: this node advertises {found.prefix} itself, and takes it of nobody"
+            return f"{said}; {found.why}" if found.why else said
         case "offered":
             return f"{NO_ROUTE}: {by} routes {found.prefix}, and this node does not take it"
         case "asked":

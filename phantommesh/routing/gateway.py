@@ -2,17 +2,20 @@
 """The nftables rules of a node that routes prefixes beyond the mesh for other members. Pure.
 
 The guard (`overlay/guard.py`) says what may pass between the mesh and these prefixes. The rules here
-masquerade what leaves for them, and see to it that an interface whose forwarding the node has turned on for
-this forwards nothing else: without them the host would be a router for everybody on its network.
+translate what members send to a prefix whose site has other addresses (RFC 3022, section 2.1: each address
+has one of its own, of the same last bits), masquerade what leaves for the prefixes, and see to it that an
+interface whose forwarding the node has turned on for this forwards nothing else: without them the host would
+be a router for everybody on its network.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
+from phantommesh.routable import order
 from phantommesh.routing.forwarding import RELAY_MARK
 from phantommesh.wireguard.device import OUTER_MASK, Network
 
@@ -32,8 +35,9 @@ def table_name(device: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """``mesh`` are the node's own interfaces, ``networks`` the overlay's, ``routes`` the prefixes that the
-    node routes. ``masquerade``: what leaves for them has an address of this host. ``opened`` are the
-    interfaces whose forwarding the node has turned on."""
+    node routes; ``sites`` has for some of them the network of the same length that is really there.
+    ``masquerade``: what leaves for them has an address of this host. ``opened`` are the interfaces whose
+    forwarding the node has turned on."""
 
     device: str
     mesh: tuple[str, ...]
@@ -41,6 +45,12 @@ class Gateway:
     routes: tuple[Network, ...]
     masquerade: bool
     opened: tuple[str, ...] = ()
+    sites: Mapping[Network, Network] = field(default_factory=dict)
+
+    @property
+    def there(self) -> tuple[Network, ...]:
+        """The networks that are really there, each once."""
+        return tuple(dict.fromkeys(self.sites.get(prefix, prefix) for prefix in self.routes))
 
     @property
     def table(self) -> str:
@@ -68,6 +78,7 @@ def render(gateway: Gateway) -> str:
         *set_block(OPENED, "type ifname", *elements),
         *chain_block("drop_stray", f"meta mark set {_STRAY} meta mark @{DROPS} drop", "drop"),
         *chain_block("passing", "type filter hook forward priority filter - 5; policy accept;", *passing),
+        *_translating(gateway),
         *chain_block(
             "leaving",
             "type nat hook postrouting priority srcnat; policy accept;",
@@ -84,11 +95,32 @@ def read_drops(counters: Mapping[int, tuple[int, int]]) -> dict[str, int]:
     return {"routes-stray": counters[_STRAY][0]} if _STRAY in counters else {}
 
 
+def _translating(gateway: Gateway) -> list[str]:
+    """The chain that translates, if there is anything to translate. It has its turn before other programs'
+    own: the first to translate a connection is the only one. A rule each, for an anonymous map takes no
+    prefixes that lie in each other; the longest first, as routers would choose."""
+    if not any(prefix in gateway.sites for prefix in gateway.routes):
+        return []
+    mesh, rules = _names(gateway.mesh), list[str]()
+    for prefix in sorted(gateway.routes, key=lambda one: (-one.prefixlen, order(one))):
+        header = "ip" if prefix.version == 4 else "ip6"
+        members = [network for network in gateway.networks if network.version == prefix.version]
+        site, to = gateway.sites.get(prefix), f"iifname {mesh} {header} daddr {prefix}"
+        if site is None:
+            rules.append(f"{to} accept")
+        elif members:
+            rules.append(
+                f"iifname {mesh} {header} saddr {anonymous(members)} "
+                f"dnat {header} prefix to {header} daddr map {anonymous([f'{prefix} : {site}'])}"
+            )
+    return chain_block("translating", "type nat hook prerouting priority dstnat - 5; policy accept;", *rules)
+
+
 def _matches(gateway: Gateway) -> list[str]:
     found = []
     for version, header in ((4, "ip"), (6, "ip6")):
         source, target = (
-            [n for n in networks if n.version == version] for networks in (gateway.networks, gateway.routes)
+            [n for n in networks if n.version == version] for networks in (gateway.networks, gateway.there)
         )
         if source and target:
             found.append(f"{header} saddr {anonymous(source)} {header} daddr {anonymous(target)}")

@@ -380,8 +380,8 @@ class FakeNode:
                 ),
             ]  # fmt: skip
         return RoutesView(
-            node=self.name, authority=True, advertise=[], accept=["10.0.0.0/8", "192.168.0.0/16"],
-            routes=rows,
+            node=self.name, authority=True, accept=["10.0.0.0/8", "192.168.0.0/16"], routes=rows,
+            advertise=["10.77.1.0/24"], sites={"10.77.1.0/24": "192.168.1.0/24"},
         )  # fmt: skip
 
     def explain(self, dest: str) -> Explanation:

@@ -2,8 +2,8 @@
 """Routes prefixes beyond the mesh for other members: forwarding, masquerade, and which routes work.
 
 A route works if the kernel has one to the prefix by an interface with a carrier, and, where the configuration
-names a target in the prefix, the target answers pings. A default route leads anywhere, so it proves nothing:
-it counts only with such a target.
+names a target there, the target answers pings. Of a prefix whose site has other addresses, it is the site's
+route that counts. A default route leads anywhere, so it proves nothing: it counts only with such a target.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import trio
 from phantommesh.config.sections import RoutesSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
+from phantommesh.node.routes import sites
 from phantommesh.nursery.host import forwarding as switches
 from phantommesh.nursery.host import waysout
 from phantommesh.nursery.host.leftovers import close_left, opened_beside
@@ -57,9 +58,9 @@ class GatewayDriver:
         """Why a route does not work, by prefix."""
         self.problem: PhantomMeshError | None = None
         self.dropped: Counter[str] = Counter()
-        self._settings, self._mesh = settings, tuple(mesh)
-        self._routes, self._networks = tuple[Network, ...](), networks
-        self._targets = targets_of(settings.probe)
+        self._mesh, self._networks = tuple(mesh), networks
+        self._routes = tuple[Network, ...]()
+        self.settings, self._targets, self._sites = _read(settings)
         self._echo = Echo(self._wanted_targets, PACE)
         self._installed: tuple[str, Fingerprint] | None = None
         self._counted = Counter[str]()
@@ -73,6 +74,11 @@ class GatewayDriver:
         if self._routes != before:
             self.kick()
         return self._routes != before
+
+    def configure(self, settings: RoutesSection) -> None:
+        """Route by these settings from now on."""
+        self.settings, self._targets, self._sites = _read(settings)
+        self.kick()
 
     def asked(self) -> frozenset[Network]:
         """Return what works: a member asks. From now on it is looked at often."""
@@ -90,7 +96,8 @@ class GatewayDriver:
             )
         for prefix, why in sorted(self.why.items(), key=str):
             yield NOT_WORKING.fault(
-                f"the route to {prefix} does not work: {why}",
+                f"the route to {self._sites.get(prefix, prefix)} does not work: {why}"
+                + (f" (members know it as {prefix})" if prefix in self._sites else ""),
                 "see `ip route get` and `ip link` for an address there; members use another router meanwhile",
             )
 
@@ -132,8 +139,13 @@ class GatewayDriver:
             self.works, self.why = frozenset(), {}
             await self._end()
             return
-        found = await trio.to_thread.run_sync(partial(waysout.look, routes, self._mesh))
-        ways = {prefix: way for prefix, way in found.items() if not way.default or prefix in self._targets}
+        there = {prefix: self._sites.get(prefix, prefix) for prefix in routes}
+        found = await trio.to_thread.run_sync(partial(waysout.look, set(there.values()), self._mesh))
+        ways = {
+            prefix: found[site]
+            for prefix, site in there.items()
+            if site in found and (not found[site].default or prefix in self._targets)
+        }
         await self._forward(routes, ways)
         why = {prefix: self._flaw(prefix, ways.get(prefix)) for prefix in routes}
         works = frozenset(prefix for prefix, flaw in why.items() if not flaw)
@@ -177,8 +189,9 @@ class GatewayDriver:
             self._mesh,
             tuple(self._networks()),
             tuple(routes),
-            self._settings.masquerade,
+            self.settings.masquerade,
             opened,
+            self._sites,
         )
         await self._keep(gateway.render(wanted))  # before anything is forwarded
         if unused:
@@ -234,6 +247,8 @@ class GatewayDriver:
         self.problem = error
 
 
-def targets_of(probe: Mapping[str, str]) -> dict[Network, Target]:
-    """The hosts to ping, by prefix. The texts were checked when the configuration was read."""
-    return {ip_network(prefix): ip_address(target) for prefix, target in probe.items()}
+def _read(settings: RoutesSection) -> tuple[RoutesSection, dict[Network, Target], dict[Network, Network]]:
+    """The settings, with the hosts to ping and the sites by prefix. The texts were checked when the
+    configuration was read."""
+    targets = {ip_network(prefix): ip_address(target) for prefix, target in settings.probe.items()}
+    return settings, targets, sites(settings)

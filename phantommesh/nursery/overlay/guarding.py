@@ -20,12 +20,13 @@ from typing import Final
 import structlog
 import trio
 
-from phantommesh.config.sections import Config
+from phantommesh.config.sections import Config, RoutesSection
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
 from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nlattr import NetlinkFormatError
+from phantommesh.node.routes import sites
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.overlay import guard
@@ -166,16 +167,16 @@ def make_guarding(
     config: Config, addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
     ports: Callable[[], tuple[int, ...]], overlay: Overlay, fits: Callable[[], Iterable[Fitted]], *,
     beyond: Callable[[], tuple[Network, ...]], routes: Callable[[], tuple[Network, ...]],
-    flushed: Callable[[], None],
+    settings: Callable[[], RoutesSection], flushed: Callable[[], None],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
-    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, and ``routes`` which
-    ones it routes for them."""
+    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``routes`` which
+    ones it routes for them, and ``settings`` how."""
     wireguard = config.wireguard
     master = master_name(wireguard.prefix)
 
     def want() -> Guard:
-        routed = routes()
+        routed, section = routes(), settings()
         return Guard(
             master,
             interface_names(wireguard.prefix),
@@ -187,7 +188,8 @@ def make_guarding(
             short_segments(fits()) if config.guard.forward or routed else (),
             beyond(),
             routed,
-            not config.routes.masquerade,
+            tuple(sites(section).items()),
+            not section.masquerade,
         )
 
     return Guarding(want, beside=scatter_table(master), flushed=flushed)

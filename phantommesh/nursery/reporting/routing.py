@@ -42,6 +42,7 @@ def view(parts: Parts) -> RoutesView:
         authority=parts.state.authority is not None,
         advertise=list(section.advertise),
         accept=list(section.accept),
+        sites=section.sites,
         routes=rows,
     )
 

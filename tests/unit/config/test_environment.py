@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from phantommesh.config import environment
 from phantommesh.config.reading import load
-from phantommesh.config.sections import Config, ConfigError, NoConfigError, NodeSection
+from phantommesh.config.sections import Config, ConfigError, NoConfigError, NodeSection, RoutesSection
 from phantommesh.config.writing import renamed, render
 
 NODE = {"PHANTOMMESH_NODE_NAME": "pm-1", "PHANTOMMESH_NODE_MESH": "lab"}
 
 # For each key another value than the default, as text and as it is read.
+ADVERTISED = "10.3.0.0/16"  # a site's prefix has to be
 OTHERS: dict[str, tuple[str, Any]] = {
     "node.name": ("pm-2", "pm-2"),
     "node.mesh": ("home", "home"),
@@ -70,6 +71,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "paths.port": ("4001", 4001),
     "routes.port": ("4002", 4002),
     "routes.masquerade": ("false", False),
+    "routes.sites": (f"{ADVERTISED}=10.2.0.0/16", {ADVERTISED: "10.2.0.0/16"}),
     "routes.probe": ("10.1.0.0/16=10.1.0.9", {"10.1.0.0/16": "10.1.0.9"}),
     "paths.probe_seconds": ("1", 1.0),
     "api.socket": ("/run/x.sock", "/run/x.sock"),
@@ -92,7 +94,8 @@ def test_every_key_has_its_variable(key: str, tmp_path: Path) -> None:
     section, _, name = key.partition(".")
     text, wanted = OTHERS[key]
     file = tmp_path / "pm.toml"
-    file.write_text(render(Config(node=NodeSection(name="pm-1", mesh="lab"))))
+    routes = RoutesSection(advertise=(ADVERTISED,))
+    file.write_text(render(Config(node=NodeSection(name="pm-1", mesh="lab"), routes=routes)))
     assert getattr(getattr(load(file, {}), section), name) != wanted
     changed = load(file, {environment.variable(section, name): text})
     assert getattr(getattr(changed, section), name) == wanted

@@ -156,3 +156,28 @@ def test_answers_to_members_own_addresses_come_in_only_where_they_are_not_masque
     (rule,) = [rule for rule in there if "10.1" in rule]
     assert rule.endswith("ip daddr != 100.64.0.1 accept")
     assert there.index(rule) < there.index("ip daddr { 100.64.0.0/10 } goto drop_foreign")
+
+
+HERE, THERE = IPv4Network("10.77.1.0/24"), IPv4Network("192.168.1.0/24")
+
+
+def test_a_prefix_with_a_site_passes_translated_or_not_at_all() -> None:
+    guard = replace(GUARD, routes=(LAN, HERE), sites=((HERE, THERE),))
+    there = chains(render(guard))
+    assert there["inside"][-2] == "ip saddr { 100.64.0.0/10 } ip daddr { 10.1.0.0/16, 10.77.1.0/24 } accept"
+    passing = [rule for rule in there["passing"] if "ip daddr" in rule]
+    assert not any(str(HERE) in rule for rule in passing)
+    out, back = [rule for rule in passing if str(THERE) in rule]
+    assert out.endswith("ip daddr { 192.168.1.0/24 } ct status dnat accept")
+    assert "ip saddr { 192.168.1.0/24 }" in back and back.endswith("ct status dnat accept")
+    (landing,) = [rule for rule in there["landing"] if "policy" not in rule]
+    assert landing.endswith("ip daddr { 10.77.1.0/24 } ct status & dnat == 0 goto drop_beyond")
+    returning = chains(render(replace(guard, returns=True)))["arriving"]
+    (rule,) = [rule for rule in returning if str(THERE) in rule]
+    assert rule.startswith("ip saddr { 10.1.0.0/16, 192.168.1.0/24 }") and rule.endswith("accept")
+
+
+def test_a_site_of_a_prefix_that_is_not_offered_is_nobodys() -> None:
+    assert render(replace(GUARD, routes=(LAN,), sites=((HERE, THERE),))) == render(
+        replace(GUARD, routes=(LAN,))
+    )

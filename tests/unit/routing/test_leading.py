@@ -92,3 +92,9 @@ def test_a_longer_prefix_of_ones_own_or_in_conflict_is_not_the_takers() -> None:
     assert lead(HERE, replace(known, own=(LONG,))) == Lead("own", LONG)
     assert lead(HERE, replace(known, conflicts=(Conflict(LONG, (B,), "why"),))).leads == "conflict"
     assert lead(HERE, replace(known, own=(IPv4Network("10.0.0.0/7"),))).leads == "carried"
+
+
+def test_an_address_of_ones_own_prefix_with_a_site_is_told_as_it_is_there() -> None:
+    there = ip_network("172.16.0.0/16")
+    known = replace(NONE, own=(LONG,), sites={LONG: there})
+    assert "goes to 172.16.2.3 of 172.16.0.0/16" in lead(HERE, known).why
