@@ -8,6 +8,7 @@ from typing import assert_never
 
 import trio
 
+from phantommesh.config.sections import RoutesSection
 from phantommesh.endpoint import Address
 from phantommesh.gossip import envelope
 from phantommesh.link.effects import Alarm, Opened
@@ -34,6 +35,7 @@ from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.paths.state import PathState
 from phantommesh.rates import Bucket
+from phantommesh.routable import parse_prefix
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import OwnSide
 
@@ -133,6 +135,16 @@ class Weaving:
         await self._parts.taking.look()
         self._take_routes()
         await self._parts.beyond.converge()
+
+    def route_by(self, section: RoutesSection) -> None:
+        """Follow an edited configuration of prefixes beyond the mesh. What is let go of is opened."""
+        parts = self._parts
+        parts.own.advertise(map(parse_prefix, section.advertise))
+        parts.taking.configure(section)
+        parts.gateway.configure(section)
+        parts.guarding.kick()
+        parts.beyond.kick()
+        parts.own.publish()
 
     def _take_routes(self) -> None:
         """Take the prefixes beyond the mesh that are to be taken now, and no others, and route our own."""

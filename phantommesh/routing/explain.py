@@ -271,13 +271,13 @@ def lead_changes(found: Lead, names: Mapping[bytes, str]) -> Iterator[str]:
     match found.leads:
         case "refused" if found.stale:
             yield (
-                "a member that routes it again; or take it out of routes.accept and start the node again to "
+                "a member that routes it again; or take it out of routes.accept and send the node SIGHUP to "
                 "have it go by other ways"
             )
         case "conflict":
             yield "renumber one of the two networks, or leave the prefix out of routes.accept"
         case "offered":
-            yield f"accept it: put {found.prefix} into routes.accept, and start the node again"
+            yield f"accept it: put {found.prefix} into routes.accept, and send the node SIGHUP"
         case "asked" | "uncertified":
             yield (
                 f"approve it, if {first} should route it: `phantommesh route approve {first} {found.prefix}` "

@@ -392,7 +392,7 @@ class FakeNode:
             return Explanation(
                 dest=dest, leads="offered", address=dest, prefix="192.0.2.0/24",
                 answer="no route of the mesh leads there: pm-1 routes 192.0.2.0/24, and it is not taken here",
-                would_change=["accept it: put 192.0.2.0/24 into routes.accept, and start the node again"],
+                would_change=["accept it: put 192.0.2.0/24 into routes.accept, and send the node SIGHUP"],
             )  # fmt: skip
         return self._explained(find(peers, dest, lambda peer: (peer.name, peer.node_id)), dest)
 

@@ -119,7 +119,7 @@ class BeyondMesh:
             if self._allows(prefix):
                 yield NOT_CARRIED.fault(
                     f"{prefix} was taken, and nobody offers it any more: what is for it is refused here",
-                    "wait for its router; or take it out of routes.accept and restart the node, or run "
+                    "wait for its router; or take it out of routes.accept and send the node SIGHUP, or run "
                     "`phantommesh down`, to have it leave by other ways",
                 )
         for one in self.taken:
