@@ -327,8 +327,8 @@ def make_parts(
     )  # fmt: skip
     guarding = make_guarding(
         config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits,
-        beyond=lambda: beyond.closed, routes=own.routed, settings=lambda: gateway.settings,
-        flushed=scattering.kick,
+        beyond=lambda: beyond.closed, carriers=lambda: beyond.carriers(peers.entries), routes=own.routed,
+        settings=lambda: gateway.settings, flushed=scattering.kick,
     )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)

@@ -48,6 +48,8 @@ class Drop(IntEnum):
 _ERRORS4: Final = "icmp type { destination-unreachable, redirect, time-exceeded, parameter-problem }"
 _ERRORS6: Final = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
 _REDIRECT6: Final = "icmpv6 type nd-redirect"
+_TOO_BIG4: Final = "icmp type destination-unreachable icmp code frag-needed"
+_TOO_BIG6: Final = "icmpv6 type packet-too-big"
 _QUOTED: Final = (
     (4, _ERRORS4, 64 + 96),
     (4, _ERRORS4, 64 + 128),
@@ -80,7 +82,8 @@ class Guard:
     ``control`` and ``wireguard`` the ports of the underlay, ``forward`` the interfaces of machines that use
     the mesh through this node, ``short`` the segments in bytes that those machines may send to peers whose
     route over IPv6 cannot say it. ``beyond`` are the prefixes that this node takes of others, as far as they
-    mean the mesh here; ``routes`` those that it routes for others; ``sites`` has for some of those the
+    mean the mesh here, and ``carriers`` has for those that a router carries now its overlay address;
+    ``routes`` are those that this node routes for others; ``sites`` has for some of those the
     network that is really there (`routing/gateway.py` translates). ``returns`` says that answers come back by
     the network's own routes, for the members' own addresses, and not by masquerade."""
 
@@ -93,6 +96,7 @@ class Guard:
     forward: tuple[str, ...] = ()
     short: tuple[tuple[IPv6Address, int], ...] = ()
     beyond: tuple[Network, ...] = ()
+    carriers: tuple[tuple[Network, IPv4Address | IPv6Address], ...] = ()
     routes: tuple[Network, ...] = ()
     sites: tuple[tuple[Network, Network], ...] = ()
     returns: bool = False
@@ -125,6 +129,7 @@ def render(guard: Guard) -> str:
             ),
             *chain_block("inside", *_inside(guard)),
             *chain_block("quoting", *_quoting(guard)),
+            *chain_block("too_big", *_too_big(guard)),
             *chain_block("entering", _entering(guard)),
             *_outside(guard),
             *chain_block(
@@ -216,9 +221,17 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _arriving(guard: Guard) -> list[str]:
+    # To members, and never to this node's own overlay addresses; `passing` sees the rest.
+    returning = [
+        f"{match} {match.split()[0]} daddr != {guard.own[match.startswith('ip6')]}"
+        for match in _routed(guard, (*guard.plain, *guard.behind), guard.networks)
+        if guard.returns
+    ]
     rules = [
         'iifname "lo" accept',
         f"iifname {_names((guard.device, *guard.names))} goto inside",
+        # The network sees members by their own addresses, so it has errors for them.
+        *(f"{_ERRORS6 if '6' in match.split()[0] else _ERRORS4} {match} accept" for match in returning),
         *(f"{match} jump quoting" for match in (_ERRORS4, _ERRORS6, _REDIRECT6)),
     ]
     rules += [f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "saddr")]
@@ -227,10 +240,7 @@ def _arriving(guard: Guard) -> list[str]:
     rules += [f"{match} goto outside" for match in _ends(guard.beyond, "saddr")]
     if guard.forward:
         rules.append(f"iifname {_names(guard.forward)} accept")
-    if guard.returns:  # to members, and never to this node's own overlay addresses; `passing` sees the rest
-        for match in _routed(guard, (*guard.plain, *guard.behind), guard.networks):
-            own = guard.own[match.startswith("ip6")]
-            rules.append(f"{match} {match.split()[0]} daddr != {own} accept")
+    rules += [f"{match} accept" for match in returning]
     return rules + [
         f"{match} {_drop(Drop.FOREIGN)}"
         for match in (*_overlay(guard, "daddr"), *_ends(guard.beyond, "daddr"))
@@ -271,11 +281,10 @@ def _inside(guard: Guard) -> list[str]:
         # A handshake or a WireGuard packet out of the tunnel would have the sender's endpoint roam into it.
         f"udp dport {_outer(guard)} {_drop(Drop.NESTED)}",
         f"tcp dport {guard.control} tcp flags & (syn | ack) == syn {_drop(Drop.NESTED)}",
-        # There is no router in the mesh, and all of its interfaces have one MTU: a member that says otherwise
-        # would set the MTU of other members' paths.
         f"icmp type redirect {_drop(Drop.BEYOND)}",
-        f"icmp type destination-unreachable icmp code frag-needed {_drop(Drop.BEYOND)}",
-        f"icmpv6 type {{ packet-too-big, nd-redirect }} {_drop(Drop.BEYOND)}",
+        f"icmpv6 type nd-redirect {_drop(Drop.BEYOND)}",
+        f"{_TOO_BIG4} goto too_big",
+        f"{_TOO_BIG6} goto too_big",
         *_strange(guard),
         f"ip daddr {four} accept",
         f"ip6 daddr {six} accept",
@@ -283,6 +292,23 @@ def _inside(guard: Guard) -> list[str]:
         *(f"{match} accept" for match in _routed(guard, guard.networks, guard.routes)),
         _drop(Drop.BEYOND),
     ]
+
+
+def _too_big(guard: Guard) -> list[str]:
+    """There is no router in the mesh, and all of its interfaces have one MTU: a member that says otherwise
+    would set the MTU of other members' paths. Beyond the mesh there are others, and who carries a prefix may
+    say so of this node's own packets for the prefix, in its own name or an address there. WireGuard vouches
+    for both: it takes neither from anybody else."""
+    rules = []
+    for network, router in guard.carriers:
+        four = network.version == 4
+        header, match, at, bits = ("ip", _TOO_BIG4, 64 + 96, 32) if four else ("ip6", _TOO_BIG6, 64 + 64, 128)
+        own, prefix = guard.own[not four], int(network.network_address) >> bits - network.prefixlen
+        rules.append(
+            f"{match} {header} saddr {anonymous((router, network))} {header} daddr {own} "
+            f"@th,{at},{bits} {int(own):#x} @th,{at + bits},{network.prefixlen} {prefix:#x} accept"
+        )
+    return [*rules, _drop(Drop.BEYOND)]
 
 
 def _strange(guard: Guard) -> list[str]:

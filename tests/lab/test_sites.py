@@ -13,7 +13,7 @@ import json
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 
 import pytest
@@ -33,7 +33,11 @@ pytestmark = pytest.mark.lab
 
 RANGE, HOST = "192.168.1.0/24", "192.168.1.10"
 FIRST, SECOND = "10.77.1.0/24", "10.77.2.0/24"
+PLAIN = "198.51.100.0/24"  # RFC 5737; at the second site, too, and by its own addresses
 PORT = 8000
+SMALL = 900  # bytes that the routers' interfaces to the sites take
+
+_IP_MTU_DISCOVER, _DO, _IP_MTU = 10, 2, 14  # linux/in.h: set DF and cut nothing; what the way takes
 
 
 @contextmanager
@@ -97,21 +101,24 @@ async def meshed(spec: LabSpec) -> AsyncIterator[tuple[list[LabNode], str]]:
         site(f"{spec.name}-b", {second.name: "192.168.1.1"}) as b,
     ):
         ip("-n", b, "route", "add", "100.64.0.0/10", "via", "192.168.1.1")
+        ip("-n", b, "address", "add", "198.51.100.10/24", "dev", "br0")
+        ip("-n", second.name, "address", "add", "198.51.100.1/24", "dev", "lan0")
         for router, prefix in ((authority, FIRST), (first, FIRST), (second, SECOND)):
             edit(
                 router.config,
                 routes={
-                    "advertise": (prefix,),
+                    "advertise": (prefix, *([PLAIN] if router is second else [])),
                     "sites": {prefix: RANGE},
                     "probe": {prefix: HOST},
                     "masquerade": router is not second,
                 },
             )
-        edit(member.config, routes={"accept": ("10.77.0.0/16",)})
+        edit(member.config, routes={"accept": ("10.77.0.0/16", PLAIN)})
         for node in nodes:
             kill(node, signal.SIGHUP)
         for router, prefix in ((authority, FIRST), (first, FIRST), (second, SECOND)):
-            await phantommesh(authority, "route", "approve", router.name, prefix)
+            more = [PLAIN] if router is second else []
+            await phantommesh(authority, "route", "approve", router.name, prefix, *more)
         async with trio.open_nursery() as nursery:
             for name, namespace in (("first", a), ("second", b)):
                 nursery.start_soon(trio.serve_listeners, partial(tell, name), [listening(namespace)])
@@ -152,6 +159,14 @@ async def test_two_sites_of_one_range_are_reached_at_once(four: LabSpec) -> None
                 sock.recv(64)
             assert refused.value.errno == errno.ECONNREFUSED
 
+        # A packet that the way beyond the router does not take is told of, and not only to TCP.
+        for router in (authority, first, second):
+            ip("-n", router.name, "link", "set", "lan0", "mtu", str(SMALL))
+        for address in ("10.77.1.10", "10.77.2.10", "198.51.100.10"):
+            await until(partial(takes, member, address, SMALL))
+        for router in (authority, first, second):
+            ip("-n", router.name, "link", "set", "lan0", "mtu", "1500")
+
         # Translating is the router's own matter: others see the prefix.
         assert RANGE not in run_in(member, "wg", "show", "all", "allowed-ips")
         assert RANGE not in run_in(member, "ip", "route", "show", "table", "all")
@@ -175,6 +190,24 @@ async def test_two_sites_of_one_range_are_reached_at_once(four: LabSpec) -> None
         edit(member.config, routes={"accept": ()})
         kill(member, signal.SIGHUP)
         await until(lambda: "10.77." not in run_in(member, "ip", "route", "show", "table", "all"))
+
+
+def takes(node: LabNode, address: str, size: int) -> bool:
+    """Whether the kernel of a node thinks that so many bytes to an address pass and no more, having sent
+    some."""
+
+    def made() -> socket.socket:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _DO)
+        sock.connect((address, 9))
+        return sock
+
+    with within(node.name, made) as sock:
+        if sock.getsockopt(socket.IPPROTO_IP, _IP_MTU) == size:
+            return True
+        with suppress(OSError):  # the last one's error
+            sock.send(bytes(size + 100))
+        return False
 
 
 async def carried_by(node: LabNode, prefix: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 import structlog
@@ -23,8 +24,10 @@ from phantommesh.nursery.host import netlink
 from phantommesh.nursery.overlay import hostview
 from phantommesh.overlay.beyond import Beyond, beyond
 from phantommesh.overlay.prefixes import HostRange
+from phantommesh.records.roster import Entry
 from phantommesh.routable import Places
 from phantommesh.routing.prefixes import Taken
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import FIRST_METRIC, MASTER_METRIC
 from phantommesh.wireguard.device import Network, Route
 from phantommesh.wireguard.fits import route_to
@@ -79,6 +82,15 @@ class BeyondMesh:
     def closed(self) -> tuple[Network, ...]:
         """The prefixes that leave by the mesh or not at all."""
         return self.plan.closed
+
+    def carriers(self, members: Iterable[Entry]) -> tuple[tuple[Network, IPv4Address | IPv6Address], ...]:
+        """The networks that are carried now, each with the overlay address of its router in that family."""
+        at = {entry.member.node_id: entry.member for entry in members}
+        return tuple(
+            (network, at[NodeId(router)].ip4 if network.version == 4 else at[NodeId(router)].ip6)
+            for network, router in self.plan.routed
+            if router in at
+        )
 
     def sizes(self) -> dict[Network, int]:
         """The networks that are carried now, each with the largest packet in bytes that all ways to its

@@ -166,12 +166,14 @@ class Guarding:
 def make_guarding(
     config: Config, addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
     ports: Callable[[], tuple[int, ...]], overlay: Overlay, fits: Callable[[], Iterable[Fitted]], *,
-    beyond: Callable[[], tuple[Network, ...]], routes: Callable[[], tuple[Network, ...]],
-    settings: Callable[[], RoutesSection], flushed: Callable[[], None],
+    beyond: Callable[[], tuple[Network, ...]],
+    carriers: Callable[[], tuple[tuple[Network, IPv4Address | IPv6Address], ...]],
+    routes: Callable[[], tuple[Network, ...]], settings: Callable[[], RoutesSection],
+    flushed: Callable[[], None],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
-    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``routes`` which
-    ones it routes for them, and ``settings`` how."""
+    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``carriers``
+    at which addresses, ``routes`` which ones it routes for them, and ``settings`` how."""
     wireguard = config.wireguard
     master = master_name(wireguard.prefix)
 
@@ -187,6 +189,7 @@ def make_guarding(
             config.guard.forward,
             short_segments(fits()) if config.guard.forward or routed else (),
             beyond(),
+            carriers(),
             routed,
             tuple(sites(section).items()),
             not section.masquerade,
