@@ -97,6 +97,7 @@ class Reporter(Rows):
             ready=self.readiness(faults).ready,
             whereabouts=whereabouts(parts),
             region=parts.config.node.region,
+            routes=routing.routed(parts),
             advice=[finding.text for finding in parts.surveying.findings[:ADVICE]],
         )
 

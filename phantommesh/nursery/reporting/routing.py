@@ -72,6 +72,12 @@ def _rows(parts: Parts, entry: Entry, asked: Sequence[Network]) -> Iterator[Rout
         )
 
 
+def routed(parts: Parts) -> dict[str, str]:
+    """The prefixes that this node routes for others now, each with what is really there."""
+    there = routes.sites(parts.config.routes)
+    return {str(prefix): str(there.get(prefix, prefix)) for prefix in parts.own.routed()}
+
+
 def counts(parts: Parts) -> dict[str, int]:
     """How many prefixes beyond the mesh there are in each state, for the metrics."""
     seen, own = parts.taking.routes, parts.own.word.routes

@@ -136,6 +136,7 @@ async def test_a_running_node_follows_what_it_is_to_advertise(tmp_path: Path) ->
             assert guard.behind == (LAB,) and guard.returns
             assert gateway._sites == {SITE: LAB} and not gateway.settings.masquerade
             assert alpha.reporter.routes().sites == {str(SITE): str(LAB)}
+            assert alpha.reporter.status().routes == {str(SITE): str(LAB)}
             follow(alpha, advertise=(), sites={})
             assert seen(alpha, me) == ((SITE,), ()) and gateway._routes == ()
             follow(alpha, advertise=(str(SITE),))  # what was granted needs nobody's word again
