@@ -163,7 +163,7 @@ async def test_two_sites_of_one_range_are_reached_at_once(four: LabSpec) -> None
         for router in (authority, first, second):
             ip("-n", router.name, "link", "set", "lan0", "mtu", str(SMALL))
         for address in ("10.77.1.10", "10.77.2.10", "198.51.100.10"):
-            await until(partial(takes, member, address, SMALL))
+            await told(member, address, SMALL)
         for router in (authority, first, second):
             ip("-n", router.name, "link", "set", "lan0", "mtu", "1500")
 
@@ -192,9 +192,8 @@ async def test_two_sites_of_one_range_are_reached_at_once(four: LabSpec) -> None
         await until(lambda: "10.77." not in run_in(member, "ip", "route", "show", "table", "all"))
 
 
-def takes(node: LabNode, address: str, size: int) -> bool:
-    """Whether the kernel of a node thinks that so many bytes to an address pass and no more, having sent
-    some."""
+async def told(node: LabNode, address: str, size: int) -> None:
+    """Send until the kernel of a node thinks that so many bytes to an address pass and no more."""
 
     def made() -> socket.socket:
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -202,12 +201,11 @@ def takes(node: LabNode, address: str, size: int) -> bool:
         sock.connect((address, 9))
         return sock
 
-    with within(node.name, made) as sock:
-        if sock.getsockopt(socket.IPPROTO_IP, _IP_MTU) == size:
-            return True
-        with suppress(OSError):  # the last one's error
-            sock.send(bytes(size + 100))
-        return False
+    with within(node.name, made) as sock, trio.fail_after(PATIENCE_S):
+        while sock.getsockopt(socket.IPPROTO_IP, _IP_MTU) != size:
+            with suppress(OSError):  # the last one's error
+                sock.send(bytes(size + 100))
+            await trio.sleep(0.1)  # an error for a socket that is closed tells nobody
 
 
 async def carried_by(node: LabNode, prefix: str) -> str:
