@@ -130,7 +130,7 @@ async def measure(
     """Run until so many epochs have both ends' signatures, or so many seconds have passed."""
     spec = LabSpec(
         f"hon{os.getpid()}", count, UPLINKS, backend,
-        scatter=ScatterSection(epoch_seconds=epoch_s), patience_s=PATIENCE,
+        scatter=ScatterSection(goal="throughput", epoch_seconds=epoch_s), patience_s=PATIENCE,
     )  # fmt: skip
     nodes, draw, sets = nodes_of(spec), random.Random(1), 0  # no secret
     with clocks(nodes) as shown:

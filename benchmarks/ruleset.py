@@ -31,7 +31,7 @@ from phantommesh.config.sections import ScatterSection
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.nursery.host.netlink import make_tun
 from phantommesh.nursery.host.nft import Table
-from phantommesh.scatter.maps import SCHEDULERS, Epoch, Scheduler, cards, deal, epoch_keys
+from phantommesh.scatter.maps import SCHEDULERS, Epoch, Scheduler, cards, deal, deck_of_split, epoch_keys
 from phantommesh.scatter.peermap import PeerMap, length_of
 from phantommesh.scatter.ruleset import FAMILY, HITS, Frame, render, table_name, ways
 from phantommesh.secret import Secret
@@ -54,7 +54,8 @@ def _map(slot: int, scheduler: Scheduler, number: int) -> PeerMap:
     committed = cards((1.0,) * DIMENSIONS, keys.noise, SLOTS[scheduler])
     dealt = deal(committed, scheduler, keys.stream, BATCH)
     ip4, ip6 = IPv4Address("100.64.1.0") + slot, IPv6Address("fd00::1:0") + slot
-    return PeerMap(slot, ip4, ip6, scheduler, length_of(scheduler, BATCH), number & 1, dealt)
+    deck = deck_of_split(committed, keys.stream) if scheduler == "flow" else None
+    return PeerMap(slot, ip4, ip6, scheduler, length_of(scheduler, BATCH), number & 1, dealt, deck=deck)
 
 
 def _kernel_kib() -> int:
@@ -145,7 +146,7 @@ def main() -> None:
     """Print the figures; with --json one document on the last line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ruleset")
     parser.add_argument("--peers", type=int, default=50)
-    parser.add_argument("--scheduler", choices=SCHEDULERS, default=ScatterSection().scheduler)
+    parser.add_argument("--scheduler", choices=SCHEDULERS, default="flow", help="flow as with auto")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)

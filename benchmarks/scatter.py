@@ -9,10 +9,11 @@ A way to scatter is a goal (`auto`, `throughput`, `order`) or a scheduler. Under
 splits flows in a node, with its probes.
 
 ``equal``: seven paths without limits; the CPU is the limit. One plain WireGuard and each way take turns,
-and every ratio is of medians; ACKs for each segment, and segments sent again, tell what packets that
-overtake each other cost TCP. ``unequal``: paths of 5 to 35 ms, each of the same rate: one TCP flow and
-fourteen against the best single path, and one flow when three paths also lose 1.5 %, with and without those
-three drained. Where the kernel has no netem, a program makes the paths (`benchmarks/cables.py`).
+and every ratio is the median of the rounds' ratios; ACKs for each segment, and segments sent again, tell
+what packets that overtake each other cost TCP. ``unequal``: paths of 5 to 35 ms, each of the same rate:
+one TCP flow and fourteen against the best single path, and one flow when three paths also lose 1.5 %, with
+and without those three drained. Where the kernel has no netem, a program makes the paths
+(`benchmarks/cables.py`).
 """
 
 from __future__ import annotations
@@ -129,7 +130,8 @@ def _scatter(made: Rig, name: str, scores: Sequence[float] = EQUAL) -> None:
 
 
 def _ratio(ours: list[float], theirs: list[float]) -> float | None:
-    return round(median(ours) / median(theirs), 3) if ours and theirs else None
+    """The median of the rounds' ratios. Another load beside the benchmark is much the same within a round."""
+    return round(median(a / b for a, b in zip(ours, theirs, strict=True)), 3) if ours and theirs else None
 
 
 def _row(o: Outcome, plain: Outcome) -> list[str]:

@@ -26,8 +26,8 @@ from phantommesh.nursery.host.nft import Table
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.scatter.peermap import PeerMap
-from phantommesh.scatter.plan import Snapshot
 from phantommesh.scatter.steering import Steering
+from phantommesh.scatter.transactions import Snapshot
 from phantommesh.wireguard.device import DeviceState, Interface, PeerState, Route
 
 PORT = 51801

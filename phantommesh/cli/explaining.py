@@ -94,7 +94,8 @@ def _show_classes(found: Explanation) -> None:
         say("")
         chosen = "none yet" if quickest.dimension is None else f"dimension {quickest.dimension}"
         since = "" if quickest.since_s is None else f", for {age(quickest.since_s)}"
-        field("quickest", f"{chosen}: {quickest.reason}{since}; {quickest.changes} choices so far")
+        choices = f"{quickest.changes} choice{'' if quickest.changes == 1 else 's'}"
+        field("quickest", f"{chosen}: {quickest.reason}{since}; {choices} so far")
 
 
 def _show_ways(found: Explanation) -> None:

@@ -212,7 +212,7 @@ def run(options: Options, /, **given: Any) -> None:
     from phantommesh.config.sections import ScatterSection
     from phantommesh.nursery.lab import run as labrun
 
-    spec = _spec(**given, scatter=ScatterSection(epoch_seconds=labrun.EPOCH_S))
+    spec = _spec(**given, scatter=ScatterSection(goal="throughput", epoch_seconds=labrun.EPOCH_S))
     report = trio.run(partial(labrun.run, spec, _console(options)))
     if options.json:
         emit(report)

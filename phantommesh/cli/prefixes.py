@@ -15,7 +15,7 @@ from phantommesh.cli.output import emit, field, say
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
-    from phantommesh.management.routeview import RouteResult, RouteView
+    from phantommesh.management.routeview import RouteResult, RoutesView, RouteView
 
 TIMEOUT_S = 30.0
 
@@ -57,16 +57,21 @@ def list_routes(options: Options) -> None:
                 _state(one),
                 _taken(one),
                 "yes" if one.carried else "no",
-                one.conflict or None,
+                _why(one, found) or None,
             )
             for one in found.routes
         ],
         ("PREFIX", "STATE", "ROUTER", "TAKEN", "CARRIED"),
     )
-    if waiting := [one for one in found.routes if one.asked]:
-        first = waiting[0]
+    waiting: dict[str, list[str]] = {}
+    for one in found.routes:
+        if one.asked:
+            waiting.setdefault(one.router, []).append(one.prefix)
+    if waiting:
         say("")
-        say(f"asked for: approve with `phantommesh route approve {first.router} {first.prefix}`")
+        say(f"asked for: approve {'' if found.authority else 'on an authority '}with")
+        for router, prefixes in waiting.items():
+            say(f"  phantommesh route approve {router} {' '.join(prefixes)}")
 
 
 @route.command()
@@ -120,6 +125,20 @@ def _state(one: RouteView) -> str:
     if one.certified:
         return "certified"
     return "approved" if one.approved else "asked for"
+
+
+def _why(one: RouteView, found: RoutesView) -> str:
+    """Why this node does not take a route that is offered; empty where it does, or nobody offers it."""
+    from phantommesh.routable import parse_prefix, within
+
+    if one.conflict or one.accepted or not (one.claimed and one.certified):
+        return one.conflict
+    if one.prefix in found.advertise:
+        return "this node advertises it"
+    prefix = parse_prefix(one.prefix)
+    if found.accept == ["all"] or any(within(prefix, parse_prefix(accepted)) for accepted in found.accept):
+        return ""
+    return "not in routes.accept"
 
 
 def _taken(one: RouteView) -> str:

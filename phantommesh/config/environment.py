@@ -51,6 +51,11 @@ def read(environment: Mapping[str, str]) -> Settings:
                 raise ConfigError(
                     f"the variable {name} is called {renamed[name]} now", fix=f"rename it to {renamed[name]}"
                 )
+            if name.startswith((f"{PREFIX}INTENT_", f"{PREFIX}INTENTS")) or name == f"{PREFIX}INTENT":
+                raise ConfigError(
+                    f"the variable {name[:64]} sets nothing: intents have no variables",
+                    fix=f"unset {name[:64]}, and write each [[intent]] into the file",
+                )
             if name.startswith(sections):
                 near = difflib.get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]}?" if near else "see `phantommesh config show` for the keys"

@@ -7,15 +7,13 @@ Protocols have the numbers of IANA's "Assigned Internet Protocol Numbers", DSCPs
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
+from phantommesh.config.refusing import show
 from phantommesh.config.sections import LABEL, ConfigError, IntentSection
-from phantommesh.config.writing import redact
-from phantommesh.errors import shortened
 
 MAX_CLASSES: Final = 8
 """Classes that the traffic to one peer has at most: those of intents, and the rest."""
@@ -133,32 +131,32 @@ def check(intents: Sequence[IntentSection]) -> None:
 def _check(where: str, intent: IntentSection) -> None:
     if not LABEL.fullmatch(intent.name) or intent.name == REST:
         raise ConfigError(
-            f"{where}.name = {_show(intent.name)} is no intent's name",
+            f"{where}.name = {show(intent.name)} is no intent's name",
             fix="use 1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end, and not \"rest\"",
         )
     for peer in intent.peers:
         if not LABEL.fullmatch(peer):
-            raise ConfigError(f"{where}.peers: {_show(peer)} is no name", fix="see `phantommesh peers`")
+            raise ConfigError(f"{where}.peers: {show(peer)} is no name", fix="see `phantommesh peers`")
     for key, read in (("protocol", protocols), ("ports", ports), ("dscp", dscp), ("user", user)):
         try:
             read(intent)
         except ValueError as error:
             raise ConfigError(
-                f"{where}.{key} = {_show(getattr(intent, key))} cannot be: {error}",
+                f"{where}.{key} = {show(getattr(intent, key))} cannot be: {error}",
                 fix=f"correct {where}.{key}",
             ) from None
     if intent.ports and not set(protocols(intent)) <= set(WITH_PORTS):
         raise ConfigError(
-            f"{where}.ports is set, and {where}.protocol = {_show(intent.protocol)} has no ports",
+            f"{where}.ports is set, and {where}.protocol = {show(intent.protocol)} has no ports",
             fix=f'take {where}.ports out, or set {where}.protocol to "tcp" or "udp"',
         )
     if not intent.ports and intent.protocol is None and intent.dscp is None and intent.user is None:
+        if intent.peers:
+            whose = f"all traffic to {', '.join(intent.peers[:3])}{', ...' if intent.peers[3:] else ''}"
+            other = f'for all traffic to it set scatter.peers, e.g. {{ {intent.peers[0]} = "{intent.goal}" }}'
+        else:
+            whose, other = "all traffic", "for all traffic there is scatter.goal"
         raise ConfigError(
-            f"{where} matches all traffic, so that no intent after it matches any",
-            fix=f"set {where}.ports, .protocol, .dscp or .user; for all traffic to a peer there is "
-            "scatter.peers, and for all traffic scatter.goal",
+            f"{where} matches {whose}, so that no intent after it matches any",
+            fix=f"set {where}.ports, .protocol, .dscp or .user; {other}",
         )
-
-
-def _show(value: Any) -> str:
-    return shortened(redact(json.dumps(value)), 80)

@@ -2,23 +2,21 @@
 """Reading a configuration: TOML in, a frozen `Config` out; an error names the key, the value and the fix."""
 
 import difflib
-import json
 import math
 import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from ipaddress import AddressValueError, IPv4Network, IPv6Network, NetmaskValueError, ip_address, ip_network
+from ipaddress import AddressValueError, IPv4Network, IPv6Network, NetmaskValueError, ip_address
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Final, get_args, get_origin
+from typing import Any, Final
 
 import msgspec
-from msgspec import Meta
 
-from phantommesh.config import environment, intents
+from phantommesh.config import environment, intents, routes
+from phantommesh.config.refusing import bad, kind_of, show, wanted
 from phantommesh.config.sections import (
-    ALL_ROUTES,
     LABEL,
     MAX_INTENTS,
     MAX_REGION_CHARS,
@@ -34,16 +32,13 @@ from phantommesh.config.sections import (
     NoConfigError,
     NodeSection,
     OverlaySection,
-    RoutesSection,
     UnknownKeyError,
     WireguardSection,
 )
 from phantommesh.config.writing import redact
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
-from phantommesh.errors import shortened
 from phantommesh.reachable import Reach, Why, all_loopback, is_loopback, special
-from phantommesh.routable import parse_prefix, unroutable
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
@@ -51,6 +46,8 @@ _PREFIX: Final = re.compile(r"[a-z][a-z0-9_-]{0,13}")
 _INTERFACE: Final = re.compile(
     r"[A-Za-z0-9._@:-]{1,15}"
 )  # of the kernel's names, those that nft text can hold
+_TWICE: Final = re.compile(r"Cannot declare \((.{1,200})\) twice")  # tomllib's words: it has no codes
+_QUOTED: Final = re.compile(r"'([a-z0-9_]{1,32})'")
 _SPECIAL: Final = {  # RFC 6890: addresses that never are a member's
     IPv4Network("0.0.0.0/8"): "unspecified",
     IPv4Network("127.0.0.0/8"): "loopback",
@@ -115,7 +112,7 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # also: an integer of thousands of digits is a plain ValueError, deep nesting a RecursionError
-        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix="correct that line") from None
+        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix=_mended(str(error))) from None
     _refuse_unknown("", document, {field.name: field for field in msgspec.structs.fields(Config)})
     for name, settings in given.items():
         if isinstance(section := document.get(name, {}), dict):
@@ -126,10 +123,20 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
     return config
 
 
+def _mended(error: str) -> str:
+    """How to mend what tomllib says of a text. `init` writes all sections, so a further one of the same name
+    is what a pasted example makes of the file."""
+    if twice := _TWICE.match(error):
+        return f"the file has [{'.'.join(re.findall(_QUOTED, twice[1]))}] further up: move the keys there"
+    if error.startswith("Cannot overwrite a value"):
+        return "a key is set twice: take one of the two lines out"
+    return "correct that line"
+
+
 def _section(name: str, kind: Any, given: Any) -> Any:
     if not isinstance(given, dict):
         raise ConfigError(
-            f"{name} = {_show(given)} is not a section", fix=f"write [{name}] on a line of its own"
+            f"{name} = {show(given)} is not a section", fix=f"write [{name}] on a line of its own"
         )
     return _filled(name, kind, given)
 
@@ -137,7 +144,7 @@ def _section(name: str, kind: Any, given: Any) -> Any:
 def _intents(given: Any) -> tuple[IntentSection, ...]:
     if not isinstance(given, list) or not all(isinstance(table, dict) for table in given):
         raise ConfigError(
-            f"intent = {_show(given)} is not a list of tables",
+            f"intent = {show(given)} is not a list of tables",
             fix="write [[intent]] on a line of its own before each of them",
         )
     if len(given) > MAX_INTENTS:
@@ -159,7 +166,7 @@ def _filled(name: str, kind: Any, given: dict[str, Any]) -> Any:
         if key in given:
             values[key] = _value(f"{name}.{key}", field.type, given[key])
         elif field.required:
-            raise ConfigError(f"{name}.{key} is missing", fix=f"set {name}.{key} to {_wanted(field.type)}")
+            raise ConfigError(f"{name}.{key} is missing", fix=f"set {name}.{key} to {wanted(field.type)}")
     return kind(**values)
 
 
@@ -168,12 +175,12 @@ def _value(key: str, kind: Any, given: Any) -> Any:
         value = msgspec.convert(given, kind)
     except (msgspec.ValidationError, RecursionError):
         _refuse_renamed_goal(key, given)
-        raise _bad(key, given, kind) from None
+        raise bad(key, given, kind) from None
     if isinstance(value, float) and not math.isfinite(value):
-        raise _bad(key, given, kind)
+        raise bad(key, given, kind)
     for text in value if isinstance(value, tuple) else (value,):
         if isinstance(text, str) and not (text.isascii() and text.isprintable()):
-            raise _bad(key, given, kind)
+            raise bad(key, given, kind)
     return value
 
 
@@ -182,16 +189,16 @@ def _check(config: Config) -> None:
     node, wireguard, link = config.node, config.wireguard, config.link
     for key, label in (("name", node.name), ("mesh", node.mesh)):
         if not LABEL.fullmatch(label):
-            raise _bad(f"node.{key}", label, Label)
+            raise bad(f"node.{key}", label, Label)
     if node.region and not LABEL.fullmatch(node.region):
-        raise _bad("node.region", node.region, _kind(NodeSection, "region"))
+        raise bad("node.region", node.region, kind_of(NodeSection, "region"))
     for key, endpoints in (("node.endpoints", node.endpoints), ("gossip.seeds", config.gossip.seeds)):
         for endpoint in endpoints:
             try:
                 host, _ = parse_endpoint(endpoint, config.control.port)
             except ValueError as error:
                 raise ConfigError(
-                    f"{key}: {_show(endpoint)} is not usable: {error}",
+                    f"{key}: {show(endpoint)} is not usable: {error}",
                     fix='write each as "HOST" or "HOST:PORT", an IPv6 address as "[ADDRESS]:PORT"',
                 ) from None
             _check_reach(key, endpoint, host)
@@ -200,20 +207,20 @@ def _check(config: Config) -> None:
         for host, endpoint in zip(hosts, node.endpoints, strict=True):
             if is_loopback(host):
                 raise ConfigError(
-                    f"node.endpoints: {_show(endpoint)} is a loopback address: no other machine reaches it",
+                    f"node.endpoints: {show(endpoint)} is a loopback address: no other machine reaches it",
                     fix="take it out; for a mesh within one machine all endpoints are loopback addresses",
                 )
     for peer in config.scatter.peers:
         if not LABEL.fullmatch(peer):
-            raise ConfigError(f"scatter.peers: {_show(peer)} is no name", fix="see `phantommesh peers`")
+            raise ConfigError(f"scatter.peers: {show(peer)} is no name", fix="see `phantommesh peers`")
     if not _PREFIX.fullmatch(wireguard.prefix):
-        raise _bad("wireguard.prefix", wireguard.prefix, _kind(WireguardSection, "prefix"))
+        raise bad("wireguard.prefix", wireguard.prefix, kind_of(WireguardSection, "prefix"))
     for name in config.guard.forward:
         if not _INTERFACE.fullmatch(name):
-            raise ConfigError(f"guard.forward: {_show(name)} is no interface's name", fix="see `ip link`")
+            raise ConfigError(f"guard.forward: {show(name)} is no interface's name", fix="see `ip link`")
         if name.rstrip("0123456789") == (wireguard.prefix.rstrip("0123456789") or wireguard.prefix):
             raise ConfigError(
-                f"guard.forward: {_show(name)} is the mesh's own interface",
+                f"guard.forward: {show(name)} is the mesh's own interface",
                 fix="name the interfaces of the machines or containers behind this one",
             )
     last_port = wireguard.ports.stop - 1
@@ -237,7 +244,6 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"control.tcp_ports names {config.control.port}, which is control.port", fix="take it out"
         )
-    _check_routes(config.routes)
     dns = config.dns
     if dns.port == config.control.port or wireguard.base_port <= dns.port <= last_port:
         raise ConfigError(f"dns.port = {dns.port} is taken by this node already", fix="set dns.port to 53")
@@ -251,34 +257,24 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"relay.port = {relay.port} is taken by this node already", fix="set relay.port to another port"
         )
-    for key in ("members", "only", "never"):
-        for member in getattr(relay, key):
-            if not LABEL.fullmatch(member):
-                raise ConfigError(f"relay.{key}: {_show(member)} is no name", fix="see `phantommesh peers`")
-    for key in ("regions", "never_regions"):
-        for region in getattr(relay, key):
-            if not LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
-                raise ConfigError(
-                    f"relay.{key}: {_show(region)} is no region",
-                    fix=f"give relay.{key} names as in node.region: up to 32 characters of a-z, 0-9 and '-'",
-                )
-    _check_probes(config)
+    _check_constraints(config)
+    routes.check(config)
     if dns.mode == "resolved" and not dns.serve:
         raise ConfigError(
             'dns.mode = "resolved" needs the name server', fix='set dns.serve to true, or dns.mode to "hosts"'
         )
     if not dns.hosts.startswith("/"):
-        raise _bad("dns.hosts", dns.hosts, _kind(DnsSection, "hosts"))
+        raise bad("dns.hosts", dns.hosts, kind_of(DnsSection, "hosts"))
     try:
         network = IPv4Network(config.overlay.cidr4)
     except (AddressValueError, NetmaskValueError, ValueError):
         network = None
     if network is None or not 8 <= network.prefixlen <= 30:
-        raise _bad("overlay.cidr4", config.overlay.cidr4, _kind(OverlaySection, "cidr4"))
+        raise bad("overlay.cidr4", config.overlay.cidr4, kind_of(OverlaySection, "cidr4"))
     for unusable, what in _SPECIAL.items():
         if network.overlaps(unusable):
             raise ConfigError(
-                f"overlay.cidr4 = {_show(config.overlay.cidr4)} holds {what} addresses ({unusable})",
+                f"overlay.cidr4 = {show(config.overlay.cidr4)} holds {what} addresses ({unusable})",
                 fix='choose a private range, e.g. "100.64.0.0/10" or "10.99.0.0/16"',
             )
     ascending = (
@@ -298,7 +294,7 @@ def _check(config: Config) -> None:
                 fix=f"lower {low_key} or raise {high_key}",
             )
     if not config.api.socket.startswith("/"):
-        raise _bad("api.socket", config.api.socket, _kind(ApiSection, "socket"))
+        raise bad("api.socket", config.api.socket, kind_of(ApiSection, "socket"))
     if config.api.listen is not None:
         try:
             host, _ = parse_endpoint(config.api.listen)
@@ -306,82 +302,29 @@ def _check(config: Config) -> None:
         except ValueError:
             loopback = False
         if not loopback:
-            raise _bad("api.listen", config.api.listen, _kind(ApiSection, "listen"))
+            raise bad("api.listen", config.api.listen, kind_of(ApiSection, "listen"))
 
 
-def _check_probes(config: Config) -> None:
-    """Refuse a port that this node uses for something else, and targets that are not in their prefixes."""
-    routes, ports = (
-        config.routes,
-        (config.control.port, config.dns.port, config.paths.port, config.relay.port),
-    )
-    if routes.port in ports or routes.port in config.wireguard.ports:
-        raise ConfigError(
-            f"routes.port = {routes.port} is taken by this node already",
-            fix="set routes.port to another port, the same on all nodes",
-        )
-    for prefix, target in routes.probe.items():
-        try:
-            network, host = ip_network(prefix), ip_address(target)
-        except ValueError:
-            network, host = None, None
-        if network is None or host is None:
-            raise _bad("routes.probe", {prefix: target}, _kind(RoutesSection, "probe"))
-        if (there := routes.sites.get(prefix)) is not None:
-            network = parse_prefix(there)
-        if host not in network:
-            raise ConfigError(
-                f"routes.probe: {target} is not in {network}",
-                fix=f"name a host in {network} that answers pings",
-            )
-
-
-def _check_routes(routes: RoutesSection) -> None:
-    accept = () if routes.accept == (ALL_ROUTES,) else routes.accept
-    for key, texts in (("routes.advertise", routes.advertise), ("routes.accept", accept)):
-        for text in texts:
-            try:
-                prefix = parse_prefix(text)
-            except ValueError as error:
+def _check_constraints(config: Config) -> None:
+    """Refuse names in `[relay]` that are none, and those that one key allows and another forbids."""
+    relay = config.relay
+    for key in ("members", "only", "never"):
+        for member in getattr(relay, key):
+            if not LABEL.fullmatch(member):
+                raise ConfigError(f"relay.{key}: {show(member)} is no name", fix="see `phantommesh peers`")
+    for key in ("regions", "never_regions"):
+        for region in getattr(relay, key):
+            if not LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
                 raise ConfigError(
-                    f"{key}: {_show(text)} is not usable: {error}",
-                    fix='write each as a network and its length, e.g. "10.1.0.0/16" or "2001:db8:1::/48"',
-                ) from None
-            if key == "routes.advertise" and (why := unroutable(prefix)):
-                raise ConfigError(f"{key}: {_show(text)} {why}", fix="take it out")
-            if key == "routes.accept" and prefix.prefixlen == 0:
-                raise ConfigError(
-                    f"{key}: {_show(text)} is a default route, which no member may route",
-                    fix=f'for all prefixes that members route set {key} to ["all"]',
+                    f"relay.{key}: {show(region)} is no region",
+                    fix=f"give relay.{key} names as in node.region: up to 32 characters of a-z, 0-9 and '-'",
                 )
-    if len(set(routes.advertise)) < len(routes.advertise):
-        raise ConfigError("routes.advertise names a prefix twice", fix="take one out")
-    for text, there in routes.sites.items():
-        if text not in routes.advertise:
+    for allowed, forbidden in (("only", "never"), ("regions", "never_regions")):
+        if both := sorted(set(getattr(relay, allowed)) & set(getattr(relay, forbidden))):
             raise ConfigError(
-                f"routes.sites: {_show(text)} is not in routes.advertise",
-                fix="add it there, or take it out here",
+                f"relay.{allowed} allows {show(both[0])}, and relay.{forbidden} forbids it",
+                fix=f"take it out of relay.{allowed}, or of relay.{forbidden}",
             )
-        prefix = parse_prefix(text)
-        try:
-            site = parse_prefix(there)
-        except ValueError as error:
-            raise ConfigError(
-                f"routes.sites: {_show(there)} is not usable: {error}",
-                fix='write it as a network and its length, e.g. "192.168.1.0/24"',
-            ) from None
-        if why := unroutable(site):
-            raise ConfigError(
-                f"routes.sites: {_show(there)} {why}", fix="name the network that is really there"
-            )
-        if (site.version, site.prefixlen) != (prefix.version, prefix.prefixlen):
-            raise ConfigError(
-                f"routes.sites: {text} and {there} are not of one size",
-                fix="each address of one has its own in the other: name a network of "
-                f"IPv{prefix.version} with /{prefix.prefixlen}",
-            )
-        if site == prefix:
-            raise ConfigError(f"routes.sites: {text} is there by its own addresses", fix="take it out")
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:
@@ -392,26 +335,23 @@ def _check_reach(key: str, endpoint: str, host: str) -> None:
         return  # a name
     if why is not None and why is not Why.LOOPBACK:
         raise ConfigError(
-            f"{key}: {_show(endpoint)} is {why.text}",
+            f"{key}: {show(endpoint)} is {why.text}",
             fix="give the address of a network by which other machines reach it",
         )
 
 
 def refuse_overlay(config: Config, networks: Iterable[IPv4Network | IPv6Network]) -> None:
     """Raise ConfigError where an endpoint or a seed lies in the overlay: what goes there would be encrypted
-    again and again; and where a site does. For whoever knows the mesh's ``networks``."""
-    reach = Reach(tuple(networks))
-    for there in config.routes.sites.values():
-        if why := unroutable(parse_prefix(there), reach.overlay):
-            raise ConfigError(
-                f"routes.sites: {_show(there)} {why}", fix="name the network that is really there"
-            )
+    again and again; and where a prefix beyond the mesh does. For whoever knows the mesh's ``networks``."""
+    overlay = tuple(networks)
+    routes.refuse_overlay(config.routes, overlay)
+    reach = Reach(overlay)
     for key, endpoints in (("node.endpoints", config.node.endpoints), ("gossip.seeds", config.gossip.seeds)):
         for endpoint in endpoints:
             host, _ = parse_endpoint(endpoint, config.control.port)
             if reach.never(host) is Why.OVERLAY:
                 raise ConfigError(
-                    f"{key}: {_show(endpoint)} is {Why.OVERLAY.text}",
+                    f"{key}: {show(endpoint)} is {Why.OVERLAY.text}",
                     fix=f"give in {key} of the configuration an address of the network beneath the mesh, by "
                     "which other machines reach this one",
                 )
@@ -426,7 +366,7 @@ def _refuse_unknown(prefix: str, given: dict[str, Any], known: dict[str, Any]) -
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             fix = f"did you mean {prefix}{near[0]}?" if near else f"the keys here are {', '.join(known)}"
-            raise UnknownKeyError(f"unknown key {redact(prefix + key[:64])} = {_show(given[key])}", fix=fix)
+            raise UnknownKeyError(f"unknown key {redact(prefix + key[:64])} = {show(given[key])}", fix=fix)
 
 
 def _refuse_renamed_goal(key: str, given: Any) -> None:
@@ -435,33 +375,6 @@ def _refuse_renamed_goal(key: str, given: Any) -> None:
         if isinstance(value, str) and (new := RENAMED_GOALS.get(value)):
             where = f"{redact(name[:64])} in {key}" if name else key
             raise ConfigError(
-                f"{where} = {_show(value)}: this goal is called {_show(new)} now",
-                fix=f"set {where} to {_show(new)}",
+                f"{where} = {show(value)}: this goal is called {show(new)} now",
+                fix=f"set {where} to {show(new)}",
             )
-
-
-def _bad(key: str, given: Any, kind: Any) -> ConfigError:
-    wanted = _wanted(kind)
-    return ConfigError(f"{key} = {_show(given)} is not {wanted}", fix=f"set {key} to {wanted}")
-
-
-def _kind(section: type[msgspec.Struct], key: str) -> Any:
-    return next(field.type for field in msgspec.structs.fields(section) if field.name == key)
-
-
-def _wanted(kind: Any) -> str:
-    if get_origin(kind) is Annotated:
-        for note in get_args(kind)[1:]:
-            if isinstance(note, Meta) and note.description:
-                return note.description
-    raise TypeError(f"{kind} has no description")
-
-
-def _show(value: Any) -> str:
-    """A value for an error message: short, on one line, no tokens."""
-    try:
-        text = json.dumps(value, default=str)
-    except (ValueError, RecursionError):
-        text = "a value that is too deep"
-    text = redact(text)
-    return shortened(text, 80)

@@ -241,7 +241,7 @@ class ScatterSection(msgspec.Struct, frozen=True):
     hook: Annotated[
         Literal["auto", "egress", "mark", "off"], Meta(description='"auto", "egress", "mark" or "off"')
     ] = "auto"
-    goal: Annotated[Goal, Meta(description=GOALS)] = "throughput"
+    goal: Annotated[Goal, Meta(description=GOALS)] = "auto"
     peers: Annotated[dict[str, Goal], Meta(description=f"a table of names, each = {GOALS}")] = {}
     scheduler: Annotated[
         Literal["auto", "packet", "batch", "deck", "flow", "flowlet"],

@@ -13,7 +13,8 @@ class RouteView(msgspec.Struct, frozen=True, kw_only=True):
     router: str
     node_id: str
     asked: bool
-    """The member has asked this authority for it of late, and nobody has approved it yet."""
+    """The member has asked this authority for it of late, or is this node itself and asks for it: its
+    certificate does not have it yet."""
     approved: bool
     """An authority has approved it: its certificate has it, or it gets one as soon as it asks."""
     certified: bool

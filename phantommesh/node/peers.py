@@ -324,6 +324,7 @@ class Peers:
             without(self._links.dials(member.node_id), held),
             () if self._keepalive is None else tuple(self._keepalive(host) for host, _ in where),
             self._carried.get(member.node_id, frozenset()),
+            self._links.bound(member.node_id),
         )
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:

@@ -83,7 +83,7 @@ class Node:
             self._weaving.peers_changed()
         log.info("configuration taken over", changed=list(done.taken))
         if done.waiting:
-            log.warning("the node has to be restarted for the rest", keys=list(done.waiting))
+            log.warning("the node has to be restarted for the rest", settings=list(done.waiting))
 
     def keep_config(self, error: PhantomMeshError) -> None:
         """The configuration in the file does not hold: the node runs on with the one that it has."""
@@ -122,6 +122,7 @@ class Node:
                 await either(leave, parts.succession.done, parts.runs.over)
                 log.info("node is leaving")
                 self.reporter.leaving = True
+                parts.talk.leave()
                 stop_api.set()
                 async with trio.open_nursery() as ending:
                     if hurry is not None:

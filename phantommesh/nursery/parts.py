@@ -98,6 +98,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.routable import parse_prefix
 from phantommesh.routing.constraints import constraints_of
 from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
@@ -243,7 +244,7 @@ def make_parts(
         config, all_names(wireguard.prefix), caller,
         refresh=places.refresh, reach=lambda: places.reach, home=places.live_at,
         authorities=lambda: {entry.member.node_id for entry in peers.authorities},
-        publish=own.publish, woken=lambda: look(), overslept=driver.anew, rehomed=lambda: rouse(),
+        publish=own.publish, woken=lambda: look(), overslept=lambda: overslept(), rehomed=lambda: rouse(),
     )  # fmt: skip
     mapping = Mapping(
         on=finding.on and config.nat.portmap == "auto",
@@ -257,6 +258,10 @@ def make_parts(
         reconciler.hear()
         scattering.hear()
         beyond.kick()
+
+    def overslept() -> None:
+        reconciler.overslept()
+        driver.anew()
 
     async def rouse() -> None:
         borrower.moved()
@@ -319,6 +324,7 @@ def make_parts(
     beyond = BeyondMesh(
         master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
         allows=lambda network: taking.routes.allows(network), changed=closed, ipv6=lambda: backend.ipv6,
+        own=map(parse_prefix, config.routes.advertise),
     )  # fmt: skip
     gateway = GatewayDriver(config.routes, (master, *names), networks=lambda: overlay.networks)
     talk = RouteTalk(

@@ -13,6 +13,7 @@ from phantommesh.endpoint import Address
 from phantommesh.gossip import envelope
 from phantommesh.link.effects import Alarm, Opened
 from phantommesh.membership.effects import Changed
+from phantommesh.membership.messages import State
 from phantommesh.node.peers import Seen
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.news import (
@@ -265,6 +266,8 @@ class Weaving:
         self._parts.wiring.changed(changed, trio.current_time())
         self._parts.driver.wake()
         self._parts.carrying.look()
+        if changed.new is State.LEFT:
+            self._parts.talk.gone(changed.node)
         self._recorder.member_changed(changed)
 
     def _alarmed(self, alarm: Alarm) -> None:

@@ -20,8 +20,8 @@ from phantommesh.wireguard.device import Network
 @dataclass(frozen=True, slots=True)
 class Beyond:
     """``closed``: the prefixes that mean the mesh on this host. ``routed``: those of them that a router
-    carries now, each with the router's node id. ``conflicts``: a sentence for each prefix that the host has
-    too much of for it to be closed."""
+    carries now, each with the router's node id. ``conflicts``: a sentence for each prefix that the
+    host has too many parts of for the rest to be closed, or to be routed."""
 
     closed: tuple[Network, ...] = ()
     routed: tuple[tuple[Network, bytes], ...] = ()
@@ -33,20 +33,26 @@ def beyond(
     carried: Mapping[Network, bytes],
     host: Iterable[HostRange],
     before: Iterable[Network] = (),
+    own: Iterable[Network] = (),
 ) -> Beyond:
     """Say what to route and to close of the ``taken`` prefixes, of which these are ``carried``. ``host`` is
     what the host has in them that is not ours; default routes are not to be among it. ``before`` is what was
-    closed: a prefix that cannot be told apart from the host's ranges keeps what it has of that."""
+    closed: a prefix that cannot be told apart from the host's ranges keeps what it has of that. ``own`` are
+    the prefixes that this node routes for others: a wider one that it takes leaves them out."""
     closed, routed, conflicts = set[Network](), dict[Network, bytes](), list[str]()
     ranges = Places((own.network, own) for own in host)
+    advertised = Places((network, HostRange("route", network, "")) for network in own)
     kept = Places((network, network) for network in before)
     # A longer prefix comes later: what two prefixes share is the longer one's router's.
     wanted = sorted(set(taken), key=lambda prefix: prefix.prefixlen)
     shares = Places((prefix, prefix) for prefix in wanted)
     for prefix in wanted:
-        met = plan([prefix], {}, ranges.meeting(prefix))
-        conflicts += met.conflicts
-        if met.conflicts and not _held(prefix, ranges):
+        parts = [one for one in advertised.meeting(prefix) if one.network.prefixlen > prefix.prefixlen]
+        met = plan([prefix], {}, [*ranges.meeting(prefix), *parts])
+        if met.conflicts and _held(prefix, ranges):
+            continue  # it is the host's own by now, which whoever takes it is told
+        if met.conflicts:
+            conflicts.append(f"this host has more ranges of its own in {prefix} than can be gone round")
             closed.update(network for network in kept.meeting(prefix) if _of(network, shares) == prefix)
             continue
         closed.update(met.routed)

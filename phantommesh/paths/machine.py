@@ -8,63 +8,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
 from phantommesh.dimensions import DIMENSIONS, bits, has
 from phantommesh.errors import DecodeError
 from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
-from phantommesh.paths.pace import CLOSER, FURTHER, Pace, Watch
+from phantommesh.paths.pace import Watch
+from phantommesh.paths.peer import Peer, Seek, candidate
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
-from phantommesh.paths.quickest import Candidate, Quickest
-from phantommesh.paths.state import MISSES, SILENT, Path, PathState
+from phantommesh.paths.quickest import Quickest
+from phantommesh.paths.schedule import Schedule
+from phantommesh.paths.state import MISSES, Path, PathState
 from phantommesh.paths.weights import FULL, leaves, weigh, weights
-from phantommesh.rates import Bucket
 from phantommesh.timers import Timers
 
 # Tuning.
-SLOW: Final = 10.0  # s between probes of a path while there is no traffic to its peer
-RETURN: Final = 1.0  # s between probes of a dark path of a peer that answers on others
-BUDGET: Final = (
-    150.0  # fast probes a second at most, over all peers: each is answered by a node that is as busy
-)
-COUNT: Final = 0.25  # s between two counts of what probing fast would take
-SLOW_BUDGET: Final = 20.0  # slow ones
-SPREAD: Final = 0.15  # of the interval, either way: an observer should not find seven probes at one moment
-SLOT: Final = 1.0  # s between the moments at which slow probes leave: a wake-up costs more than a probe
-ANSWERS: Final = 50.0, 100.0  # pings of a path that are answered, a second and at once
 LOOK: Final = 0.1  # s between two looks for the quickest path of a peer
 STALL: Final = 0.1  # s that a tick may be late before this node itself is taken for the cause of silence
 WEIGH: Final = 1.0  # s between two looks at the shares
 LATELY: Final = 3.0  # slow pauses within which a probe has to have come back for its path to carry anything
 ROUSED: Final = 5.0  # s after a move for which a path that does not answer yet is asked as often as a new one
-
-
-@dataclass(slots=True)
-class Seek:
-    """The search for the quickest path to one peer."""
-
-    watch: Watch
-    found: Quickest = field(default_factory=Quickest)
-    look_at: float = float("-inf")
-
-
-@dataclass(slots=True)
-class _Peer:
-    paths: list[Path]
-    scores: tuple[float, ...] = FULL
-    quickest: int | None = None  # the dimension that traffic takes which waits for answers
-    in_force: tuple[float, ...] = FULL
-    pace: Pace = field(default_factory=Pace)
-    answered: float = float("-inf")  # when the newest answered ping was sent, on any path
-    heard: float = float("-inf")  # when its latest probe came, on any path
-    roused: float = float("-inf")  # until when it may have to be found anew
-    sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
-    probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)  # bytes of them, as of `sent`
-    received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
-    seek: Seek | None = None  # only where its traffic takes the quickest path
-    answers: list[Bucket] = field(default_factory=lambda: [Bucket(*ANSWERS, 0.0) for _ in range(DIMENSIONS)])
 
 
 class Paths:
@@ -73,8 +37,8 @@ class Paths:
 
     def __init__(self, *, random: Random, interval: float) -> None:
         self._random, self._interval = random, interval
-        self._thrift = (float("-inf"), 1.0)  # when it was counted, and by how much fast probes are too many
-        self._peers: dict[bytes, _Peer] = {}
+        self._peers: dict[bytes, Peer] = {}
+        self._when = Schedule(self._peers, random, interval)
         self._leaving = 0
         self._timers = Timers[tuple[bytes, int]]()  # by peer and dimension
         self._weigh_at = float("inf")
@@ -94,7 +58,7 @@ class Paths:
         for node_id, ready in peers.items():
             if node_id not in self._peers:
                 numbers = [self._random.getrandbits(32) for _ in range(DIMENSIONS)]
-                self._peers[node_id] = _Peer([Path(node_id, i, n, since=now) for i, n in enumerate(numbers)])
+                self._peers[node_id] = Peer([Path(node_id, i, n, since=now) for i, n in enumerate(numbers)])
             effects += self.set_ready(node_id, ready, now)
         return effects
 
@@ -151,7 +115,7 @@ class Paths:
         if peer.pace.carried(carried, now):
             for path in peer.paths:
                 if path.state is PathState.UP:
-                    pause = self._pause(peer, path, now)
+                    pause = self._when.pause(peer, path, now, self._leaving)
                     path.next_probe = min(path.next_probe, now + self._random.uniform(0, pause))
                     self._schedule(path)
         if peer.pace.busy(now):
@@ -254,7 +218,7 @@ class Paths:
             if before is not path.state:
                 effects.append(Turned(node_id, dimension, before, path.state))
             if path.state is PathState.PROVING and before is PathState.DARK:
-                path.next_probe = now + self._spread(self._interval * self._too_many(now))
+                path.next_probe = now + self._when.spread(self._interval * self._when.too_many(now))
             self._schedule(path)
             if probe.age is not None and path.quality.rtt is not None:
                 path.quality.counted.arrived(probe.received, now - path.quality.rtt / 2 - probe.age)
@@ -285,7 +249,7 @@ class Paths:
             before = path.state
             path.overdue(now, self._hold)
             if path.misses:
-                watched = self._watch(peer, path, now) is not None
+                watched = peer.watch(path, now) is not None
                 path.judge(peer.answered, now, self._interval if watched else 0.0)
             if path.misses >= MISSES and peer.answered < path.first_missed:
                 self._ask_all(peer, now)
@@ -294,19 +258,19 @@ class Paths:
                 effects += self._rescore(path.peer, peer, now)
             elif path.misses:
                 effects += self._seek(path.peer, peer, now)
-            pause = self._pause(peer, path, now)
+            pause = self._when.pause(peer, path, now, self._leaving)
             if path.misses:
                 path.next_probe = min(path.next_probe, now + pause)
             if path.next_probe <= now:
-                if (watch := self._watch(peer, path, now)) is not None:
+                if (watch := peer.watch(path, now)) is not None:
                     watch.sent(now)
                 number = path.ping(now, max(self._interval, path.quality.timeout))
                 effects.append(self._probe(peer, path, number, pong=False, now=now))
-                path.next_probe = self._next(peer, now, pause)
+                path.next_probe = self._when.next(peer, now, pause)
             self._schedule(path)
         return effects
 
-    def _ask_all(self, peer: _Peer, now: float) -> None:
+    def _ask_all(self, peer: Peer, now: float) -> None:
         """No dimension of this peer has answered since one of them fell silent: ask all of them now, so that
         a peer with whom nothing flows is known within few seconds even where there is no traffic."""
         for path in peer.paths:
@@ -314,79 +278,10 @@ class Paths:
                 path.next_probe = now
                 self._schedule(path)
 
-    def _pause(self, peer: _Peer, path: Path, now: float) -> float:
-        """How long until the next probe."""
-        if (watch := self._watch(peer, path, now)) is not None:
-            suspects = path.quality.alarm.suspects
-            return watch.pause(self._interval * self._too_many(now), now, suspects=suspects)
-        unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
-        leaving = path.aside or (has(self._leaving, path.dimension) and not path.peer_drained)
-        if unsure or (_new(path) and path.misses < MISSES):
-            return self._interval * self._too_many(now)
-        if path.state is PathState.UP and (leaving or path.peer_leaving):
-            return self._interval * self._too_many(now)
-        if path.state is PathState.UP and peer.pace.busy(now):
-            return self._busy_pause(peer) * self._too_many(now)
-        if now < peer.roused and (path.misses or path.state is not PathState.UP):
-            return self._interval * self._too_many(now)
-        slow = self._slow
-        alive = any(other.state in (PathState.UP, PathState.PROVING) for other in peer.paths)
-        return RETURN if path.state is PathState.DARK and alive else slow
-
-    def _watch(self, peer: _Peer, path: Path, now: float) -> Watch | None:
-        """What says how closely to watch a path that has a peer's traffic as the quickest; None for another
-        path, and while there is no traffic."""
-        if peer.seek is None or peer.quickest != path.dimension or not peer.pace.busy(now):
-            return None
-        return peer.seek.watch if path.state is PathState.UP else None
-
-    def _busy_pause(self, peer: _Peer) -> float:
-        """The seconds between probes of a path of a peer with traffic; of the quickest there are more, and
-        fewer of the others, so that all are as many as without."""
-        pause = peer.pace.pause(self._interval)
-        return pause if peer.quickest is None else max(FURTHER * self._interval, pause)
-
-    @property
-    def _slow(self) -> float:
-        """The seconds between probes of a path while there is no traffic to its peer."""
-        return max(SLOW, len(self._peers) * DIMENSIONS / SLOW_BUDGET)
-
-    def _too_many(self, now: float) -> float:
-        """By how much pauses have to be longer so that all fast probes stay within `BUDGET`; 1 or more."""
-        counted_at, factor = self._thrift
-        if now >= counted_at + COUNT:
-            eager = sum(self._eager(peer, now) for peer in self._peers.values())
-            factor = max(1.0, eager / BUDGET)
-            self._thrift = now, factor
-        return factor
-
-    def _eager(self, peer: _Peer, now: float) -> float:
-        """How many fast probes a second a peer is sent."""
-        if any(map(_new, peer.paths)) or now < peer.roused:
-            return DIMENSIONS / self._interval
-        if not peer.pace.busy(now):
-            return 0.0
-        others = DIMENSIONS / self._busy_pause(peer)
-        return others if peer.seek is None or peer.quickest is None else others + CLOSER / self._interval
-
-    def _next(self, peer: _Peer, now: float, pause: float) -> float:
-        """When to probe a path again after a pause. Slow probes of different peers leave in one wake-up, and
-        those of one peer at different moments."""
-        moment = now + self._spread(pause)
-        if pause < SLOW:
-            return moment
-        slot = round(moment / SLOT)
-        slots = [around * SLOT for around in (slot, slot - 1, slot + 1, slot + 2, slot - 2)]
-        taken = {path.next_probe for path in peer.paths}
-        return next((free for free in slots if free not in taken and free > now), moment)
-
-    def _spread(self, pause: float) -> float:
-        return pause * self._random.uniform(1 - SPREAD, 1 + SPREAD)
-
     def _schedule(self, path: Path) -> None:
         self._timers.set((path.peer, path.dimension), path.due)
 
-    def _probe(self, peer: _Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
+    def _probe(self, peer: Peer, path: Path, number: int, *, pong: bool, now: float) -> Send:
         counted = peer.received[path.dimension]
         # Without keys it is not to be used either: the kernel may still have old ones that go any moment.
         leaving = path.aside or has(self._leaving, path.dimension) or path.state is PathState.CLOSED
@@ -427,13 +322,13 @@ class Paths:
         peer = self._peers.get(node_id)
         return FULL if peer is None else peer.scores
 
-    def _rescore(self, node_id: bytes, peer: _Peer, now: float) -> list[Effect]:
+    def _rescore(self, node_id: bytes, peer: Peer, now: float) -> list[Effect]:
         scores, quickest = weights(peer.paths, self._leaving), None
         if peer.seek is not None:
             peer.seek.look_at = now + LOOK
             held = peer.seek.found.chosen
             seen = [
-                _candidate(path, score, now, held=path.dimension == held)
+                candidate(path, score, now, held=path.dimension == held)
                 for path, score in zip(peer.paths, scores, strict=True)
             ]
             quickest = peer.seek.found.look(seen, now)
@@ -442,7 +337,7 @@ class Paths:
         peer.scores, peer.quickest = scores, quickest
         return [Rescore(node_id, scores, quickest)]
 
-    def _seek(self, node_id: bytes, peer: _Peer, now: float) -> list[Effect]:
+    def _seek(self, node_id: bytes, peer: Peer, now: float) -> list[Effect]:
         """Look for the quickest path, if it is time."""
         if peer.seek is None or now < peer.seek.look_at:
             return []
@@ -527,7 +422,7 @@ class Paths:
         peer = self._peers.get(node_id)
         if peer is None:
             return []
-        lately = LATELY * self._slow
+        lately = LATELY * self._when.slow
         return [
             PathView(
                 path.state,
@@ -547,23 +442,3 @@ class Paths:
 
 def _ago(moment: float | None, now: float) -> float | None:
     return None if moment is None else now - moment
-
-
-def _new(path: Path) -> bool:
-    """Whether a path has to show first that it carries anything."""
-    return path.state is PathState.PROVING or path.quality.rtt is None
-
-
-def _candidate(path: Path, score: float, now: float, *, held: bool) -> Candidate:
-    """One path as a candidate for the quickest. ``held``: it is the one that is taken now."""
-    quality = path.quality
-    return Candidate(
-        score > 0.0,
-        quality.rtt,
-        quality.jitter,
-        quality.loss,
-        quality.standing.least(now) if held else None,
-        quality.standing.queue(now) if held else 0.0,
-        quality.alarm.sure,
-        not path.misses,
-    )

@@ -10,10 +10,14 @@ itself.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
 from phantommesh.config.sections import RelaySection
+from phantommesh.faults import FaultKind
+
+UNKNOWN_MEMBER = FaultKind("relay-unknown-member", "low")
 
 _NODE_ID: Final = re.compile(r"[a-z2-7]{26}")  # as `trust.identity.format_node_id` writes one
 
@@ -58,3 +62,11 @@ def constraints_of(section: RelaySection) -> Constraints:
         frozenset(section.regions),
         frozenset(section.never_regions),
     )
+
+
+def unknown_members(section: RelaySection, known: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """The names in `[relay]` that are no member's, sorted, by the key that has them. ``known``: the members'
+    names and node ids."""
+    members, keys = frozenset(known), ("members", "only", "never")
+    named = {f"relay.{key}": frozenset[str](getattr(section, key)) - members for key in keys}
+    return {key: tuple(sorted(names)) for key, names in named.items() if names}

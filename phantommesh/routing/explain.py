@@ -231,7 +231,8 @@ def router_changes(routers: Sequence[Router], names: Mapping[bytes, str], now: f
 
 def answer(found: Lead, names: Mapping[bytes, str]) -> str:
     """A sentence on an address that is no member's. ``names`` are those of the routers, by node id."""
-    by = " and ".join(names[one] for one in found.routers)
+    by, single = " and ".join(names[one] for one in found.routers), len(found.routers) == 1
+    routes, asks, claims = ("routes", "asks", "claims") if single else ("route", "ask", "claim")
     match found.leads:
         case "carried":
             place = found.routers.index(found.carrier) if found.carrier in found.routers else 0
@@ -247,16 +248,17 @@ def answer(found: Lead, names: Mapping[bytes, str]) -> str:
         case "unclaimed":
             return "no member has this address of the mesh"
         case "conflict":
-            return f"{NO_ROUTE}: {found.prefix}, which {by} routes, is not taken: {found.why}"
+            return f"{NO_ROUTE}: {found.prefix}, which {by} {routes}, is not taken: {found.why}"
         case "own":
             said = f"{NO_ROUTE}: this node advertises {found.prefix} itself, and takes it of nobody"
             return f"{said}; {found.why}" if found.why else said
         case "offered":
-            return f"{NO_ROUTE}: {by} routes {found.prefix}, and this node does not take it"
+            return f"{NO_ROUTE}: {by} {routes} {found.prefix}, and this node does not take it"
         case "asked":
-            return f"{NO_ROUTE}: {by} asks to route {found.prefix}, which no authority has approved"
+            return f"{NO_ROUTE}: {by} {asks} to route {found.prefix}, which no authority has approved"
         case "uncertified":
-            return f"{NO_ROUTE}: {by} claims {found.prefix}, and its certificate does not have that"
+            whose = "its certificate does" if single else "their certificates do"
+            return f"{NO_ROUTE}: {by} {claims} {found.prefix}, and {whose} not have that"
         case "elsewhere":
             return f"{NO_ROUTE}: no member is known to route it"
         case "member" | "self":

@@ -112,6 +112,16 @@ class Failover:
                 known.up.setdefault(prefix, now)
         return self._choose(now)
 
+    def gone(self, router: bytes, now: float) -> bool:
+        """A member has said goodbye, and carries nothing until it answers again: its silence need not be
+        waited for. Return whether `carried` has changed. A node that is no router here is passed over."""
+        known = self._routers.get(router)
+        if known is None:
+            return False
+        known.heard = -math.inf
+        self._bury(known, now)
+        return self._choose(now)
+
     @property
     def deadline(self) -> float:
         """When `due` is to be called next; infinity for never."""

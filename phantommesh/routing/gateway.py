@@ -6,6 +6,10 @@ translate what members send to a prefix whose site has other addresses (RFC 3022
 has one of its own, of the same last bits), masquerade what leaves for the prefixes, and see to it that an
 interface whose forwarding the node has turned on for this forwards nothing else: without them the host would
 be a router for everybody on its network.
+
+Packets between the mesh and the prefixes are counted where they come, behind the guard and before the rules
+of other programs, and where they leave: `Passing` says whether those rules drop them. Container engines' do
+by default.
 """
 
 from __future__ import annotations
@@ -23,6 +27,12 @@ FAMILY: Final = "inet"
 DROPS: Final = "drops"
 OPENED: Final = "opened"
 """The set of the interfaces whose forwarding is on for this alone: to give it back after a crash."""
+
+CAME, LEFT = "came", "left"
+"""The sets that count what is to be forwarded and what has been. Their elements are conntrack's directions:
+to the prefix, and back."""
+
+SURELY: Final = 10  # packets of a direction that came one after the other, of which none has left
 
 _STRAY: Final = 1  # the element of DROPS: to be forwarded by such an interface, and not for the mesh
 
@@ -61,6 +71,7 @@ class Gateway:
 def render(gateway: Gateway) -> str:
     """The whole ruleset. It takes the place of what the table held before, in one transaction."""
     table, mesh = f"{FAMILY} {gateway.table}", _names(gateway.mesh)
+    there, back = _matches(gateway.networks, gateway.there), _matches(gateway.there, gateway.networks)
     passing = list[str]()
     if gateway.opened:
         passing = [
@@ -68,7 +79,7 @@ def render(gateway: Gateway) -> str:
             f"iifname @{OPENED} meta mark & {OUTER_MASK:#x} == {RELAY_MARK:#x} accept",
             f"iifname @{OPENED} goto drop_stray",
         ]
-    leaving = [f"oifname != {mesh} {match} masquerade" for match in _matches(gateway)]
+    leaving = [f"oifname != {mesh} {match} masquerade" for match in there]
     elements = [f"elements = {_names(gateway.opened)}"] if gateway.opened else []
     lines = [
         f"add table {table}",
@@ -76,9 +87,26 @@ def render(gateway: Gateway) -> str:
         f"table {table} {{",
         *set_block(DROPS, "type mark", "counter"),
         *set_block(OPENED, "type ifname", *elements),
+        *(
+            line
+            for name in (CAME, LEFT)
+            for line in set_block(name, "typeof ct direction", "counter", "elements = { original, reply }")
+        ),
         *chain_block("drop_stray", f"meta mark set {_STRAY} meta mark @{DROPS} drop", "drop"),
         *chain_block("passing", "type filter hook forward priority filter - 5; policy accept;", *passing),
         *_translating(gateway),
+        *chain_block(
+            "coming",
+            "type filter hook forward priority filter - 4; policy accept;",
+            *(f"iifname {mesh} {match} ct direction @{CAME}" for match in there),
+            *(f"oifname {mesh} {match} ct direction @{CAME}" for match in back),
+        ),
+        *chain_block(  # before masquerade hides members
+            "left_here",
+            "type filter hook postrouting priority srcnat - 5; policy accept;",
+            *(f"oifname != {mesh} {match} ct direction @{LEFT}" for match in there),
+            *(f"oifname {mesh} {match} ct direction @{LEFT}" for match in back),
+        ),
         *chain_block(
             "leaving",
             "type nat hook postrouting priority srcnat; policy accept;",
@@ -116,14 +144,40 @@ def _translating(gateway: Gateway) -> list[str]:
     return chain_block("translating", "type nat hook prerouting priority dstnat - 5; policy accept;", *rules)
 
 
-def _matches(gateway: Gateway) -> list[str]:
+class Passing:
+    """Whether what comes to be forwarded is seen to leave, by the counters of `CAME` and `LEFT`: packets and
+    bytes by element."""
+
+    def __init__(self) -> None:
+        self._unseen: dict[bytes, int] = {}  # packets that came since one left, by direction
+        self._before: tuple[Mapping[bytes, int], Mapping[bytes, int]] = {}, {}
+
+    @property
+    def blocked(self) -> bool:
+        """Whether so many have come in one direction, and none has left, that something drops them."""
+        return any(unseen >= SURELY for unseen in self._unseen.values())
+
+    def count(self, came: Mapping[bytes, tuple[int, int]], left: Mapping[bytes, tuple[int, int]]) -> None:
+        """Take in the counters."""
+        now = {key: packets for key, (packets, _) in came.items()}, {key: p for key, (p, _) in left.items()}
+        for key, packets in now[0].items():
+            more = packets - self._before[0].get(key, 0)
+            gone = now[1].get(key, 0) - self._before[1].get(key, 0)
+            self._unseen[key] = 0 if gone else self._unseen.get(key, 0) + max(more, 0)
+        self._before = now
+
+    def restart(self) -> None:
+        """The counters begin at nothing again."""
+        self._before = {}, {}
+
+
+def _matches(source: Sequence[Network], target: Sequence[Network]) -> list[str]:
+    """Matches of packets from one of some networks to one of others, one a family."""
     found = []
     for version, header in ((4, "ip"), (6, "ip6")):
-        source, target = (
-            [n for n in networks if n.version == version] for networks in (gateway.networks, gateway.there)
-        )
-        if source and target:
-            found.append(f"{header} saddr {anonymous(source)} {header} daddr {anonymous(target)}")
+        both = [[n for n in networks if n.version == version] for networks in (source, target)]
+        if all(both):
+            found.append(f"{header} saddr {anonymous(both[0])} {header} daddr {anonymous(both[1])}")
     return found
 
 

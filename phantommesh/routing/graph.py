@@ -157,7 +157,8 @@ class _Sayer:
     def some(self, members: Collection[NodeId]) -> str:
         """Several: all members of a region by its name."""
         regions = {self._stations[member].region for member in members}
-        if len(regions) == 1 and len(members) == self._regions[region := next(iter(regions))] and region:
+        region = next(iter(regions)) if len(regions) == 1 else ""
+        if region and len(members) == self._regions[region] > 1:
             return f"region {region} ({len(members)} members)"
         names = sorted(self.name(member) for member in members)
         if len(names) > NAMED:
@@ -366,13 +367,14 @@ def _slow_ways(
     for peer, relay in sorted(detours.items()):
         if me is None:
             return
-        direct = edges[pair(me, peer)]
-        around = edges[pair(me, relay)].rtt + edges[pair(relay, peer)].rtt
+        # What `_detours` compared: round trips alone may say the opposite.
+        direct = latency(edges[pair(me, peer)])
+        around = latency(edges[pair(me, relay)]) + latency(edges[pair(relay, peer)])
         yield Finding(
             Weakness.DETOUR, (peer, relay),
-            f"{say.name(peer)} is {1000 * direct.rtt:.0f} ms away directly, {1000 * around:.0f} ms by way of "
-            f"{say.name(relay)}",
-            "see which way the provider's network takes (`phantommesh ping`, traceroute)",
+            f"{say.name(peer)} costs {1000 * direct:.0f} ms directly and {1000 * around:.0f} ms by way of "
+            f"{say.name(relay)}: round trips, with jitter and loss counted in",
+            "see what is lost on the way, and which way the network takes (`phantommesh ping`, traceroute)",
         )  # fmt: skip
 
 

@@ -25,7 +25,6 @@ from phantommesh.scatter.epochs import (
     PeerScatter,
     ScatterPeer,
 )
-from phantommesh.scatter.maps import entropy_bits
 from phantommesh.scatter.ruleset import (
     FLOWLETS,
     Beyond,
@@ -39,6 +38,7 @@ from phantommesh.scatter.ruleset import (
     ways,
 )
 from phantommesh.scatter.steering import NOTHING, Steering
+from phantommesh.scatter.transactions import Ended, Reading, Rotation, Snapshot, Transaction
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import Network
 
@@ -57,52 +57,6 @@ QUIET_EPOCHS = 10  # lengths that a map holds at most by which nothing is sent
 MAX_GONE = 4096  # peers that are none any more, whose epochs' numbers are remembered
 
 NONE_QUICKEST: Mapping[bytes, int | None] = {}
-
-Ended = tuple[bytes, EpochCounts]
-"""A peer's node id, and an epoch of its that has ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A peer's epoch under way, as last read, and the one before."""
-
-    current: EpochCounts
-    previous: EpochCounts | None
-
-    @property
-    def entropy_bits(self) -> float | None:
-        """Shannon's entropy of the dimensions of the packets sent in both; None where there are none."""
-        before = (0,) * DIMENSIONS if self.previous is None else self.previous.hits.packets
-        sent = [a + b for a, b in zip(self.current.hits.packets, before, strict=True)]
-        return entropy_bits(sent) if any(sent) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """Text for ``nft -f -``, and the epochs that end with it."""
-
-    text: str
-    ended: Sequence[Ended]
-
-
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """The contents of maps that are to be replaced in one transaction, by name, and the peers whose epochs
-    begin by it. ``leaving``: another peer was due that is to leave the table; until then its old map
-    holds."""
-
-    maps: Mapping[str, Mapping[int, int]]
-    peers: Sequence[bytes]
-    leaving: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """What the counters say: ``fresh`` is what was not scattered since the last reading, by reason;
-    ``emptied`` that somebody else has emptied a map, or the set of counters."""
-
-    fresh: Counter[str]
-    emptied: bool
 
 
 @dataclass(slots=True)

@@ -56,6 +56,17 @@ class Readings:
             if size > then.get(b, (0, 0))[1]
         }
 
+    def rise(self) -> float:
+        """How many times as much all buckets have sent in the newest half of `OVER` as in the half before it;
+        1.0 where that is not known."""
+        middle, start = self._since(OVER / 2), self._since(OVER)
+        if middle is None or start is None or start[0] == middle[0]:
+            return 1.0
+        now, newest = self._readings[-1]
+        first, then, last = (sum(size for _, size in one.values()) for one in (start[1], middle[1], newest))
+        early, late = (then - first) / (middle[0] - start[0]), (last - then) / (now - middle[0])
+        return late / early if early > 0.0 else 1.0
+
     def size(self, bucket: int) -> float:
         """The average bytes of a bucket's packets lately. A burst that TCP hands over at once counts as one
         packet."""

@@ -32,6 +32,9 @@ EVERY: Final = 1.0  # s between readings while nothing is on trial
 ROOM: Final = 0.7  # of what a flow's path carries: a path with less has room for the flow
 MAX_TRIAL: Final = 4.0  # s, while what gets through still grows: BBR takes 8 round trips for a quarter more
 GROWING: Final = 1.05  # times as much as before the trial, at the end of `TRIAL`
+# A sender that takes packets for lost which others overtake sends less at first, and then grows. So where the
+# path looked limited, a trial also goes on while so many times as much gets through as half a second before.
+RISES: Final = 1.08
 GAIN: Final = 0.2  # of what the bucket had: so much more has to get through
 GAIN_ALL: Final = 0.1  # of what all buckets had, likewise
 BACK: Final = 0.7  # of what a bucket got on its own path: with less than that it fits there again
@@ -223,7 +226,8 @@ class Splitting:
             gained, growing = rate < trial.base / CHECK_GAIN, False  # it is the split that gains
         else:
             least = max(GAIN * sum(trial.rooms.values()), GAIN_ALL * trial.base)
-            gained, growing = rate - trial.base >= least, rate >= GROWING * trial.base
+            rises = trial.limited and self._readings.rise() >= RISES
+            gained, growing = rate - trial.base >= least, rises or rate >= GROWING * trial.base
         if not gained and growing and took < MAX_TRIAL and self._budget.allows(now, took + TRIAL):
             return
         self._trial = None

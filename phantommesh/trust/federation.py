@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from msgspec import Meta
 
+from phantommesh.endpoint import MAX_ENDPOINT_BYTES, parse_endpoint
 from phantommesh.moments import rfc3339, span
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import (
@@ -45,6 +46,7 @@ CONTEXT: Final = b"phantommesh pact v1"
 PREFIX: Final = "pmf1_"
 PACT_ID_BYTES: Final = 16
 ROOT_HASH_BYTES: Final = 32
+LOCK_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 _FORMAT: Final = 1
 
@@ -62,6 +64,8 @@ _BY_ID: Final = "id:"
 
 Who = str
 """A member: its name, or `by_id`."""
+
+Endpoint = Annotated[str, Meta(max_length=MAX_ENDPOINT_BYTES)]
 
 
 def by_id(node_id: NodeId) -> Who:
@@ -86,13 +90,21 @@ class Service(msgspec.Struct, frozen=True, array_like=True):
     users: Annotated[tuple[Who, ...], Meta(min_length=1, max_length=MAX_NAMED)]
 
 
+class Gateway(msgspec.Struct, frozen=True, array_like=True):
+    """A member, by node id, that tells the other mesh of this one, and the ``host:port`` of its control
+    port."""
+
+    node_id: bytes
+    endpoints: Annotated[tuple[Endpoint, ...], Meta(min_length=1, max_length=MAX_ENDPOINTS)]
+
+
 class Terms(msgspec.Struct, frozen=True, array_like=True):
     """The content of a half. Times are unix seconds.
 
     ``pact``: 16 random bytes, the same in both halves. ``number``: greater than of each earlier half of this
     mesh, and about the unix seconds; `LAST` ends the pact. ``mesh`` and ``other``: the hashes of the two
     meshes' root keys. ``members``: those of this mesh that take part. ``gateways``: those of them that the
-    other mesh asks about all others, by node id.
+    other mesh asks about all others. ``lock``: `lock_of` the secret that both meshes' members know.
     """
 
     format: int
@@ -103,20 +115,21 @@ class Terms(msgspec.Struct, frozen=True, array_like=True):
     at: int
     until: int
     members: Annotated[tuple[Who, ...], Meta(max_length=MAX_NAMED)] = ()
-    gateways: Annotated[tuple[bytes, ...], Meta(max_length=MAX_GATEWAYS)] = ()
+    gateways: Annotated[tuple[Gateway, ...], Meta(max_length=MAX_GATEWAYS)] = ()
     services: Annotated[tuple[Service, ...], Meta(max_length=MAX_NAMED)] = ()
+    lock: bytes = b""
 
     @classmethod
     def make(
-        cls, pact: bytes, mesh: bytes, other: bytes, *, members: Iterable[Who], gateways: Iterable[NodeId],
-        services: Iterable[Service] = (), now: float, life: float = MAX_LIFE, last: int = 0,
+        cls, pact: bytes, mesh: bytes, other: bytes, *, members: Iterable[Who], gateways: Iterable[Gateway],
+        services: Iterable[Service] = (), lock: bytes, now: float, life: float = MAX_LIFE, last: int = 0,
     ) -> Self:  # fmt: skip
         """Make terms from ``now`` on, for ``life`` seconds; ``last`` is the number of the half before, 0 for
         none. Raises TrustError for what `sign` would refuse."""
         at, number = int(now), max(last + 1, int(now))
         terms = cls(
             _FORMAT, pact, number, mesh, other, at, int(now + life), tuple(members), tuple(gateways),
-            tuple(services),
+            tuple(services), lock,
         )  # fmt: skip
         _check(terms)
         return terms
@@ -228,10 +241,11 @@ def _check(terms: Terms) -> None:
         )
     if terms.ended != (not terms.members) or terms.ended != (not terms.gateways):
         raise TrustError("a half names members and gateways, unless it ends the pact")
+    if len(terms.lock) != (0 if terms.ended else LOCK_BYTES):
+        raise TrustError("a half locks the pact's secret, unless it ends the pact")
     members = frozenset(terms.members)
     for gateway in terms.gateways:
-        if len(gateway) != NODE_ID_BYTES:
-            raise TrustError("a gateway of the pact is no node id")
+        _check_gateway(gateway)
     for who in (*terms.members, *(user for service in terms.services for user in service.users)):
         _check_who(who)
     for service in terms.services:
@@ -243,6 +257,24 @@ def _check(terms: Terms) -> None:
             raise TrustError("a range of ports ends before it begins", fix="write it as FIRST-LAST")
     if len(msgspec.msgpack.encode(terms)) > MAX_TERMS_BYTES:
         raise TrustError("the pact names too many members", fix="expose fewer of them, or to fewer")
+
+
+def _check_gateway(gateway: Gateway) -> None:
+    if len(gateway.node_id) != NODE_ID_BYTES or not gateway.endpoints:
+        raise TrustError("a gateway of the pact is no node id, or has no endpoint")
+    for endpoint in gateway.endpoints:
+        try:
+            parse_endpoint(endpoint)
+        except ValueError as error:
+            raise TrustError(
+                f"the endpoint {endpoint!r} of a gateway is not usable: {error}", fix="write host:port"
+            ) from None
+
+
+def lock_of(secret: Secret) -> bytes:
+    """What a half says of the secret that opens the gateways to the other mesh's members: 32 bytes. The
+    secret goes about beside the halves, and a member that passes on another one is found out by this."""
+    return hashlib.sha3_256(b"phantommesh pact secret" + secret.reveal()).digest()
 
 
 def _check_who(who: Who) -> None:

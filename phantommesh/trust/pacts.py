@@ -8,18 +8,39 @@ direction: from its user to its ports.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+import hashlib
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
+import msgspec
 from cryptography import x509
 
-from phantommesh.trust.certificates import Member, Mesh, TrustError, describe_mesh, load_root
-from phantommesh.trust.federation import Half, Ports, Terms, Who, by_id, verify
+from phantommesh.secret import Secret
+from phantommesh.trust.certificates import (
+    MAX_CERTIFICATE_BYTES,
+    Member,
+    Mesh,
+    TrustError,
+    describe_mesh,
+    load_root,
+)
+from phantommesh.trust.federation import (
+    MAX_HALF_BYTES,
+    Half,
+    Ports,
+    Terms,
+    Who,
+    by_id,
+    lock_of,
+    verify,
+)
 from phantommesh.trust.identity import NodeId
 
 MAX_PACTS: Final = 64  # of a mesh, those among them that have been ended and are remembered
+SECRET_BYTES: Final = 32
+MAX_BUNDLE_BYTES: Final = 2 * MAX_HALF_BYTES + MAX_CERTIFICATE_BYTES + 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +125,45 @@ class _Held:
     ours: tuple[Terms, Half]
     root: bytes = b""
     theirs: tuple[Terms, Half] | None = None
+    secret: Secret | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.ours[0].ended or (self.theirs is not None and self.theirs[0].ended)
+
+    @property
+    def bundle(self) -> Bundle:
+        theirs = b"" if self.theirs is None else self.theirs[1].encode()
+        secret = b"" if self.secret is None else self.secret.reveal()
+        return Bundle(self.ours[1].encode(), self.root, theirs, secret)
+
+
+class Bundle(msgspec.Struct, frozen=True, array_like=True):
+    """All that a node knows of one pact, as members of one mesh give it to each other: its own half, the
+    other mesh's root certificate and half, empty where they are not known, and the secret that both meshes'
+    members know."""
+
+    ours: bytes
+    root: bytes
+    theirs: bytes
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return "Bundle(***)"
+
+    def encode(self) -> bytes:
+        """Return the bytes for a file or a channel. They hold the secret."""
+        return msgspec.msgpack.encode(self)
+
+    @classmethod
+    def decode_untrusted(cls, data: bytes) -> Bundle:
+        """Read what `encode` wrote, unverified. Raises TrustError only."""
+        if len(data) > MAX_BUNDLE_BYTES:
+            raise TrustError("what a member says of a pact is too long")
+        try:
+            return msgspec.msgpack.decode(data, type=cls)
+        except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+            raise TrustError("what a member says of a pact cannot be read") from error
 
 
 class Pacts:
@@ -121,10 +181,81 @@ class Pacts:
     def __len__(self) -> int:
         return len(self._held)
 
+    def __iter__(self) -> Iterator[bytes]:
+        """The ids of all pacts, the ended ones among them."""
+        return iter(sorted(self._held))
+
     def ours(self, pact: bytes) -> Terms | None:
         """Return the newest terms of this mesh for a pact; None where there are none."""
         held = self._held.get(pact)
         return None if held is None else held.ours[0]
+
+    def our_half(self, pact: bytes) -> Half | None:
+        """Return those as they were signed."""
+        held = self._held.get(pact)
+        return None if held is None else held.ours[1]
+
+    def theirs(self, pact: bytes) -> Terms | None:
+        """Return the newest terms of the other mesh for a pact; None where there are none."""
+        held = self._held.get(pact)
+        return None if held is None or held.theirs is None else held.theirs[0]
+
+    def their_root(self, pact: bytes) -> bytes:
+        """The other mesh's root certificate, empty where it is not known."""
+        held = self._held.get(pact)
+        return b"" if held is None else held.root
+
+    def secret(self, pact: bytes) -> Secret | None:
+        """The secret of a pact, also of one that was ended: a gateway tells the other mesh so."""
+        held = self._held.get(pact)
+        return None if held is None else held.secret
+
+    def ended(self, pact: bytes) -> bool:
+        """Whether either mesh has ended a pact."""
+        held = self._held.get(pact)
+        return held is not None and held.ended
+
+    def digest(self) -> bytes:
+        """32 bytes that differ between nodes that know different halves or secrets; empty for no pact."""
+        if not self._held:
+            return b""
+        digest = hashlib.sha3_256(b"phantommesh pacts")
+        for _, held in sorted(self._held.items()):
+            digest.update(held.ours[1].digest)
+            digest.update(bytes(32) if held.theirs is None else held.theirs[1].digest)
+            digest.update(bytes([held.secret is not None]))
+        return digest.digest()
+
+    def bundles(self) -> tuple[bytes, ...]:
+        """What another member is given: one for each pact. They hold the secrets."""
+        return tuple(held.bundle.encode() for _, held in sorted(self._held.items()))
+
+    def take(self, data: bytes, now: float, their_revoked: Mapping[bytes, Container[NodeId]]) -> bool:
+        """Hold what a member says of a pact; return whether any of it is news. ``their_revoked`` are as for
+        `in_force`, as far as known. Raises TrustError; what holds of it is held all the same."""
+        bundle = Bundle.decode_untrusted(data)
+        half = Half.decode_untrusted(bundle.ours)
+        news = self.take_ours(half, now)
+        pact = msgspec.msgpack.decode(half.terms, type=Terms).pact  # as `take_ours` has verified
+        if bundle.theirs:
+            theirs, other = Half.decode_untrusted(bundle.theirs), self._held[pact].ours[0].other
+            revoked = their_revoked.get(other, frozenset[NodeId]())
+            news |= self.take_theirs(theirs, bundle.root, now, revoked=revoked)
+        return (bool(bundle.secret) and self._unlock(pact, bundle.secret)) or news
+
+    def unlock(self, pact: bytes, secret: Secret) -> bool:
+        """Hold the secret of a pact; return whether it is news."""
+        return self._unlock(pact, secret.reveal())
+
+    def _unlock(self, pact: bytes, secret: bytes) -> bool:
+        held = self._held[pact]
+        if held.secret is not None or len(secret) != SECRET_BYTES:
+            return False
+        locks = {held.ours[0].lock, b"" if held.theirs is None else held.theirs[0].lock}
+        if lock_of(Secret(secret)) not in locks:
+            raise TrustError("the secret of the pact is another than the meshes signed")
+        held.secret = Secret(secret)
+        return True
 
     def take_ours(self, half: Half, now: float) -> bool:
         """Hold a half of this mesh; return whether it is news. Raises TrustError."""

@@ -37,7 +37,8 @@ class MeshPeer:
     it is while its PSK is random. ``wg_keys``: zeros where there is no key for it
     (`node.peers.usable_keys`); it has no part in that dimension then. ``keepalives`` are seconds by
     dimension; none: as configured. ``routes`` are prefixes beyond the mesh that the peer carries for this
-    node: no other peer has one of them at the same time."""
+    node: no other peer has one of them at the same time. ``keyed``: the dimensions whose PSK is not random,
+    as a bitmap."""
 
     node_id: bytes
     ip4: IPv4Network
@@ -49,6 +50,7 @@ class MeshPeer:
     dials: int
     keepalives: tuple[int, ...] = ()
     routes: frozenset[Network] = frozenset()
+    keyed: int = (1 << DIMENSIONS) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
         endpoint,
         frozenset({peer.ip4, peer.ip6, *peer.routes}),
         keepalive if dials else 0,
+        has(peer.keyed, dimension),
     )
 
 

@@ -86,7 +86,8 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class PeerConfig:
-    """A peer as it should be. ``keepalive`` is in seconds, 0 for none, at most 65535.
+    """A peer as it should be. ``keepalive`` is in seconds, 0 for none, at most 65535. ``keyed``: the PSK is
+    one that the peer has too; else it is random, and no WireGuard handshake comes to its end.
 
     Raises ValueError for a PSK of zero bytes: WireGuard takes it for "no PSK", and a link without a finished
     handshake must hold a random one instead.
@@ -97,6 +98,7 @@ class PeerConfig:
     endpoint: Endpoint | None
     allowed_ips: frozenset[Network]
     keepalive: int = 0
+    keyed: bool = True
 
     def __post_init__(self) -> None:
         if len(self.public_key) != KEY_SIZE or self.public_key == NO_KEY:

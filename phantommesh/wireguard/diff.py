@@ -22,6 +22,8 @@ from phantommesh.wireguard.device import (
     public_key_of,
 )
 
+LAPSED_SECONDS = 180.0
+"""A session whose handshake is older than this is over (REJECT_AFTER_TIME, WireGuard paper, section 6.1)."""
 ROAM_SECONDS = 135.0
 """A last handshake older than this no longer proves where the peer is. A live session is rekeyed at 120 s
 (REKEY_AFTER_TIME, WireGuard paper, section 6.1); the rest allows three 5 s retransmissions."""
@@ -88,6 +90,7 @@ def diff(
     applied: Mapping[str, DeviceConfig] | None = None,
     forbids: Callable[[Endpoint], bool] = lambda endpoint: False,
     insists: Callable[[str, bytes, Endpoint, Endpoint], bool] = lambda device, peer, endpoint, have: False,
+    renews: Callable[[str, bytes], bool] = lambda device, peer: False,
 ) -> list[DeviceDiff]:
     """Return what makes ``actual`` become ``desired``: one entry a device, none where nothing differs.
 
@@ -98,11 +101,16 @@ def diff(
     where there is nothing to put it back to the peer is removed, to be made anew by the next pass: WireGuard
     has no other way to forget an endpoint. Where ``insists`` says so of a device, a peer, the endpoint that
     is desired and the one that WireGuard has roamed to, the former is set again.
+
+    WireGuard repeats a handshake that failed after 5 s only (REKEY_TIMEOUT), and begins one with a new peer
+    at once. So a peer is removed and made anew when it gets a PSK that it can shake hands with, if WireGuard
+    may have tried in vain before: it knew where the peer is, has no session with it, and the PSK was random,
+    or ``renews`` says so of the device and the peer.
     """
     applied = applied or {}
     changes = [DeviceDiff(name, remove=True) for name in sorted(actual.keys() - desired.keys())]
     for name, want in desired.items():
-        change = _diff_device(actual.get(name), want, applied.get(name), now, forbids, insists)
+        change = _diff_device(actual.get(name), want, applied.get(name), now, forbids, insists, renews)
         if change != DeviceDiff(name):
             changes.append(change)
     return changes
@@ -115,6 +123,7 @@ def _diff_device(
     now: float,
     forbids: Callable[[Endpoint], bool],
     insists: Callable[[str, bytes, Endpoint, Endpoint], bool],
+    renews: Callable[[str, bytes], bool],
 ) -> DeviceDiff:
     if have is None:
         return DeviceDiff(
@@ -150,6 +159,7 @@ def _diff_device(
                 now,
                 forbids,
                 partial(insists, want.name),
+                partial(renews, want.name),
             )
         ),
     )
@@ -162,6 +172,7 @@ def _diff_peers(
     now: float,
     forbids: Callable[[Endpoint], bool],
     insists: Callable[[bytes, Endpoint, Endpoint], bool],
+    renews: Callable[[bytes], bool],
 ) -> Iterator[PeerDiff]:
     for key in sorted(have.keys() - want.keys()):
         yield PeerDiff(key, remove=True)
@@ -176,6 +187,10 @@ def _diff_peers(
         if astray and peer.endpoint is None:
             yield PeerDiff(key, remove=True)
             continue
+        if _keyed_anew(before, peer, now) and (renews(key) or _was_random(applied.get(key))):
+            yield PeerDiff(key, remove=True)
+            yield _new_peer(peer if astray else replace(peer, endpoint=peer.endpoint or before.endpoint))
+            continue
         added, removed = peer.allowed_ips - before.allowed_ips, before.allowed_ips - peer.allowed_ips
         # Replacing leaves the peer without networks for a moment, so it is done only when one has to go.
         networks = peer.allowed_ips if removed else added
@@ -189,6 +204,17 @@ def _diff_peers(
         )
         if change != PeerDiff(key):
             yield replace(change, config=peer)
+
+
+def _keyed_anew(have: PeerState, want: PeerConfig, now: float) -> bool:
+    """Whether a peer that WireGuard could call, and has no session with, gets a PSK to shake hands with."""
+    age = have.age(now)
+    lapsed = age is None or age > LAPSED_SECONDS
+    return want.keyed and have.psk != want.psk and have.endpoint is not None and lapsed
+
+
+def _was_random(applied: PeerConfig | None) -> bool:
+    return applied is not None and not applied.keyed
 
 
 def _loses(have: PeerState | None, want: PeerConfig) -> bool:

@@ -12,7 +12,7 @@ import pytest
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.net import LabSpec
 from tests.attacks.rig import Neighbour, neighbour_of
-from tests.lab.conftest import BACKEND, PATIENCE_S
+from tests.lab.conftest import BACKEND, DEALT, PATIENCE_S
 from tests.lab.standing import STANDING, Standing
 
 
@@ -20,7 +20,7 @@ from tests.lab.standing import STANDING, Standing
 def spec(request: pytest.FixtureRequest) -> LabSpec:
     """The file's lab; a file that sets NODES or UPLINKS gets as many."""
     nodes, uplinks = getattr(request.module, "NODES", 2), getattr(request.module, "UPLINKS", 1)
-    return LabSpec(f"a{os.getpid()}", nodes=nodes, uplinks=uplinks, backend=BACKEND, patience_s=PATIENCE_S)
+    return LabSpec(f"a{os.getpid()}", nodes, uplinks, BACKEND, scatter=DEALT, patience_s=PATIENCE_S)
 
 
 @pytest.fixture(scope="session")

@@ -316,6 +316,13 @@ def lines(text: str) -> Callable[[Machine, str], object]:
     return lambda machine, _: machine.cut(text)
 
 
+def pasted_keys_moved(machine: Machine, _: str) -> None:
+    """Move the keys of a pasted section to the section that was there."""
+    machine.cut(SECOND)
+    machine.set("routes.accept", '["10.0.0.0/8"]')
+
+
+SECOND = '[routes]\naccept = ["10.0.0.0/8"]\n'
 NO_TABLE = "[nodes]\nx = 1\n"
 ROWS: list[Row] = [
     # --- there is no configuration, or none that can be read
@@ -415,6 +422,18 @@ ROWS: list[Row] = [
     key("wireguard.key_seconds", "nan", "10.0", "seconds from 10"),
     key("control.port", "51821", "51799", "set control.port or wireguard.base_port to another port"),
     key("control.tcp", '"yes"', "true", "true or false"),
+    key("routes.accept", '["all", "10.0.0.0/8"]', '["all"]', 'set routes.accept to ["all"]'),
+    key("routes.advertise", '["100.64.0.0/12"]', "[]", "take it out"),
+    key("routes.accept", '["100.96.0.0/16"]', "[]", "take it out"),
+    key("routes.probe", '{ "10.1.0.0/16" = "10.1.0.1" }', "{}", "or take it out of routes.probe"),
+    Row(
+        "a section that was pasted a second time",
+        CHECK,
+        lambda m: m.add(SECOND),
+        "Cannot declare ('routes',) twice",
+        "the file has [routes] further up: move the keys there",
+        pasted_keys_moved,
+    ),
     key("log.level", '"loud"', '"debug"', '"debug"'),
     key("node.endpoints", '["http://x"]', '["vpn.example.net:51800"]', 'write each as "HOST" or "HOST:PORT"'),
     key("node.endpoints", '["127.0.0.1", "192.0.2.1"]', '["192.0.2.1"]', "take it out"),

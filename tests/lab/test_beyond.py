@@ -4,19 +4,27 @@
 from __future__ import annotations
 
 import os
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
-from ipaddress import ip_network
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address, ip_network
+from pathlib import Path
 
 import pytest
 
 from phantommesh.nursery.host import beyond, waysout
 from phantommesh.nursery.host.beyond import Wanted, table_of
-from phantommesh.wireguard.device import Route
+from phantommesh.nursery.host.waysout import WayOut
+from phantommesh.nursery.overlay import hostview
+from phantommesh.overlay.prefixes import Address
+from phantommesh.wireguard.device import Network, Route
 from tests.support.spaces import within
 
 pytestmark = pytest.mark.lab
+
+ETH_P_IP = 0x0800
 
 # Runs in the namespace: a node that takes the prefix, or takes nothing any more, as its operator allows.
 LIFE = """
@@ -109,6 +117,61 @@ def test_what_is_closed_has_no_way_and_what_is_routed_goes_by_the_mesh(space: st
     assert "No route to host" in way(space, "192.168.50.3") and "No route to host" in way(space, "fd77::3")
 
 
+ECHO = """
+import socket
+heard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+heard.bind(("0.0.0.0", 51820))
+heard.settimeout(5)
+print("ready", flush=True)
+print(heard.recvfrom(64)[1][0])
+"""
+
+
+def heard_from(space: str, source: str) -> str:
+    """Whose datagram the host takes that comes by its uplink to port 51820: the source's, or nobody's."""
+    run = ["ip", "netns", "exec", space, sys.executable, "-c", ECHO]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as echo:
+        assert echo.stdout is not None and echo.stdout.readline() == "ready\n"
+
+        def send() -> None:
+            with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+                raw.bind(("up0x", ETH_P_IP))
+                raw.send(b"\xff" * 6 + bytes(6) + struct.pack("!H", ETH_P_IP) + datagram(source, "10.0.0.5"))
+
+        within(space, send)
+        return echo.communicate()[0].strip()
+
+
+def datagram(source: str, target: str) -> bytes:
+    """UDP from and to port 51820, without its own checksum."""
+    ends = ip_address(source).packed + ip_address(target).packed
+    head = struct.pack("!BBHHHBB", 0x45, 0, 32, 7, 0, 64, socket.IPPROTO_UDP)
+    words = sum(struct.unpack("!10H", head + bytes(2) + ends))
+    check = 0xFFFF - (words % 0xFFFF)
+    return head + struct.pack("!H", check) + ends + struct.pack("!HHHH", 51820, 51820, 12, 0) + b"mesh"
+
+
+@pytest.mark.parametrize("rp_filter", [1, 2], ids=["strict", "loose"])
+def test_a_router_is_heard_at_its_own_address_in_its_prefix(space: str, rp_filter: int) -> None:
+    """Its handshakes and WireGuard packets come by the uplink, while what is for the prefix goes by the mesh
+    or nowhere."""
+    within(space, lambda: Path("/proc/sys/net/ipv4/conf/up0/rp_filter").write_text(f"{rp_filter}\n"))
+    assert heard_from(space, "192.168.50.3") == "192.168.50.3"
+    view = within(space, lambda: hostview.look([LAN], ["pm"]))
+    assert {str(one) for one in view.uplinks if one.version == 4} == {"10.0.0.5"}
+    want = Wanted(closed=frozenset({LAN}), uplinks=view.uplinks)
+    assert converge(space, want) and not converge(space, want)
+    assert heard_from(space, "192.168.50.3") == "192.168.50.3"
+    assert "No route to host" in way(space, "192.168.50.3")
+    for protocol in ("tcp", "udp", "icmp"):  # what a program sends from there is closed as before
+        assert "No route to host" in way(space, "192.168.50.3", "from", "10.0.0.5", "ipproto", protocol)
+    # Another address: the rules follow, and go with the table.
+    moved = Wanted(closed=frozenset({LAN}), uplinks=frozenset({ip_address("10.0.0.6")}))
+    assert converge(space, moved) and not converge(space, moved)
+    assert "10.0.0.5" not in ip(space, "rule") and "from 10.0.0.6" in ip(space, "rule")
+    assert within(space, beyond.remove) and "112" not in ip(space, "rule")
+
+
 def test_a_route_changes_its_limit_in_place_and_others_changes_are_mended(space: str) -> None:
     pm = index(space, "pm")
     wants = [Wanted(frozenset({(pm, Route(LAN, 50, mtu))}), frozenset({LAN})) for mtu in (1300, 1200)]
@@ -169,6 +232,30 @@ def test_a_way_out_needs_a_route_and_a_carrier(space: str) -> None:
     ip(space, "link", "set", "up0x", "up")
     ip(space, "route", "add", "192.168.50.0/25", "dev", "pm")
     assert look() is None  # into the mesh itself
+
+
+def test_a_wide_prefix_is_made_up_of_the_networks_in_it(space: str) -> None:
+    """A site's prefix, of which this host has networks at two interfaces, and another one behind a router."""
+    wide, targets = ip_network("10.9.0.0/16"), {ip_network("10.9.0.0/16"): ip_address("10.9.200.1")}
+    assert within(space, lambda: waysout.look([wide], ["pm"]))[wide] == WayOut(("up0",), default=True)
+    for number, device in enumerate(("lan0", "lan1", "lan2"), 5):
+        ip(space, "link", "add", device, "type", "veth", "peer", "name", f"{device}x")
+        for end in (device, f"{device}x"):
+            ip(space, "link", "set", end, "up")
+        ip(space, "address", "add", f"10.{8 if device == 'lan2' else 9}.{number}.2/24", "dev", device)
+    ip(space, "route", "add", "10.9.200.0/24", "via", "10.8.7.1")
+    ip(space, "address", "add", "10.9.77.1/32", "dev", "up0")  # an address alone is no network
+
+    def look(targets: Mapping[Network, Address]) -> WayOut:
+        return within(space, lambda: waysout.look([wide], ["pm"], targets))[wide]
+
+    assert look({}) == WayOut(("lan0", "lan1"), default=False)
+    assert look(targets) == WayOut(("lan0", "lan1", "lan2", "up0"), default=False)
+    ip(space, "link", "set", "lan0x", "down")
+    assert look({}) == WayOut(("lan1",), default=False)
+    for device in ("lan1x", "lan2x"):
+        ip(space, "link", "set", device, "down")
+    assert look({}) == WayOut(("up0",), default=True)
 
 
 def test_the_table_of_a_node_is_among_those_that_are_looked_for() -> None:

@@ -115,8 +115,22 @@ def shown(a: LabNode, b: LabNode) -> dict[str, ScatterClass]:
     return {part.name: part for part in scatter_of(a)[b.name].classes}
 
 
-async def test_flows_to_one_peer_go_different_ways_at_once(other: LabSpec) -> None:
+async def test_by_default_a_flow_keeps_to_one_path_and_many_flows_take_several(other: LabSpec) -> None:
     spec = replace(other, scatter=ScatterSection(epoch_seconds=600))
+    await up.up(spec)
+    a, b = nodes_of(spec)
+    await scattered([a, b])
+    assert (scatter_of(a)[b.name].goal, scatter_of(a)[b.name].scheduler) == ("auto", "flow")
+    witness(b)
+    for host in addresses(b):
+        came = (await flows(a, b, host, (BULK, 0)))[BULK]
+        assert ways(came) == 1 and sum(came) >= 0.9 * PACKETS, came
+    came = (await flows(a, b, host, *[(BULK, 0)] * 14))[BULK]
+    assert ways(came) >= 3, came  # fewer once in a million
+
+
+async def test_flows_to_one_peer_go_different_ways_at_once(other: LabSpec) -> None:
+    spec = replace(other, scatter=ScatterSection(goal="throughput", epoch_seconds=600))
     await up.up(spec)
     a, b = nodes_of(spec)
     await scattered([a, b])

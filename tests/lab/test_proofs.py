@@ -50,7 +50,12 @@ while time.monotonic() < end:
 def proving() -> LabSpec:
     spec = make_spec("p", nodes=3, uplinks=2)
     return LabSpec(
-        spec.name, 3, 2, spec.backend, scatter=ScatterSection(epoch_seconds=EPOCH_S), patience_s=PATIENCE_S
+        spec.name,
+        3,
+        2,
+        spec.backend,
+        scatter=ScatterSection(goal="throughput", epoch_seconds=EPOCH_S),
+        patience_s=PATIENCE_S,
     )
 
 

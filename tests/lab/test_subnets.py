@@ -188,7 +188,10 @@ async def test_a_twin_takes_over_when_a_router_its_link_or_what_is_behind_it_die
 
 
 async def test_a_prefix_is_reached_where_marks_scatter(four: LabSpec) -> None:
-    async with meshed(replace(four, scatter=ScatterSection(hook="mark")), hides=True) as (nodes, _):
+    async with meshed(replace(four, scatter=ScatterSection(hook="mark", goal="throughput")), hides=True) as (
+        nodes,
+        _,
+    ):
         await until(partial(answers, nodes[3]))
         shown = run_in(nodes[3], "ip", "route", "show", "table", "11201")
         assert f"{LAN} dev pm0" in shown

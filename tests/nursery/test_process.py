@@ -24,6 +24,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import logs, process
 from phantommesh.nursery import node as node_module
 from phantommesh.nursery.api import server
+from phantommesh.nursery.logs import redact
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.process import _Process
 from tests.support.loopback import make_authority, serving, until
@@ -109,8 +110,11 @@ async def test_another_prefix_waits_for_a_restart_and_the_nodes_interfaces_stay_
         _, send = await heeding(nursery, tmp_path / "a", node)
         running = node.parts.config.wireguard.prefix
         edit(tmp_path / "a", log={"level": "debug"}, wireguard={"prefix": "vpn"})
-        send(signal.SIGHUP)
-        await until(lambda: node.parts.config.log.level == "debug")
+        with capture_logs() as said:
+            send(signal.SIGHUP)
+            await until(lambda: node.parts.config.log.level == "debug")
+        [waits] = [line for line in said if "has to be restarted" in line["event"]]
+        assert "wireguard.prefix" in str(redact(None, "", dict(waits)))  # the log does not star it out
         assert held == [running] and running != "vpn"
         assert "wireguard.prefix" in node.parts.settings.waiting
         nursery.cancel_scope.cancel()

@@ -17,7 +17,8 @@ from math import inf
 
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.paths.effects import Effect, Rescore, Send
-from phantommesh.paths.machine import ANSWERS, Paths
+from phantommesh.paths.machine import Paths
+from phantommesh.paths.peer import ANSWERS
 from phantommesh.paths.probe import ON_WIRE, Probe, decode_probe_untrusted
 from phantommesh.rates import Bucket
 

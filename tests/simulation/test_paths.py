@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phantommesh.dimensions import ALL, DIMENSIONS
-from phantommesh.paths.machine import ANSWERS, RETURN, SLOW
 from phantommesh.paths.pace import LIGHT
+from phantommesh.paths.peer import ANSWERS
 from phantommesh.paths.probe import SIZE, Probe
+from phantommesh.paths.schedule import RETURN, SLOW
 from phantommesh.paths.state import PROVE, PathState
 from phantommesh.paths.weights import FULL
 from tests.simulation.paths_sim import INTERVAL, RATE, A, B, World, busy

@@ -378,6 +378,10 @@ class FakeNode:
                     prefix="2001:db8:1234:5678::/64", router=name, node_id=node_id, asked=True,
                     approved=False, certified=False, claimed=False, accepted=False, rank=None, carried=False,
                 ),
+                RouteView(
+                    prefix="172.16.0.0/12", router=name, node_id=node_id, asked=False, approved=True,
+                    certified=True, claimed=True, accepted=False, rank=None, carried=False,
+                ),
             ]  # fmt: skip
         return RoutesView(
             node=self.name, authority=True, accept=["10.0.0.0/8", "192.168.0.0/16"], routes=rows,

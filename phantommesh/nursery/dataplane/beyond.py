@@ -22,8 +22,8 @@ from phantommesh.faults import Fault, FaultKind
 from phantommesh.nursery.host import beyond as table
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.overlay import hostview
+from phantommesh.nursery.overlay.hostview import HostView
 from phantommesh.overlay.beyond import Beyond, beyond
-from phantommesh.overlay.prefixes import HostRange
 from phantommesh.records.roster import Entry
 from phantommesh.routable import Places
 from phantommesh.routing.prefixes import Taken
@@ -50,7 +50,8 @@ class BeyondMesh:
     ``carried`` returns the prefixes that are carried now, by router; ``fits`` the largest packet in bytes for
     each peer; ``allows`` says whether the operator lets a prefix be taken; ``changed`` is called when other
     prefixes mean the mesh on this host, or are carried, than before; ``ipv6`` says whether interfaces here
-    can hold IPv6: without that prefixes of IPv6 are closed alone."""
+    can hold IPv6: without that prefixes of IPv6 are closed alone. ``own`` are the prefixes that this node
+    routes itself, which may be parts of those: they stay the host's."""
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class BeyondMesh:
         allows: Callable[[Network], bool],
         changed: Callable[[], None],
         ipv6: Callable[[], bool] = lambda: True,
+        own: Iterable[Network] = (),
     ) -> None:
         self.plan = Beyond()
         self.problem: PhantomMeshError | None = None
@@ -70,10 +72,11 @@ class BeyondMesh:
         self._device, self._names = device, tuple(names)
         self._carried, self._fits, self._mtu, self._changed = carried, fits, mtu, changed
         self._allows, self._ipv6 = allows, ipv6
+        self._own = tuple(own)
         self._held: set[Network] | None = None  # what is closed until the operator opens it
         self._clean = False  # whether the kernel has nothing of it, as last left
         self._passed_over = 0  # prefixes that are more than `MAX_HELD`
-        self._host: tuple[HostRange, ...] = ()  # as last read, for these prefixes
+        self._host = HostView((), frozenset())  # as last read, for these prefixes
         self._read_for: tuple[Network, ...] = ()
         self._read_at = -math.inf  # when the host is to be read again
         self._kicked = trio.Event()
@@ -123,6 +126,11 @@ class BeyondMesh:
                 f"a node closes {MAX_HELD} prefixes beyond the mesh at most: {self._passed_over} that are "
                 "offered are not taken, and leave as the host routes them",
                 "allow fewer in routes.accept; `phantommesh down` lets go of those that nobody offers now",
+            )
+        for conflict in self.plan.conflicts[:MAX_NAMED]:
+            yield NOT_ROUTED.fault(
+                f"{conflict}: it is not routed, and what was not closed there before leaves by other ways",
+                "allow narrower prefixes in routes.accept, and have their routers advertise those",
             )
         carried = self._carried()
         taken = Places((one.prefix, one) for one in self.taken)
@@ -174,28 +182,28 @@ class BeyondMesh:
         if not prefixes and self._clean:
             return
         host, before = await self._read_host(prefixes), self.plan
-        self.plan = beyond(prefixes, self._carried(), host, before.closed)
+        self.plan = beyond(prefixes, self._carried(), host.ranges, before.closed, self._own)
         for conflict in self.plan.conflicts:
             if conflict not in before.conflicts:
                 log.warning("a prefix beyond the mesh is not routed", conflict=conflict)
         if self.plan != before:
             self._changed()
         links = await trio.to_thread.run_sync(partial(_indexes, (self._device, self._names[0])))
-        want = table.Wanted(frozenset(self._routes(links)), frozenset(self.plan.closed))
+        want = table.Wanted(frozenset(self._routes(links)), frozenset(self.plan.closed), host.uplinks)
         if await trio.to_thread.run_sync(partial(table.converge, number, want)):
             log.info("routes beyond the mesh", closed=[str(n) for n in want.closed], routes=len(want.routes))
         self._clean = not prefixes
 
-    async def _read_host(self, prefixes: tuple[Network, ...]) -> tuple[HostRange, ...]:
+    async def _read_host(self, prefixes: tuple[Network, ...]) -> HostView:
         """What the host has in these prefixes: as last read, where reading took long. Raises BackendError."""
         if not prefixes:
-            self._host, self._read_for = (), ()
-            return ()
+            self._host, self._read_for = HostView((), frozenset()), ()
+            return self._host
         began = trio.current_time()
         if prefixes != self._read_for or began >= self._read_at:
             ours = (self._device, *self._names)
-            view = await trio.to_thread.run_sync(partial(hostview.look, prefixes, ours))
-            self._host, self._read_for = view.ranges, prefixes
+            self._host = await trio.to_thread.run_sync(partial(hostview.look, prefixes, ours))
+            self._read_for = prefixes
             now = trio.current_time()
             self._read_at = now + SHARE * (now - began)
         return self._host

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Routes prefixes beyond the mesh for other members: forwarding, masquerade, and which routes work.
 
-A route works if the kernel has one to the prefix by an interface with a carrier, and, where the configuration
-names a target there, the target answers pings. Of a prefix whose site has other addresses, it is the site's
-route that counts. A default route leads anywhere, so it proves nothing: it counts only with such a target.
+A route works if the kernel has one to the prefix, or to a part of it, by an interface with a carrier, and,
+where the configuration names a target there, the target answers pings. Of a prefix whose site has other
+addresses, it is the site's route that counts. A default route leads anywhere, so it proves nothing: it counts
+only with such a target.
 """
 
 from __future__ import annotations
@@ -28,11 +29,12 @@ from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.host.waysout import WayOut
 from phantommesh.nursery.sockets.echo import Echo, Target
 from phantommesh.routing import gateway
-from phantommesh.routing.gateway import DROPS, FAMILY, OPENED, Gateway
+from phantommesh.routing.gateway import CAME, DROPS, FAMILY, LEFT, OPENED, Gateway, Passing
 from phantommesh.wireguard.device import Network
 
 NOT_FORWARDED = FaultKind("routes-not-forwarded", "high")
 NOT_WORKING = FaultKind("route-not-working", "medium")
+BLOCKED = FaultKind("routes-blocked", "medium")
 
 # Tuning.
 PACE: Final = 0.3  # s between two looks at the routes, and two pings, while members ask
@@ -63,7 +65,7 @@ class GatewayDriver:
         self.settings, self._targets, self._sites = _read(settings)
         self._echo = Echo(self._wanted_targets, PACE)
         self._installed: tuple[str, Fingerprint] | None = None
-        self._counted = Counter[str]()
+        self._counted, self._passing = Counter[str](), Passing()
         self._opened: tuple[str, ...] = ()
         self._asked_at, self._kicked = float("-inf"), trio.Event()
 
@@ -99,6 +101,16 @@ class GatewayDriver:
                 f"the route to {self._sites.get(prefix, prefix)} does not work: {why}"
                 + (f" (members know it as {prefix})" if prefix in self._sites else ""),
                 "see `ip route get` and `ip link` for an address there; members use another router meanwhile",
+            )
+
+        if self._passing.blocked:
+            master = self._mesh[0]
+            yield BLOCKED.fault(
+                "what is to go between members and the prefixes that this node routes comes in and does not "
+                "leave: another packet filter of this host drops it",
+                f"in each chain of the hook forward accept what comes by {master} and {master}0 to {master}6 "
+                f"and what leaves by them: with Docker `iptables -I DOCKER-USER -i {master}+ -j ACCEPT`, and "
+                "the same with -o; with ufw both in FORWARD; else see `nft list ruleset`",
             )
 
     def kick(self) -> None:
@@ -140,7 +152,8 @@ class GatewayDriver:
             await self._end()
             return
         there = {prefix: self._sites.get(prefix, prefix) for prefix in routes}
-        found = await trio.to_thread.run_sync(partial(waysout.look, set(there.values()), self._mesh))
+        targets = {there[prefix]: self._targets[prefix] for prefix in routes if prefix in self._targets}
+        found = await trio.to_thread.run_sync(partial(waysout.look, set(there.values()), self._mesh, targets))
         ways = {
             prefix: found[site]
             for prefix, site in there.items()
@@ -162,8 +175,8 @@ class GatewayDriver:
         target = self._targets.get(prefix)
         if way is None:
             return (
-                "this host has no route there by an interface with a carrier; a default route counts only "
-                "with a host that routes.probe names"
+                "this host has no route there, nor a network in it, by an interface with a carrier; a "
+                "default route counts only with a host that routes.probe names"
             )
         if prefix.version == 6 and not switches.forwards(6):
             return "this host does not forward IPv6: set net.ipv6.conf.all.forwarding=1"
@@ -219,9 +232,11 @@ class GatewayDriver:
                     fix="stop the program that flushes the firewall's rules",
                 )
             self._installed, self._counted = (text, seen), Counter()
+            self._passing.restart()
         now = Counter(gateway.read_drops(await table.counters(DROPS)))
         self.dropped += now - self._counted
         self._counted = now
+        self._passing.count(await table.counters_by_key(CAME), await table.counters_by_key(LEFT))
 
     # ---- the end ----
 
@@ -230,7 +245,7 @@ class GatewayDriver:
         if self._installed is None:
             return
         await self._give_back([*self._opened, *self._mesh])
-        self._opened, self._installed = (), None
+        self._opened, self._installed, self._passing = (), None, Passing()
         try:
             await Table(FAMILY, gateway.table_name(self._mesh[0])).remove()
         except NftError as error:

@@ -39,7 +39,7 @@ from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
 from phantommesh.rates import Bucket
 from phantommesh.routing.ways import Kind, Way
-from phantommesh.scatter.plan import Snapshot
+from phantommesh.scatter.transactions import Snapshot
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.device import DeviceState, Endpoint
 
@@ -198,6 +198,8 @@ class PathDriver:
         now = trio.current_time()
         self.paths.read(node_id, counters, now)
         self.fitting.traffic(node_id, now)
+        self._tell()  # traffic has begun, perhaps: who waits for that hears of it now,
+        self._due.look()  # and probes are sooner
 
     def locate(self, node_id: bytes, endpoints: Sequence[Endpoint | None]) -> None:
         """The reconciler has read where WireGuard sends to a peer, by dimension."""

@@ -71,6 +71,7 @@ class Reconciler:
         self.actual: Mapping[str, DeviceState] = {}
         self._wanted: Callable[[], Mapping[str, DeviceConfig]] = dict
         self._refused: set[tuple[str, bytes, str]] = set()
+        self._renewed: set[tuple[str, bytes]] = set()
         self._forbids = forbids
         self._backend = backend
         self._interval, self._calm = interval, calm
@@ -118,6 +119,11 @@ class Reconciler:
         their distance, for an attempt that fails changes things itself."""
         if not self._failing:
             self._kicked.set()
+
+    def overslept(self) -> None:
+        """This host has slept. Each peer without a session is made anew when it gets its next PSK: the first
+        packet after the sleep may have had WireGuard try the old one in vain."""
+        self._renewed = {(name, key) for name, device in self.actual.items() for key in device.peers}
 
     async def resend(self) -> None:
         """This host's addresses are others: have WireGuard send from these. A failure is logged, and mended
@@ -208,6 +214,7 @@ class Reconciler:
             applied=self._applied,
             forbids=self._forbids,
             insists=self._insisting.insists,
+            renews=lambda device, peer: (device, peer) in self._renewed,
         )
 
     def _note(self, desired: Mapping[str, DeviceConfig], failed: set[str]) -> None:
@@ -264,6 +271,9 @@ class Reconciler:
             failures.update(error.failures)
         made = [change for change in changes if change.name not in failures]
         self._insisting.applied(made, self.actual, trio.current_time())
+        self._renewed.difference_update(
+            (one.name, peer.public_key) for one in made for peer in one.peers if peer.create
+        )
         for change in changes:
             if change.name not in failures:
                 self._log.debug("interface changed", interface=change.name, peers=len(change.peers))

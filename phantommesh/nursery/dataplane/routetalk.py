@@ -66,6 +66,16 @@ class RouteTalk:
         self._members = members
         self._sources = {str(address): member for member, address in members.items()}
 
+    def leave(self) -> None:
+        """Answer from now on that no route of this node works: the node stops."""
+        self._works = frozenset
+
+    def gone(self, member: bytes) -> None:
+        """A member has said goodbye."""
+        if self.failover.gone(member, trio.current_time()):
+            self._moved()
+            self._bell.ring()
+
     def want(self, wanted: bool) -> None:
         """Whether there is anything to ask or to answer. The socket is open only then; what is to be asked
         may have changed."""

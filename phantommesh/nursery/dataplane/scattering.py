@@ -29,9 +29,10 @@ from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
-from phantommesh.scatter.plan import NONE_QUICKEST, Ended, Plan, Snapshot
+from phantommesh.scatter.plan import NONE_QUICKEST, Plan
 from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Hook, table_name
 from phantommesh.scatter.steering import Steering
+from phantommesh.scatter.transactions import Ended, Snapshot
 from phantommesh.secret import Secret
 from phantommesh.wireguard.desired import MASTER_METRIC
 from phantommesh.wireguard.device import DeviceState, Network, Route

@@ -2,9 +2,14 @@
 """Routes to prefixes beyond the mesh: a routing table of the node's own, and the policy rule that asks it.
 
 The table is asked before the main one, by all packets but those that carry the mesh itself: a router's own
-address may be in a prefix that it routes. Each prefix has an ``unreachable`` route of the worst metric in the
-table. So what is for the prefix leaves by the mesh or not at all: that route stays when interfaces and node
-are gone, until `remove`. All functions block.
+address may be in a prefix that it routes. Nor is it asked where the kernel looks whether what has arrived
+for an uplink's address could be answered: with ``rp_filter`` on, strict or loose, what could not is dropped,
+and the mark that the answer will have is not looked at. Such a question names no protocol, which what the
+host sends does.
+
+Each prefix has an ``unreachable`` route of the worst metric in the table. So what is for the prefix leaves by
+the mesh or not at all: that route stays when interfaces and node are gone, until `remove`. All functions
+block.
 """
 
 from __future__ import annotations
@@ -12,8 +17,9 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Final
 from zlib import crc32
 
@@ -24,21 +30,27 @@ from phantommesh.nlattr import ACK, DUMP, REQUEST, attribute, attributes, number
 from phantommesh.nursery.host import errors, netlink
 from phantommesh.nursery.host.marking import AFTER
 from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL, NetlinkSocket, TableRoute
-from phantommesh.overlay.prefixes import CLOSED_METRIC
+from phantommesh.overlay.prefixes import CLOSED_METRIC, Address
 from phantommesh.wireguard.device import OUTER_MARK, OUTER_MASK, Network, Route
 
 FIRST_TABLE: Final = 1 << 16
 TABLES: Final = range(FIRST_TABLE, 2 * FIRST_TABLE)
 """The tables of all nodes, of which each takes the one that its interface's name gives (`table_of`)."""
 
-PRIORITY: Final = AFTER + 3
-"""The rules' priority: after those that close the overlay's range, before the main table's."""
+_SENT, _PAST, PRIORITY, _END = AFTER + 3, AFTER + 4, AFTER + 5, AFTER + 6
+"""The rules' priorities: after those that close the overlay's range, before the main table's. What the host
+sends goes on to the rule that asks the table, `PRIORITY`; the rest of an uplink's address goes past it."""
+
+MAX_UPLINKS: Final = 16  # addresses with a rule each: the kernel goes through them one by one
 
 # linux/fib_rules.h, linux/rtnetlink.h, linux/netlink.h
 _NEW_RULE, _DEL_RULE, _GET_RULE = 32, 33, 34
-_FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK, _FRA_PROTOCOL = 6, 10, 15, 16, 21
-_TO_TABLE, _INVERT = 1, 2
+_FRA_SRC, _FRA_IIF, _FRA_GOTO, _FRA_PRIORITY, _FRA_FWMARK, _FRA_TABLE, _FRA_FWMASK = 2, 3, 4, 6, 10, 15, 16
+_FRA_PROTOCOL, _FRA_IP_PROTO = 21, 22
+_TO_TABLE, _GOTO, _NOP, _INVERT = 1, 2, 3, 2
 _CREATE = 0x400
+_LOOPBACK: Final = b"lo\0"
+_PROTOCOLS: Final = (socket.IPPROTO_ICMP, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _LACKING: Final = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
 _SCOPE_NOWHERE: Final = 255  # fits every route where one is taken out
@@ -46,10 +58,12 @@ _SCOPE_NOWHERE: Final = 255  # fits every route where one is taken out
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The table as it should be: routes, each over the interface of that index, and closed prefixes."""
+    """The table as it should be: routes, each over the interface of that index, and closed prefixes.
+    ``uplinks`` are the addresses of the host's uplinks: what they send does not ask the table."""
 
     routes: frozenset[tuple[int, Route]] = frozenset()
     closed: frozenset[Network] = frozenset()
+    uplinks: frozenset[Address] = frozenset()
 
     @property
     def versions(self) -> frozenset[int]:
@@ -74,7 +88,7 @@ def converge(table: int, want: Wanted) -> bool:
                 changed |= _close(rtnl, "add", table, network)
             # The rule comes after what it is to find, and goes before that does.
             for version, family in _FAMILIES.items():
-                changed |= _rules(raw, family, table, wanted=version in want.versions)
+                changed |= _rules(raw, family, _wanted_rules(table, version, want), table)
             changed |= _routes(rtnl, table, want.routes, [one for one in have if not _closes(one)])
             for network in _sorted(closed - want.closed):
                 changed |= _close(rtnl, "del", table, network)
@@ -99,7 +113,7 @@ def remove(spared: Collection[int] = ()) -> bool:
     try:
         tables = {one.table for one in netlink.read_tables() if one.table in TABLES}
         with NetlinkSocket(socket.NETLINK_ROUTE) as raw:
-            tables |= {table for family in _FAMILIES.values() for table, _ in _read_rules(raw, family)}
+            tables |= {rule.table for family in _FAMILIES.values() for rule, _ in _read_rules(raw, family)}
     except OSError as error:
         raise errors.failed("(beyond)", "reading the routes beyond the mesh", error) from error
     gone = tables - set(spared)
@@ -175,21 +189,51 @@ def _take_out(rtnl: IPRoute, one: TableRoute) -> None:
 # ---- rules ----
 
 
-def _rule(family: int, table: int) -> bytes:
-    """A rule that all packets but the underlay's go by: struct fib_rule_hdr and its attributes."""
-    header = struct.pack("=8BI", family, 0, 0, 0, 0, 0, 0, _TO_TABLE, _INVERT)
-    words = (
-        (_FRA_PRIORITY, PRIORITY),
-        (_FRA_TABLE, table),
-        (_FRA_FWMARK, OUTER_MARK),
-        (_FRA_FWMASK, OUTER_MASK),
-    )
-    body = b"".join(attribute(kind, struct.pack("=I", value)) for kind, value in words)
-    return header + body + attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL]))
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A policy rule of ours. All name the ``table`` that they are for, so that they are told from other
+    nodes'. ``protocol``: of what this host itself sends. ``mark``, with its mask, is of packets that the rule
+    is not for where it is ``inverted``."""
+
+    table: int
+    priority: int
+    action: int
+    target: int = 0
+    source: Network | None = None
+    protocol: int = 0
+    mark: tuple[int, int] = (0, 0)
+    inverted: bool = False
+
+    def encode(self, family: int) -> bytes:
+        """A struct fib_rule_hdr and its attributes."""
+        length = 0 if self.source is None else self.source.prefixlen
+        flags = _INVERT if self.inverted else 0
+        words = [(_FRA_PRIORITY, self.priority), (_FRA_TABLE, self.table)]
+        words += [(_FRA_GOTO, self.target)] if self.target else []
+        words += [(_FRA_FWMARK, self.mark[0]), (_FRA_FWMASK, self.mark[1])] if self.mark[1] else []
+        body = b"".join(attribute(kind, struct.pack("=I", value)) for kind, value in words)
+        body += b"" if self.source is None else attribute(_FRA_SRC, self.source.network_address.packed)
+        if self.protocol:
+            body += attribute(_FRA_IIF, _LOOPBACK) + attribute(_FRA_IP_PROTO, bytes([self.protocol]))
+        header = struct.pack("=8BI", family, 0, length, 0, 0, 0, 0, self.action, flags)
+        return header + body + attribute(_FRA_PROTOCOL, bytes([ROUTE_PROTOCOL]))
 
 
-def _read_rules(raw: NetlinkSocket, family: int) -> Iterator[tuple[int, bool]]:
-    """The rules of ours that ask a table of `TABLES`: the table, and whether the rule is as it should be."""
+def _wanted_rules(table: int, version: int, want: Wanted) -> list[_Rule]:
+    """The rules of one family, each before those that lead to it."""
+    if version not in want.versions:
+        return []
+    asking = _Rule(table, PRIORITY, _TO_TABLE, mark=(OUTER_MARK, OUTER_MASK), inverted=True)
+    own = sorted(one for one in want.uplinks if one.version == version)[:MAX_UPLINKS]
+    if version != 4 or not own:  # there is no rp_filter of IPv6
+        return [asking]
+    sent = [_Rule(table, _SENT, _GOTO, PRIORITY, protocol=protocol) for protocol in _PROTOCOLS]
+    past = [_Rule(table, _PAST, _GOTO, _END, ip_network(address)) for address in own]
+    return [_Rule(table, _END, _NOP), asking, *sent, *past]
+
+
+def _read_rules(raw: NetlinkSocket, family: int) -> Iterator[tuple[_Rule, bytes]]:
+    """The rules of ours for tables of `TABLES`, each with the kernel's own words for it."""
     asked = pack_message(_GET_RULE, REQUEST | DUMP, 1, struct.pack("=12B", family, *bytes(11)))
     try:
         answers = raw.exchange(asked)
@@ -198,30 +242,53 @@ def _read_rules(raw: NetlinkSocket, family: int) -> Iterator[tuple[int, bool]]:
             return
         raise
     for _, _, payload in answers:
-        said, to, source, tos, _, _, _, action, flags = struct.unpack_from("=8BI", payload)
-        fields = dict(attributes(payload[12:]))
-        table = number(fields.get(_FRA_TABLE, bytes(4)))
-        if number(fields.get(_FRA_PROTOCOL, b"\0")) != ROUTE_PROTOCOL or table not in TABLES:
-            continue
-        marks = [number(fields.get(which, bytes(4))) for which in (_FRA_FWMARK, _FRA_FWMASK)]
-        plain = (said, to, source, tos, action, flags) == (family, 0, 0, 0, _TO_TABLE, _INVERT)
-        right = plain and number(fields.get(_FRA_PRIORITY, bytes(4))) == PRIORITY
-        yield table, right and marks == [OUTER_MARK, OUTER_MASK]
+        rule = _rule(family, payload)
+        if rule is not None:
+            yield rule, payload
 
 
-def _rules(raw: NetlinkSocket, family: int, table: int, *, wanted: bool) -> bool:
-    """Have exactly one rule ask the table, or none; return whether that took a change."""
-    found = [right for each, right in _read_rules(raw, family) if each == table]
-    if found == ([True] if wanted else []):
-        return False
-    ask = struct.pack("=12B", family, *bytes(11)) + attribute(_FRA_TABLE, struct.pack("=I", table))
-    for _ in found:  # the guard holds what is closed meanwhile
-        raw.exchange(pack_message(_DEL_RULE, REQUEST | ACK, 1, ask))
-    if wanted:
+def _rule(family: int, payload: bytes) -> _Rule | None:
+    """A rule of ours, as the kernel told of it; None for others. What no rule of ours has makes its priority
+    0, so that it is wanted by nobody."""
+    said, to, length, tos, _, _, _, action, flags = struct.unpack_from("=8BI", payload)
+    fields = dict(attributes(payload[12:]))
+
+    def word(kind: int) -> int:
+        return number(fields.get(kind, bytes(4)))
+
+    table = word(_FRA_TABLE)
+    if number(fields.get(_FRA_PROTOCOL, b"\0")) != ROUTE_PROTOCOL or table not in TABLES:
+        return None
+    source = ip_network((fields[_FRA_SRC], length)) if _FRA_SRC in fields else None
+    plain = (said, to, tos, flags & ~_INVERT) == (family, 0, 0, 0)
+    return _Rule(
+        table,
+        word(_FRA_PRIORITY) if plain else 0,
+        action,
+        word(_FRA_GOTO),
+        source,
+        fields.get(_FRA_IP_PROTO, b"\0")[0] if fields.get(_FRA_IIF) == _LOOPBACK else 0,
+        (word(_FRA_FWMARK), word(_FRA_FWMASK)),
+        bool(flags & _INVERT),
+    )
+
+
+def _rules(raw: NetlinkSocket, family: int, wanted: Sequence[_Rule], table: int) -> bool:
+    """Have the kernel hold each of these rules of a table's once, and no others of that table's; return
+    whether that took a change."""
+    missing, wrong = list(wanted), list[bytes]()
+    for rule, payload in _read_rules(raw, family):
+        if rule in missing:
+            missing.remove(rule)
+        elif rule.table == table:
+            wrong.append(payload)
+    for rule in missing:
         try:
-            raw.exchange(pack_message(_NEW_RULE, REQUEST | ACK | _CREATE, 1, _rule(family, table)))
+            raw.exchange(pack_message(_NEW_RULE, REQUEST | ACK | _CREATE, 1, rule.encode(family)))
         except OSError as error:
             if error.errno in _LACKING:
                 return False
             raise
-    return True
+    for payload in wrong:  # the guard holds what is closed meanwhile
+        raw.exchange(pack_message(_DEL_RULE, REQUEST | ACK, 1, payload))
+    return bool(missing or wrong)

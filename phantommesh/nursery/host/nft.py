@@ -127,6 +127,20 @@ class Table:
 
         return await self._run("reading", run)
 
+    async def rules(self) -> list[bytes]:
+        """Read the rules, as the kernel has them; none where there is no such table."""
+
+        def run(netlink: NetlinkSocket) -> list[bytes]:
+            try:
+                asked = messages.encode_get_rules(self._number, self.name, sequence=1)
+                return [payload for _, _, payload in netlink.exchange(asked)]
+            except OSError as error:
+                if error.errno == errno.ENOENT:
+                    return []
+                raise
+
+        return await self._run("reading the rules", run)
+
     async def counters(self, name: str) -> dict[int, tuple[int, int]]:
         """Read a set's counters: (packets, bytes) by element."""
         return await self._run(

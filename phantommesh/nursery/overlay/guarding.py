@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
@@ -23,8 +23,9 @@ import trio
 from phantommesh.config.sections import Config, RoutesSection
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.errors import PhantomMeshError
-from phantommesh.faults import Contest, FaultKind
+from phantommesh.faults import Contest, Fault, FaultKind
 from phantommesh.nftables import messages as nftnetlink
+from phantommesh.nftables.reversepath import is_strict
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.node.routes import sites
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
@@ -36,10 +37,15 @@ from phantommesh.wireguard.device import Network
 from phantommesh.wireguard.fits import Fitted, short_segments
 
 UNGUARDED = FaultKind("overlay-unguarded", "critical")
+IPV6_DROPPED = FaultKind("ipv6-dropped", "high")
 
 # Tuning.
 INTERVAL: Final = 10.0  # s between looks when the kernel tells of nothing
 MAX_BACKOFF: Final = 30.0  # s between attempts while the tables cannot be put in place
+
+OTHER: Final = (
+    "firewalld"  # a table that drops IPv6 which comes by another interface than its answers leave by
+)
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP = 270, 1, 7  # NFNLGRP_NFTABLES, linux/netfilter/nfnetlink.h
 _BUFFER = 1 << 17  # bytes of notifications read at once
@@ -66,6 +72,7 @@ class Guarding:
         self, want: Callable[[], Guard], *, beside: str = "", flushed: Callable[[], None] = lambda: None
     ) -> None:
         self.problem: PhantomMeshError | None = None
+        self.drops_ipv6 = False  # another program's rules drop what comes over the mesh by IPv6
         self.contest = Contest()
         self.dropped: Counter[str] = Counter()
         self._want, self._beside, self._flushed = want, beside, flushed
@@ -106,6 +113,7 @@ class Guarding:
                     if self.problem is not None:
                         log.info("the overlay is guarded again")
                     self.problem = None
+                    self.drops_ipv6 = await self._look_beside()
                 except NftError as error:
                     if str(self.problem) != str(error):
                         log.error("the overlay is not guarded", error=str(error), fix=error.fix)
@@ -113,6 +121,26 @@ class Guarding:
                     delay = min(max(delay if delay < INTERVAL else 0.0, 0.5) * 2, MAX_BACKOFF)
                 with trio.move_on_after(delay):
                     await self._kicked.wait()
+
+    async def _look_beside(self) -> bool:
+        try:
+            found = is_strict(await Table(FAMILY, OTHER).rules(), OTHER)
+        except (NftError, NetlinkFormatError):
+            return False
+        if found and not self.drops_ipv6:
+            log.warning("another packet filter drops the mesh's IPv6", table=OTHER)
+        return found
+
+    def faults(self) -> Iterator[Fault]:
+        """What is wrong."""
+        if self.problem is not None:
+            yield UNGUARDED.fault(f"the overlay is open to neighbours: {self.problem}", self.problem.fix)
+        if self.drops_ipv6:
+            yield IPV6_DROPPED.fault(
+                "firewalld drops IPv6 from the mesh: it comes by other interfaces than its answers leave by",
+                "set IPv6_rpfilter=loose in /etc/firewalld/firewalld.conf (before firewalld 2.2: no), and "
+                "run `firewall-cmd --complete-reload`",
+            )
 
     async def _keep(self, family: str, name: str, text: str) -> None:
         table, known = Table(family, name), self._installed.get(family)

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from phantommesh.dimensions import all_names, master_name
@@ -57,10 +57,12 @@ changes. A link that goes down takes routes with it that no message tells of. Th
 
 @dataclass(frozen=True, slots=True)
 class HostView:
-    """One look at the host: what it has of its own in the overlay's range, and what of ours closes that."""
+    """One look at the host: what it has of its own in the overlay's range, and what of ours closes that.
+    ``uplinks`` are the addresses of the interfaces that default routes lead over."""
 
     ranges: tuple[HostRange, ...]
     closed: frozenset[Closing]
+    uplinks: frozenset[Address] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +80,17 @@ def look(networks: Sequence[Network], names: Collection[str]) -> HostView:
     try:
         with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
             links, places = _links(rtnl, names), Places((network, network) for network in networks)
-            found, closed = set(_addresses(rtnl, links, places)), set[Closing]()
+            addresses = list(_addresses(rtnl))
+            found, closed = set[HostRange](), set[Closing]()
+            for address, index in addresses:
+                found |= set(_range("address", ip_network(address), links.get(index), places))
+            uplinks = set[int]()
             for family in FAMILIES:
                 for route in read_routes(rtnl, family):
                     if route.cached or route.kind not in _LEADING:
                         continue
+                    if route.kind == UNICAST and route.prefix <= DEFAULT_PREFIX:
+                        uplinks |= {index for index, _ in route.hops()}
                     if (ours := _closing(route)) is not None:
                         closed.add(ours)
                     else:
@@ -94,7 +102,9 @@ def look(networks: Sequence[Network], names: Collection[str]) -> HostView:
             fix="allow netlink here: a container needs CAP_NET_ADMIN and the socket family AF_NETLINK",
         ) from error
     here = (ours for ours in closed if places.meets(ours.network))
-    return HostView(tuple(sorted(found, key=str)), frozenset(here))
+    uplinks &= {index for index, link in links.items() if not link.ours}
+    over = frozenset(address for address, index in addresses if index in uplinks)
+    return HostView(tuple(sorted(found, key=str)), frozenset(here), over)
 
 
 def check(
@@ -131,15 +141,12 @@ def _links(rtnl: NetlinkSocket, names: Collection[str]) -> dict[int, _Interface]
     return links
 
 
-def _addresses(
-    rtnl: NetlinkSocket, links: dict[int, _Interface], networks: Places[Network]
-) -> Iterator[HostRange]:
+def _addresses(rtnl: NetlinkSocket) -> Iterator[tuple[Address, int]]:
+    """The host's addresses, each with its interface's index."""
     for _, _, payload in rtnl.exchange(_request(_GET_ADDRESS, bytes(8))):
         _, _, _, _, index = struct.unpack_from("=BBBBI", payload)
         fields = dict(attributes(payload[8:]))
-        yield from _range(
-            "address", ip_network(fields.get(_IFA_LOCAL) or fields[_IFA_ADDRESS]), links.get(index), networks
-        )
+        yield ip_address(fields.get(_IFA_LOCAL) or fields[_IFA_ADDRESS]), index
 
 
 def _rules(rtnl: NetlinkSocket, family: int) -> Iterator[Closing]:

@@ -29,11 +29,12 @@ from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
 from phantommesh.records.roster import name_of
+from phantommesh.routing import constraints
 from phantommesh.scatter import goals, intents
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
 from phantommesh.trust.certificates import DAY, EARLY
-from phantommesh.trust.identity import NodeId
+from phantommesh.trust.identity import NodeId, format_node_id
 
 SETUP_CONTESTED = FaultKind("setup-contested", "high")
 
@@ -79,8 +80,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         yield holding.OVERLAY_NOT_HELD.fault(
             f"the overlay's range is not held on this host: {problem}", problem.fix
         )
-    if (problem := parts.guarding.problem) is not None:
-        yield guarding.UNGUARDED.fault(f"the overlay is open to neighbours: {problem}", problem.fix)
+    yield from parts.guarding.faults()
     for name in parts.config.guard.forward:
         if not Path("/sys/class/net", name).exists():
             yield guard.FORWARD_UNKNOWN.fault(
@@ -144,6 +144,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.finding.faults()
     yield from routing.faults(parts)
     yield from _unknown_peers(parts)
+    yield from _unknown_relays(parts)
     yield from _intents(parts)
     yield from _certificate(parts)
     yield from _clock(parts)
@@ -240,6 +241,22 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
     for name in sorted(parts.config.scatter.peers.keys() - names):
         yield goals.UNKNOWN_PEER.fault(
             f"scatter.peers names {name}, who is no member", "correct the name, or let it join", subject=name
+        )
+
+
+def _unknown_relays(parts: Parts) -> Iterator[Fault]:
+    """Name the members of `[relay]` that are none: what is mistyped in `never` is forbidden to nobody."""
+    known = [
+        name
+        for member in (parts.own.member, *(entry.member for entry in parts.keeper.roster))
+        for name in (member.name, format_node_id(member.node_id))
+    ]
+    for key, names in constraints.unknown_members(parts.config.relay, known).items():
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        yield constraints.UNKNOWN_MEMBER.fault(
+            f"{key} names {shown}: no members",
+            "correct the names and restart the node, or let them join",
+            subject=key,
         )
 
 

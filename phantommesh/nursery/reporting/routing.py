@@ -29,6 +29,7 @@ def view(parts: Parts) -> RoutesView:
     """What is advertised, approved, accepted and carried, and by whom."""
     section = parts.config.routes
     asked = {one.node_id: one.prefixes for one in parts.desk.desk.granting.open_requests(trio.current_time())}
+    asked[parts.state.identity.node_id] = parts.own.word.routes.lacking
     members = list(parts.peers.entries)
     if (mine := parts.keeper.roster.get(parts.state.identity.node_id)) is not None:
         members.append(mine)

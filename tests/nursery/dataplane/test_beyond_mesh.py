@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 import trio
@@ -16,7 +16,7 @@ from phantommesh.nursery.host import beyond as table
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.overlay import hostview
 from phantommesh.nursery.overlay.hostview import HostView
-from phantommesh.overlay.prefixes import HostRange
+from phantommesh.overlay.prefixes import Address, HostRange
 from phantommesh.routing.prefixes import Taken
 from phantommesh.wireguard.device import Network
 
@@ -35,6 +35,7 @@ class Host:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.ranges, self.closed = tuple[HostRange, ...](), frozenset[Network]()
         self.routed, self.looks = set[tuple[int, Network]](), 0
+        self.uplinks, self.past = frozenset[Address](), frozenset[Address]()
         monkeypatch.setattr(hostview, "look", self._look)
         monkeypatch.setattr(table, "closed_in", lambda number: self.closed)
         monkeypatch.setattr(table, "converge", self._converge)
@@ -42,7 +43,7 @@ class Host:
 
     def _look(self, networks: Sequence[Network], names: Collection[str]) -> HostView:
         self.looks += 1
-        return HostView(self.ranges, frozenset())
+        return HostView(self.ranges, frozenset(), self.uplinks)
 
     def _links(self, names: Collection[str]) -> dict[str, netlink.Link]:
         link = netlink.Link(1, "wireguard", True, True, 1420, frozenset(), frozenset(), True)
@@ -51,6 +52,7 @@ class Host:
     def _converge(self, number: int, want: table.Wanted) -> bool:
         changed, self.closed = self.closed != want.closed, want.closed
         self.routed = {(index, route.network) for index, route in want.routes}
+        self.past = want.uplinks
         return changed
 
 
@@ -59,10 +61,10 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     return Host(monkeypatch)
 
 
-def make() -> BeyondMesh:
+def make(*own: IPv4Network) -> BeyondMesh:
     return BeyondMesh(
         "pm", tuple(f"pm{i}" for i in range(7)), carried=dict, fits=dict, mtu=1420,
-        allows=lambda network: True, changed=lambda: None,
+        allows=lambda network: True, changed=lambda: None, own=own,
     )  # fmt: skip
 
 
@@ -94,6 +96,27 @@ async def test_prefixes_that_are_gone_leave_no_room_and_let_nothing_pass_unnamed
     assert "routes-not-taken" in {fault.code for fault in node.faults()}
 
 
+async def test_a_host_with_too_many_networks_of_its_own_in_a_prefix_is_named(host: Host) -> None:
+    """A route for each pod, say."""
+    node = make()
+    host.ranges = tuple(HostRange("route", one, "cali0") for one in HOLES)
+    node.take([Taken(WIDE, (ROUTER,))])
+    await node.converge()
+    first, *_ = node.faults()
+    assert node.closed == () and first.code == "routes-not-taken"
+    assert "more ranges of its own in 10.0.0.0/8" in first.text and "narrower" in first.fix
+
+
+async def test_a_prefix_that_the_node_routes_itself_stays_out_of_a_wider_one_that_it_takes(
+    host: Host,
+) -> None:
+    node, part = make(prefix(5)), IPv4Network("10.0.5.128/25")
+    node.take([Taken(WIDE, (ROUTER,)), Taken(part, (ROUTER,))])
+    await node.converge()
+    assert [one for one in node.closed if one.overlaps(prefix(5))] == [part]
+    assert sum(one.num_addresses for one in node.closed) == WIDE.num_addresses - 256 + 128
+
+
 async def test_very_many_networks_of_the_links_open_no_prefix_that_was_closed(host: Host) -> None:
     node = make()
     node.take([Taken(WIDE, (ROUTER,))])
@@ -102,6 +125,17 @@ async def test_very_many_networks_of_the_links_open_no_prefix_that_was_closed(ho
     for one in (node, make()):  # and after a restart
         await one.converge()
         assert one.closed == (WIDE,) and host.closed == {WIDE}
+
+
+async def test_the_uplinks_addresses_go_with_the_table(
+    host: Host, autojump_clock: trio.testing.MockClock
+) -> None:
+    node = make()
+    node.take([Taken(LAN, (ROUTER,))])
+    for address in ("10.0.0.5", "10.0.0.6"):  # and the next one, after a move
+        host.uplinks = frozenset({IPv4Address(address)})
+        await node.converge()
+        assert host.past == host.uplinks
 
 
 async def test_a_host_that_takes_long_to_read_is_read_seldom(

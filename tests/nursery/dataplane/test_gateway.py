@@ -68,7 +68,7 @@ async def test_it_is_the_sites_route_that_counts(monkeypatch: pytest.MonkeyPatch
     prefix, way = ip_network("10.77.1.0/24"), WayOut(("lan0",), False)
     looked, forwarded = list[set[Network]](), list[Mapping[Network, WayOut]]()
 
-    def look(prefixes: set[Network], ours: object) -> dict[Network, WayOut]:
+    def look(prefixes: set[Network], ours: object, targets: object) -> dict[Network, WayOut]:
         looked.append(prefixes)
         return {prefix: WayOut(("wan0",), False)} if len(looked) == 1 else {LAN: way}
 

@@ -28,7 +28,7 @@ from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.nursery.node import Node
 from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
-from phantommesh.scatter.plan import Snapshot
+from phantommesh.scatter.transactions import Snapshot
 from phantommesh.wireguard.device import DeviceState
 from tests.nursery.members.test_replaced_keys import both, known
 from tests.support.loopback import join, make_authority, make_invite, serving, until

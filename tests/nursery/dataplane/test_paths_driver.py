@@ -26,7 +26,7 @@ from phantommesh.paths.probe import Probe
 from phantommesh.paths.state import PathState
 from phantommesh.paths.weights import FULL
 from phantommesh.routing.ways import Kind, Way
-from phantommesh.scatter.plan import Snapshot
+from phantommesh.scatter.transactions import Snapshot
 from phantommesh.wireguard.device import DeviceState, Endpoint
 from tests.support.loopback import free_port, until
 
@@ -232,6 +232,21 @@ async def test_weights_are_set_again_until_the_kernel_takes_them(monkeypatch: py
         nursery.start_soon(a.run)
         await until(lambda: (B, drained) in scatterer.set)
         nursery.cancel_scope.cancel()
+
+
+async def test_who_waits_for_traffic_hears_of_it_when_it_is_read(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Not when some probe comes back: paths without traffic are asked seldom."""
+    a = driver(A, B, free_port())
+    async with trio.open_nursery() as nursery:
+        for second in range(3):
+            a.read(B, [(second * 100_000,) * 2] * 7)
+            if not second:
+                nursery.start_soon(a.wait, lambda: a.paths.rate(B, trio.current_time()) > 0.0)
+            await trio.sleep(1.0)
+            if second == 1:
+                assert nursery.child_tasks == frozenset()
 
 
 def test_without_a_map_dimension_0_alone_carries_the_traffic() -> None:

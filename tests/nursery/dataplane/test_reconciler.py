@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from ipaddress import ip_interface, ip_network
+from time import time
 
 import pytest
 import structlog
@@ -16,6 +17,7 @@ from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.fake import FakeBackend
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, PeerConfig, Route, peers_by_key
+from phantommesh.wireguard.diff import LAPSED_SECONDS
 
 KEY = b"\x01" * 32
 
@@ -111,6 +113,35 @@ async def test_a_psk_that_could_not_be_set_shows_in_what_is_read_back() -> None:
     actual = await reconciler.converge()
     assert actual["pm0"].peers[KEY].psk == Secret(b"\x01" * 32)
     assert actual["pm1"].peers[KEY].psk == Secret(b"\x02" * 32)
+
+
+async def test_peers_without_a_session_are_made_anew_after_a_sleep_once_with_their_next_psk() -> None:
+    backend = FakeBackend()
+    reconciler = make_reconciler(backend)
+    reconciler.follow(make_desired)
+    await reconciler.converge()
+
+    def shake_hands(name: str, age: float) -> None:
+        device = backend.state[name]
+        peer = replace(device.peers[KEY], last_handshake=time() - age)
+        backend.state[name] = replace(device, peers={KEY: peer})
+
+    def handshakes() -> dict[str, bool]:
+        return {name: device.peers[KEY].last_handshake > 0 for name, device in backend.state.items()}
+
+    shake_hands("pm0", LAPSED_SECONDS + 1)
+    shake_hands("pm1", LAPSED_SECONDS - 60)
+    reconciler.overslept()
+    await reconciler.converge()
+    assert handshakes() == {"pm0": True, "pm1": True}  # the old PSKs: nothing to begin anew with
+    reconciler.follow(partial(make_desired, psk=2))
+    await reconciler.converge()
+    assert handshakes() == {"pm0": False, "pm1": True}
+    shake_hands("pm0", LAPSED_SECONDS + 1)
+    reconciler.follow(partial(make_desired, psk=3))
+    actual = await reconciler.converge()
+    assert handshakes() == {"pm0": True, "pm1": True}
+    assert [device.peers[KEY].psk for device in actual.values()] == [Secret(b"\x03" * 32)] * 2
 
 
 async def test_converge_raises_when_nothing_can_be_read() -> None:

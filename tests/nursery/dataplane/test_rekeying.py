@@ -31,7 +31,7 @@ from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.records.roster import Roster
-from phantommesh.scatter.plan import Snapshot
+from phantommesh.scatter.transactions import Snapshot
 from phantommesh.state import directory
 from phantommesh.state import start as nodestate
 from phantommesh.state.directory import StateDir

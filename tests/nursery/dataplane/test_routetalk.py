@@ -81,6 +81,16 @@ async def test_a_routers_word_reaches_whoever_takes_its_prefix() -> None:
         assert taker.moves == 2
 
 
+async def test_a_router_that_stops_says_that_its_routes_do_not_work() -> None:
+    """It goes on answering while it says goodbye: its word would give it the prefix back."""
+    async with talking() as (taker, router, _):
+        await until(lambda: taker.talk.failover.carried == {LAN: B})
+        router.talk.leave()
+        await until(lambda: taker.talk.failover.carried == {})
+        taker.talk.gone(B)
+        assert taker.moves == 2
+
+
 async def test_what_is_not_an_answer_of_a_member_to_a_question_moves_nothing() -> None:
     async with talking() as (taker, router, port):
         router.works = set()

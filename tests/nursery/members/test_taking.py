@@ -64,6 +64,8 @@ async def test_a_route_is_taken_where_it_is_accepted_and_lost_when_it_is_withdra
         async with serving(tmp_path / "b") as beta, serving(tmp_path / "c") as gamma:
             with capture_logs():
                 await until(lambda: "route-not-approved" in codes(gamma))
+                wishes = [(row.prefix, row.router, row.asked) for row in gamma.reporter.routes().routes]
+                assert wishes == [(str(SITE), "gamma", True), (str(OTHER), "gamma", True)]
                 await alpha.reporter.approve_routes("gamma", [str(SITE), str(OTHER)])
                 await until(lambda: beta.parts.taking.taken == (Taken(SITE, (router,)),))
                 await until(lambda: not codes(gamma))
@@ -168,3 +170,17 @@ async def test_a_running_node_follows_what_it_accepts(tmp_path: Path) -> None:
                 follow(beta, accept=())
                 assert not beta.parts.beyond._allows(SITE)  # it is opened, whoever offers it
                 await until(lambda: beta.parts.beyond.taken == ())
+
+
+async def test_a_router_that_stops_carries_nothing_from_then_on(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        router = (await join(tmp_path / "b", make_invite(state), "beta")).node_id
+        failover = alpha.parts.failover
+        with capture_logs():
+            async with serving(tmp_path / "b"):
+                await until(lambda: any(e.member.node_id == router for e in alpha.parts.peers.entries))
+                never = trio.current_time() + 3600.0  # when its silence would be noticed, at the earliest
+                failover.take((Taken(SITE, (router,)),), never)
+                assert failover.answered(router, (SITE,), never)
+            await until(lambda: not failover.carried)

@@ -279,17 +279,19 @@ async def test_a_node_tells_of_its_links_and_its_health(
         peers: dict[str, Goal] = {"alpha": "order", "gama": "private"}
         scatter = msgspec.structs.replace(alpha.parts.config.scatter, peers=peers)
         intent = IntentSection("dumps", "private", ("gama",), user="nobody-here")
+        relay = msgspec.structs.replace(alpha.parts.config.relay, never=("beta", "gama"))
         changed = Settings(
-            msgspec.structs.replace(alpha.parts.config, scatter=scatter), Intents((intent,), {})
+            msgspec.structs.replace(alpha.parts.config, scatter=scatter, relay=relay), Intents((intent,), {})
         )
         alpha.reporter._parts = replace(alpha.parts, settings=changed)
         [reason, *more] = alpha.reporter.status().degraded
         assert "gama, who is no member" in reason and alpha.reporter.ready().ready
-        [fault, peer, user] = alpha.reporter.status().faults
+        [fault, relays, peer, user] = alpha.reporter.status().faults
         assert (fault.code, fault.severity, fault.subject) == ("scatter-unknown-peer", "low", "gama")
         assert fault.line == reason and fault.fix
         assert (peer.code, user.code) == ("intent-unknown-peer", "intent-unknown-user")
-        assert "dumps names gama" in more[0] and "the user nobody-here" in more[1]
+        assert (relays.code, relays.text) == ("relay-unknown-member", "relay.never names gama: no members")
+        assert "dumps names gama" in more[1] and "the user nobody-here" in more[2]
         alpha.reporter._parts = alpha.parts
         alpha.parts.reconciler.actual = {}
         alpha.recorder.measure()

@@ -23,7 +23,7 @@ from phantommesh.overlay.beyond import beyond
 from phantommesh.scatter.epochs import ClassCounts, EpochCounts
 from phantommesh.scatter.maps import Epoch
 from phantommesh.scatter.peermap import Hits
-from phantommesh.scatter.plan import Snapshot
+from phantommesh.scatter.transactions import Snapshot
 from tests.nursery.members.test_granting import advertise
 from tests.nursery.members.test_taking import accept
 from tests.support.loopback import join, make_authority, make_invite, serving, until

@@ -121,7 +121,30 @@ def test_render_reads_back_equal() -> None:
         ('[routes]\nadvertise = ["fd00::/8", "fd00::/8"]', "names a prefix twice", "take one out"),
         ('[routes]\nadvertise = ["0.0.0.0/0"]', 'advertise: "0.0.0.0/0" is a default route', "take it out"),
         ('[routes]\naccept = ["0.0.0.0/0"]', 'accept: "0.0.0.0/0" is a default route', 'accept to ["all"]'),
-        ('[routes]\naccept = ["all", "10.0.0.0/8"]', 'routes.accept: "all"', '"10.1.0.0/16"'),
+        ('[routes]\naccept = ["all", "10.0.0.0/8"]', 'routes.accept has "all"', 'routes.accept to ["all"]'),
+        (
+            "[routes]\nport = 51810",
+            "routes.port = 51810 is taken by this node already (relay.port)",
+            "another",
+        ),
+        ("[routes]\nport = 51825", "already (wireguard.base_port)", "set routes.port to another port"),
+        (
+            '[routes]\nadvertise = ["10.1.0.0/16"]\nprobe = { "10.1.0.0/24" = "10.1.0.1" }',
+            "routes.probe: 10.1.0.0/24 is no prefix of routes.advertise",
+            "as routes.advertise has it",
+        ),
+        ('[relay]\nonly = ["a", "b"]\nnever = ["b"]', 'relay.only allows "b"', "or of relay.never"),
+        (
+            '[relay]\nregions = ["x"]\nnever_regions = ["x"]',
+            "relay.never_regions forbids it",
+            "take it out of",
+        ),
+        ("[routes]\nport = 1\n[routes]\nport = 2", "('routes',) twice", "the file has [routes] further up"),
+        (
+            "[routes]\nport = 1\nport = 2",
+            "not TOML: Cannot overwrite a value",
+            "take one of the two lines out",
+        ),
         ('[routes]\naccept = "all"', 'routes.accept = "all"', '["all"]'),
         ("log = 3", "log = 3 is not a section", "[log]"),
         ('[log]\nlevel = "loud"', 'log.level = "loud"', '"debug"'),
@@ -281,3 +304,22 @@ def test_a_site_lies_not_in_the_overlay_and_its_probe_in_the_site() -> None:
     refuse_overlay(config, [IPv4Network("10.99.0.0/16")])
     with pytest.raises(ConfigError, match="overlaps the overlay"):
         refuse_overlay(config, [IPv4Network("100.64.0.0/10")])
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix", "said"),
+    [
+        ("advertise", "100.64.0.0/12", "overlaps the overlay 100.64.0.0/10"),
+        ("advertise", "100.0.0.0/8", "overlaps the overlay 100.64.0.0/10"),
+        ("advertise", "fd5a:1:0:7::/64", "overlaps the overlay fd5a:1::/48"),
+        ("accept", "100.96.0.0/16", "overlay addresses alone"),
+        ("accept", "fd5a:1::/48", "overlay addresses alone"),
+    ],
+)
+def test_a_route_into_the_overlay_is_refused_by_whoever_knows_it(key: str, prefix: str, said: str) -> None:
+    networks = (IPv4Network("100.64.0.0/10"), IPv6Network("fd5a:1::/48"))
+    for fine in ('["all"]', '["100.0.0.0/8", "10.1.0.0/16"]'):
+        refuse_overlay(parse(f"{BASE}[routes]\naccept = {fine}"), networks)
+    with pytest.raises(ConfigError, match=f"routes.{key}: .*{said}") as caught:
+        refuse_overlay(parse(f'{BASE}[routes]\n{key} = ["10.1.0.0/16", "{prefix}"]'), networks)
+    assert caught.value.fix.startswith("take it out")

@@ -94,8 +94,9 @@ def test_every_key_has_its_variable(key: str, tmp_path: Path) -> None:
     section, _, name = key.partition(".")
     text, wanted = OTHERS[key]
     file = tmp_path / "pm.toml"
-    routes = RoutesSection(advertise=(ADVERTISED,))
-    file.write_text(render(Config(node=NodeSection(name="pm-1", mesh="lab"), routes=routes)))
+    routed = ("10.1.0.0/16", ADVERTISED)  # only what is routed may be probed, or have a site
+    config = Config(node=NodeSection(name="pm-1", mesh="lab"), routes=RoutesSection(advertise=routed))
+    file.write_text(render(config))
     assert getattr(getattr(load(file, {}), section), name) != wanted
     changed = load(file, {environment.variable(section, name): text})
     assert getattr(getattr(changed, section), name) == wanted
@@ -111,6 +112,13 @@ def test_the_environment_does_without_a_file(tmp_path: Path) -> None:
     assert load(none, NODE) == Config(node=NodeSection(name="pm-1", mesh="lab"))
     with pytest.raises(NoConfigError):
         load(none, {"PHANTOMMESH_NODE_NAME": "pm-1"})
+
+
+@pytest.mark.parametrize("name", ["PHANTOMMESH_INTENT", "PHANTOMMESH_INTENT_SSH_GOAL", "PHANTOMMESH_INTENTS"])
+def test_a_variable_for_an_intent_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="intents have no variables") as caught:
+        load(tmp_path / "none", NODE | {name: "order"})
+    assert "into the file" in caught.value.fix
 
 
 def test_a_variable_of_an_earlier_version_is_told_its_new_name(tmp_path: Path) -> None:

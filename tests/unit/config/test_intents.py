@@ -68,7 +68,12 @@ def test_intents_are_taken_over_by_a_running_node() -> None:
         (SSH + 'peers = ["No Name"]\n', "is no name", "phantommesh peers"),
         (SSH + SSH, "2 intents are named ssh", "a name of its own"),
         (SSH.replace('"ssh"', '"rest"'), "is no intent's name", 'not "rest"'),
-        (SSH.replace("ports = [22]", ""), "matches all traffic", "scatter.peers"),
+        (SSH.replace("ports = [22]", ""), "matches all traffic, so", "there is scatter.goal"),
+        (
+            SSH.replace("ports = [22]", 'peers = ["db", "web"]'),
+            "matches all traffic to db, web, so",
+            'set scatter.peers, e.g. { db = "order" }',
+        ),
     ],
 )
 def test_each_mistake_is_named_with_its_fix(text: str, said: str, fix: str) -> None:

@@ -5,8 +5,9 @@ from random import Random
 
 from phantommesh.dimensions import ALL
 from phantommesh.paths.effects import Send
-from phantommesh.paths.machine import ROUSED, SLOW, Paths
+from phantommesh.paths.machine import ROUSED, Paths
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
+from phantommesh.paths.schedule import SLOW
 from phantommesh.paths.state import PROVE_PLANNED, PathState
 
 PEER, INTERVAL = b"p" * 16, 0.1

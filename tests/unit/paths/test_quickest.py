@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.paths.cost import cost, worth
 from phantommesh.paths.lossalarm import LossAlarm
-from phantommesh.paths.machine import ANSWERS
 from phantommesh.paths.pace import CLOSEST, Watch
+from phantommesh.paths.peer import ANSWERS
 from phantommesh.paths.quickest import HOLD, MOST_RESTLESS, PATIENT, RESTLESS, SETTLE, Candidate, Quickest
 
 TRIPS = (0.030, 0.020, 0.040, 0.050, 0.060, 0.070, 0.080)

@@ -9,8 +9,9 @@ from itertools import pairwise
 
 from phantommesh.dimensions import ALL
 from phantommesh.paths.effects import Send
-from phantommesh.paths.machine import SLOT, SLOW, SPREAD, Paths
+from phantommesh.paths.machine import Paths
 from phantommesh.paths.probe import decode_probe_untrusted
+from phantommesh.paths.schedule import SLOT, SLOW, SPREAD
 
 PEERS = {bytes([number]) * 16: ALL for number in range(10)}
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.config.sections import RelaySection
-from phantommesh.routing.constraints import FREE, Constraints, constraints_of
+from phantommesh.routing.constraints import FREE, Constraints, constraints_of, unknown_members
 from phantommesh.trust.identity import NodeId, format_node_id
 
 ME, OTHER = format_node_id(NodeId(b"m" * 16)), format_node_id(NodeId(b"o" * 16))
@@ -63,3 +63,13 @@ def test_a_member_that_may_serve_is_in_what_is_allowed_and_in_nothing_forbidden(
     by_region = region not in never_regions and (not regions or region in regions)
     assert allowed == (not direct and by_name and by_region)
     assert not FREE.refuses(name, region, ME)
+
+
+def test_names_that_are_no_members_are_told_by_their_keys() -> None:
+    section = RelaySection(members=("db",), only=(ME, "web"), never=("rooter", "db", "rooter", OTHER))
+    known = ("db", "router", ME)
+    assert unknown_members(section, known) == {
+        "relay.only": ("web",),
+        "relay.never": tuple(sorted((OTHER, "rooter"))),
+    }
+    assert unknown_members(RelaySection(), known) == {}

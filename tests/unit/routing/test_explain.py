@@ -169,6 +169,15 @@ def test_each_lead_has_a_sentence(leads: Leads) -> None:
         assert leads in ("conflict", "offered", "asked", "uncertified"), line
 
 
+def test_two_routers_route_and_one_routes() -> None:
+    assert "nas routes" in explain.answer(Lead("offered", LAN, (A,)), NAMES)
+    assert "nas and gate route " in explain.answer(Lead("offered", LAN, (A, B)), NAMES)
+    assert "which nas and gate route, is" in explain.answer(Lead("conflict", LAN, (A, B), why="x"), NAMES)
+    assert "nas claims" in (one := explain.answer(Lead("uncertified", LAN, (A,)), NAMES))
+    assert "its certificate does not" in one
+    assert "their certificates do not" in explain.answer(Lead("uncertified", LAN, (A, B)), NAMES)
+
+
 def test_the_sentence_on_a_carrier_says_why_that_one() -> None:
     assert "(the only one)" in explain.answer(Lead("carried", LAN, (A,), A), NAMES)
     assert "(the first of 2)" in explain.answer(Lead("carried", LAN, (A, B), A), NAMES)

@@ -97,6 +97,21 @@ def test_a_router_that_falls_silent_loses_the_prefix_to_its_twin() -> None:
     assert SILENCE * PACE + PACE <= 3.0
 
 
+def test_a_router_that_says_goodbye_loses_the_prefix_at_once() -> None:
+    run = Run(Taken(LAN, (A, B)), Taken(OTHER, (A,)))
+    run.works = {A: (LAN, OTHER), B: (LAN,)}
+    run.run(1.2)
+    assert run.failover.carried == {LAN: A, OTHER: A}
+    run.works = {B: (LAN,)}
+    assert run.failover.gone(A, run.now) and run.failover.carried == {LAN: B}
+    assert not run.failover.gone(A, run.now) and not run.failover.gone(C, run.now)
+    run.works = {A: (LAN, OTHER), B: (LAN,)}  # it starts again
+    run.run(2 * PACE)
+    assert run.failover.carried == {LAN: B, OTHER: A}  # and waits where another one carries
+    run.run(HOLD)
+    assert run.failover.carried == {LAN: A, OTHER: A}
+
+
 def test_a_router_that_lives_and_whose_link_is_dead_loses_it_with_the_next_answer() -> None:
     run = Run(Taken(LAN, (A, B)))
     run.works = {A: (LAN,), B: (LAN,)}

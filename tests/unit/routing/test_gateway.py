@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 from phantommesh.nursery.host.leftovers import device_of
-from phantommesh.routing.gateway import Gateway, read_drops, render, table_name
+from phantommesh.routing.gateway import SURELY, Gateway, Passing, read_drops, render, table_name
 
 GATEWAY = Gateway(
     "pm",
@@ -31,7 +31,7 @@ def test_without_masquerade_nothing_is() -> None:
 
 def test_an_interface_that_was_opened_forwards_to_the_mesh_alone() -> None:
     assert "iifname @opened" not in render(GATEWAY)
-    rules = [r.strip() for r in render(replace(GATEWAY, opened=("lan0",))).splitlines() if "iifname" in r]
+    rules = [r.strip() for r in render(replace(GATEWAY, opened=("lan0",))).splitlines() if "@opened" in r]
     assert rules[0] == 'iifname @opened oifname { "pm", "pm0" } accept'
     assert rules[-1] == "iifname @opened goto drop_stray"
     assert 'elements = { "lan0" }' in render(replace(GATEWAY, opened=("lan0",)))
@@ -85,3 +85,21 @@ def test_a_longer_prefix_in_one_that_is_translated_has_its_turn_first() -> None:
 
 def test_a_site_of_a_prefix_that_is_not_routed_is_not_translated() -> None:
     assert render(replace(GATEWAY, sites={HERE: THERE})) == render(GATEWAY)
+
+
+def test_packets_of_a_direction_that_come_and_never_leave_are_blocked() -> None:
+    passing = Passing()
+
+    def count(*packets: int) -> bool:
+        there, back, gone, returned = ((number, 84 * number) for number in packets)
+        passing.count({b"\0": there, b"\1": back}, {b"\0": gone, b"\1": returned})
+        return passing.blocked
+
+    assert not count(5, 5, 5, 5)
+    assert not count(5 + SURELY - 1, 5, 5, 5)
+    assert count(5 + SURELY, 5, 5, 5)
+    assert not count(6 + SURELY, 5, 6, 5)  # one has left
+    assert count(30, 5 + SURELY, 30, 5)  # only answers are dropped
+    passing.restart()  # another program has flushed the rules
+    assert passing.blocked
+    assert not count(1, 1, 1, 1)

@@ -182,6 +182,14 @@ def test_a_peer_that_is_nearer_by_a_relay_is_named_until_it_is_not() -> None:
     first = analyse(survey)
     assert first.detours == {peer: relay}
     assert "by way of" in found(first, Weakness.DETOUR, [peer, relay]).text
+    # What is said is what was compared: here the round trip is the shorter one, and loses half of all.
+    lossy = Mesh()
+    lossy.stations, lossy.words = dict(mesh.stations), {one: dict(word) for one, word in mesh.words.items()}
+    lossy.join(me, peer, replace(DIRECT, rtt=0.01, loss=0.5))
+    told = found(
+        analyse(Survey(lossy.stations, lossy.words, 7.0, NOW, me=me)), Weakness.DETOUR, [peer, relay]
+    )
+    assert "costs 117 ms directly and 44 ms by way of" in told.text
     mesh.join(me, peer, replace(DIRECT, rtt=0.042))  # a little more than by the relay: not worth a change
     assert analyse(replace(survey, held=first.detours)).detours == first.detours
     assert not analyse(survey).detours
@@ -195,6 +203,10 @@ def test_a_whole_region_is_named_by_its_name() -> None:
     for one in behind:
         mesh.join(gate, one)
     assert "region ap (5 members)" in found(mesh.analyse(), Weakness.CUT_MEMBER, [gate]).text
+    alone = Mesh()
+    gate, single = alone.ring(7)[0], alone.member("ap")
+    alone.join(gate, single)
+    assert "m7" in found(alone.analyse(), Weakness.CUT_MEMBER, [gate]).text  # one member, by its own name
 
 
 def test_networkx_is_not_imported_before_there_is_something_to_analyse() -> None:

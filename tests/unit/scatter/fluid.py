@@ -57,31 +57,47 @@ class Steady:
     def offers(self, rtt: float) -> float:
         return self.rate
 
-    def told(self, got: float, lost: float, rtt: float, random: Random) -> None: ...
+    def told(self, got: float, lost: float, rtt: float, late: float, random: Random) -> None: ...
 
 
 @dataclass
 class Cubic:
-    """Fills the queue until it loses, then sends 0.7 of that (RFC 9438, in its manner only)."""
+    """Fills the queue until it loses, then sends 0.7 of that, and grows by the cube of the time or half a
+    packet a round trip (RFC 9438, sections 4.2 and 4.3).
 
+    ``minds``: it takes packets that come later than others for lost, and each time waits for such a quarter
+    of the least round trip longer (RACK, RFC 8985, section 6.2). Linux often takes the loss back when it
+    learns of its error; this sender never does."""
+
+    minds: bool = False
     window: float = 20 * PACKET
     most: float = 0.0
-    rests: float = 0.0
+    since: float = 0.0  # s since the latest loss
+    reno: float = 0.0
     size: float = PACKET
+    waits: float = 0.0  # s
+    quickest: float = float("inf")
 
     def offers(self, rtt: float) -> float:
         return self.window / rtt
 
-    def told(self, got: float, lost: float, rtt: float, random: Random) -> None:
-        self.rests -= STEP
+    def told(self, got: float, lost: float, rtt: float, late: float, random: Random) -> None:
+        self.since += STEP
+        self.quickest = min(self.quickest, rtt)
         hit = lost > 0.0 and random.random() < 1.0 - (1.0 - min(1.0, lost)) ** (got * STEP / PACKET + 1.0)
-        if hit and self.rests <= 0.0:
-            self.most, self.window, self.rests = self.window, max(4 * PACKET, 0.7 * self.window), rtt
-        elif self.window < self.most:
-            self.window += (self.most - self.window) * STEP
-            self.window += PACKET * STEP / rtt
+        recovered = not self.most or self.since >= rtt
+        if self.minds and recovered and late > self.waits:
+            self.waits += self.quickest / 4
+            hit = True
+        if hit and recovered:
+            self.most, self.window, self.since = self.window, max(4 * PACKET, 0.7 * self.window), 0.0
+            self.reno = self.window
+        elif self.most:
+            self.reno += 0.53 * PACKET * STEP / rtt
+            turn = (0.3 * self.most / PACKET / 0.4) ** (1 / 3)
+            self.window = max(self.window, self.reno, self.most + 0.4 * PACKET * (self.since - turn) ** 3)
         else:
-            self.window *= 1.0 + (0.5 if not self.most else 0.1) * STEP / rtt
+            self.window *= 1.0 + 0.5 * STEP / rtt
         self.window = min(self.window, RECEIVER)
 
 
@@ -98,7 +114,7 @@ class Bbr:
         cycle = int(self.phase) % 8
         return self.paced * (1.25 if cycle == 0 else 0.75 if cycle == 1 else 1.0)
 
-    def told(self, got: float, lost: float, rtt: float, random: Random) -> None:
+    def told(self, got: float, lost: float, rtt: float, late: float, random: Random) -> None:
         self.phase += STEP / rtt
         self.seen.append(got)
         self.paced = max(4 * PACKET / rtt, *self.seen)
@@ -168,7 +184,9 @@ class World:
             self.sent[b] += round(rates[b] * STEP)
             self.packets[b] += max(1, round(rates[b] * STEP / self.senders[b].size))
             self.delivered += got * STEP
-            self.senders[b].told(got, full + by_chance, rtts[b], self.random)
+            delays = [self.paths[i].rtt / 2 + self.paths[i].waiting / self.paths[i].rate for i in ways]
+            late = max(delays) - min(delays)
+            self.senders[b].told(got, full + by_chance, rtts[b], late, self.random)
         self.now += STEP
 
     def _all(self) -> list[tuple[int, Sequence[int]]]:

@@ -19,9 +19,10 @@ from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES, Schedule
 from phantommesh.scatter.intents import TrafficClass
 from phantommesh.scatter.peermap import mark
-from phantommesh.scatter.plan import ADOPTED, JITTER, MAX_GONE, Ended, Plan
+from phantommesh.scatter.plan import ADOPTED, JITTER, MAX_GONE, Plan
 from phantommesh.scatter.ruleset import FLOWLETS, STRANDED, Frame
 from phantommesh.scatter.steering import Steering
+from phantommesh.scatter.transactions import Ended
 from phantommesh.secret import Secret
 
 EPOCH = 60.0

@@ -42,6 +42,13 @@ def test_a_rate_that_rises_falls_or_pauses_does_not(size: Callable[[float], floa
     assert read(size, seconds=5.0).still(5) == 0.0
 
 
+def test_a_rise_is_told_by_the_halves_of_the_newest_second() -> None:
+    assert read(lambda now: 600e3 * now).rise() == pytest.approx(1.0, rel=0.01)
+    assert read(lambda now: 100e3 * now * now, seconds=2.0).rise() > 1.2
+    assert read(lambda now: 600e3 * min(now, 5.5)).rise() < 0.1
+    assert read(lambda now: 600e3 * now, seconds=0.25).rise() == 1.0
+
+
 def test_too_little_is_known_at_first_and_after_another_table() -> None:
     readings = read(lambda now: 600e3 * now, seconds=STILL_OVER - 0.25)
     assert readings.still(5) == 0.0 and readings.rates(STILL_OVER) is None
@@ -63,5 +70,6 @@ def test_any_counters_give_rates_that_are_none_or_positive_and_few_readings(
         now += pause
         readings.add(counted, now)
         assert all(rate > 0.0 for rate in (readings.rates(OVER) or {}).values())
+        assert readings.rise() >= 0.0
         assert all(readings.still(bucket) >= 0.0 <= readings.size(bucket) for bucket in counted)
         assert all(now - at <= KEPT for at, _ in readings._readings)

@@ -10,7 +10,8 @@ from phantommesh.scatter.goals import SCHEDULES, Schedule, goal_of, schedule_of
 
 
 def test_a_peers_own_intent_comes_first_then_the_scheduler_then_the_intent() -> None:
-    assert schedule_of("db", ScatterSection()) == Schedule("deck")
+    assert schedule_of("db", ScatterSection()) == Schedule("flow", splits=True)
+    assert schedule_of("db", ScatterSection(goal="throughput")) == Schedule("deck")
     assert schedule_of("db", ScatterSection(goal="order")) == Schedule("flow")
     assert schedule_of("db", ScatterSection(goal="latency")) == Schedule("flow", quickest=True)
     packet = ScatterSection(goal="private", scheduler="packet", peers={"dbx": "order"})

@@ -21,21 +21,24 @@ from phantommesh.trust.federation import (
     MAX_HALF_BYTES,
     MAX_LIFE,
     FederationInvite,
+    Gateway,
     Half,
     Ports,
     Service,
     Terms,
     Who,
     by_id,
+    lock_of,
     sign,
     verify,
 )
 from phantommesh.trust.identity import NodeId
-from phantommesh.trust.pacts import Allowed, Pact, Pacts, agree
+from phantommesh.trust.pacts import MAX_BUNDLE_BYTES, Allowed, Bundle, Pact, Pacts, agree
 from tests.support.makemesh import NOW, TestMesh, identity, make_mesh
 
 HERE, THERE = make_mesh("here"), make_mesh("there")
 PACT = bytes(range(16))
+SECRET = Secret(bytes(range(32)))
 NOBODY = frozenset[NodeId]()
 WEB, SSH, DNS = Ports("tcp", 443, 443), Ports("tcp", 22, 22), Ports("udp", 53, 53)
 
@@ -53,7 +56,8 @@ def terms(
 ) -> Terms:  # fmt: skip
     return Terms.make(
         pact, mesh.mesh.root_hash, other.mesh.root_hash, members=members,
-        gateways=[member(mesh, "web").node_id], services=services, now=now, last=last, life=life,
+        gateways=[Gateway(member(mesh, "web").node_id, ("192.0.2.1:51800",))], services=services,
+        lock=lock_of(SECRET), now=now, last=last, life=life,
     )  # fmt: skip
 
 
@@ -175,7 +179,9 @@ def test_what_an_authority_that_checks_nothing_signs_is_refused() -> None:
 @pytest.mark.parametrize("change", [
     {"format": 2}, {"pact": b"short"}, {"mesh": b""}, {"other": b""}, {"number": 0}, {"number": 2**63},
     {"at": -1}, {"until": int(NOW)}, {"until": int(NOW + MAX_LIFE + 2)}, {"members": ()}, {"gateways": ()},
-    {"gateways": (b"short",)}, {"members": ("Not a label",)}, {"members": ("id:short",)}, {"number": LAST},
+    {"gateways": (Gateway(b"short", ("192.0.2.1:51800",)),)}, {"lock": b""},
+    {"gateways": (Gateway(bytes(16), ("nowhere",)),)}, {"gateways": (Gateway(bytes(16), ()),)},
+    {"members": ("Not a label",)}, {"members": ("id:short",)}, {"number": LAST},
     {"services": (Service("else", (WEB,), ("web",)),)},
     {"services": (Service("db", (Ports("tcp", 9, 8),), ("web",)),)},
     {"services": (Service("db", (WEB,), ("Not a label",)),)},
@@ -278,6 +284,46 @@ def test_the_order_in_which_halves_come_does_not_matter(data: st.DataObject) -> 
     ended = any(one is end for one in some for end in (*POOL[4:], THEIR_POOL[2]))
     halves = [any(one is a for one in some for a in pool) for pool in (POOL, THEIR_POOL)]
     assert bool(mine.in_force(NOW, {THERE.mesh.root_hash: NOBODY})) == (all(halves) and not ended)
+
+
+def test_members_of_a_mesh_give_each_other_what_they_know_of_a_pact() -> None:
+    hash_ = THERE.mesh.root_hash
+    mine, also = Pacts(HERE.root, NOBODY), Pacts(HERE.root, NOBODY)
+    assert mine.digest() == b"" and mine.bundles() == ()
+    mine.take_ours(OURS, NOW)
+    mine.take_theirs(THEIRS, THERE.root_der, NOW, revoked=NOBODY)
+    before = mine.digest()
+    assert mine.unlock(PACT, SECRET) and not mine.unlock(PACT, SECRET) and mine.digest() != before
+    (bundle,) = mine.bundles()
+    assert also.take(bundle, NOW, {}) and not also.take(bundle, NOW, {})
+    assert also.digest() == mine.digest() and also.secret(PACT) == SECRET
+    assert also.in_force(NOW, {hash_: NOBODY})
+    # One that has the end of the pact keeps it, and the secret: it tells the other mesh's members of it.
+    assert mine.take_ours(ending(HERE, THERE), NOW)
+    assert mine.ended(PACT) and mine.secret(PACT) == SECRET
+    assert not mine.take(bundle, NOW, {}) and mine.ended(PACT)
+    (ended,) = mine.bundles()
+    assert also.take(ended, NOW, {}) and also.in_force(NOW, {hash_: NOBODY}) == []
+    fresh = Pacts(HERE.root, NOBODY)
+    assert fresh.take(ended, NOW, {}) and fresh.secret(PACT) == SECRET
+
+
+def test_a_member_cannot_pass_on_another_secret_or_the_halves_of_nobody() -> None:
+    mine = Pacts(HERE.root, NOBODY)
+    wrong = Bundle(OURS.encode(), THERE.root_der, THEIRS.encode(), bytes(32))
+    with pytest.raises(TrustError, match="another than the meshes signed"):
+        mine.take(wrong.encode(), NOW, {})
+    assert mine.secret(PACT) is None and mine.theirs(PACT) is not None  # what holds is held
+    third = make_mesh("third")
+    for bundle in (
+        Bundle(half(third, THERE).encode(), THERE.root_der, THEIRS.encode(), b""),
+        Bundle(OURS.encode(), third.root_der, half(third, HERE).encode(), b""),
+    ):
+        with pytest.raises(TrustError):
+            Pacts(HERE.root, NOBODY).take(bundle.encode(), NOW, {})
+    for junk in (b"", b"\x90", bytes(MAX_BUNDLE_BYTES + 1)):
+        with pytest.raises(TrustError):
+            mine.take(junk, NOW, {})
 
 
 @settings(max_examples=100, deadline=None)

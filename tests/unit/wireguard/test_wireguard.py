@@ -23,7 +23,7 @@ from phantommesh.wireguard.device import (
     public_key_of,
     without_ipv6,
 )
-from phantommesh.wireguard.diff import ROAM_SECONDS, PeerDiff, diff
+from phantommesh.wireguard.diff import LAPSED_SECONDS, ROAM_SECONDS, PeerDiff, diff
 
 NOW = 1_000_000.0
 KEYS = [bytes([number]) * 32 for number in range(1, 6)]
@@ -58,6 +58,7 @@ def device_configs(draw: st.DrawFn, name: str) -> DeviceConfig:
             draw(st.none() | st.sampled_from(ENDPOINTS)),
             networks,
             draw(st.sampled_from([0, 25])),
+            draw(st.booleans()),
         )
         for key, networks in draw(peer_networks()).items()
     ]
@@ -105,11 +106,15 @@ CONFIGS = st.fixed_dictionaries({}, optional={name: device_configs(name) for nam
 STATES = st.fixed_dictionaries({}, optional={name: device_states(name) for name in NAMES})
 
 
-@given(STATES, CONFIGS)
+@given(STATES, CONFIGS, CONFIGS, st.booleans())
 def test_applying_the_diff_gives_what_is_desired(
-    actual: dict[str, DeviceState], desired: dict[str, DeviceConfig]
+    actual: dict[str, DeviceState],
+    desired: dict[str, DeviceConfig],
+    applied: dict[str, DeviceConfig],
+    renewed: bool,
 ) -> None:
-    result = apply(actual, diff(actual, desired, now=NOW))
+    changes = diff(actual, desired, now=NOW, applied=applied, renews=lambda device, peer: renewed)
+    result = apply(actual, changes)
     assert result.keys() == desired.keys()
     for name, want in desired.items():
         have = result[name]
@@ -208,6 +213,44 @@ def test_what_roamed_to_where_it_may_not_is_put_back_or_forgotten() -> None:
     assert change.peers == (PeerDiff(KEYS[0], remove=True),)
     [change] = diff(apply(actual, [change]), {"pm0": nowhere}, now=NOW, forbids=forbids)
     assert [(peer.create, peer.endpoint) for peer in change.peers] == [(True, None)]
+
+
+def tried_in_vain(age: float = LAPSED_SECONDS + 1, **before: object) -> tuple[PeerDiff, ...]:
+    """What is done to a peer that gets a PSK after it had a random one. It has roamed to where no record
+    says."""
+    random = make_device(make_peer(endpoint=None, keyed=False))
+    keyed = make_device(make_peer(endpoint=None, psk=Secret(b"q" * 32)))
+    changes: dict[str, object] = {"endpoint": ENDPOINTS[1], "last_handshake": NOW - age}
+    actual = {"pm0": state_of(random, **changes | before)}
+    assert diff(actual, {"pm0": random}, now=NOW, applied={"pm0": random}) == []
+    [change] = diff(actual, {"pm0": keyed}, now=NOW, applied={"pm0": random})
+    assert apply(actual, [change])["pm0"].peers[KEYS[0]].psk == Secret(b"q" * 32)
+    return change.peers
+
+
+def test_a_peer_whose_handshakes_had_to_fail_is_made_anew_where_it_was() -> None:
+    """WireGuard repeats a handshake that failed after 5 s only."""
+    for peers in (tried_in_vain(), tried_in_vain(last_handshake=0.0)):
+        assert [(peer.remove, peer.create, peer.endpoint) for peer in peers] == [
+            (True, False, None),
+            (False, True, ENDPOINTS[1]),
+        ]
+
+
+def test_a_peer_with_a_session_or_one_that_could_not_be_called_gets_its_psk_in_place() -> None:
+    for peers in (tried_in_vain(LAPSED_SECONDS), tried_in_vain(endpoint=None)):
+        assert [(peer.remove, peer.create, peer.psk is None) for peer in peers] == [(False, False, False)]
+
+
+def test_a_peer_that_is_to_be_renewed_is_made_anew_with_its_next_psk() -> None:
+    before, after = make_device(make_peer()), make_device(make_peer(psk=Secret(b"q" * 32)))
+    actual = {"pm0": state_of(before, last_handshake=NOW - LAPSED_SECONDS - 1)}
+    assert diff(actual, {"pm0": before}, now=NOW, renews=lambda *which: True) == []
+    for which in ({("pm0", KEYS[0])}, {("pm1", KEYS[0]), ("pm0", KEYS[1])}):
+        [change] = diff(actual, {"pm0": after}, now=NOW, renews=lambda *one, which=which: one in which)
+        assert [peer.create for peer in change.peers] == (
+            [False, True] if ("pm0", KEYS[0]) in which else [False]
+        )
 
 
 def test_an_endpoint_that_is_desired_anew_is_set_at_once() -> None:

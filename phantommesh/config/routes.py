@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the section `[routes]` may not say: prefixes, the hosts that stand for them, and the port."""
+
+from collections.abc import Iterable
+from ipaddress import ip_address, ip_network
+
+from phantommesh.config.refusing import bad, kind_of, show
+from phantommesh.config.sections import ALL_ROUTES, Config, ConfigError, RoutesSection
+from phantommesh.routable import Network, parse_prefix, unroutable, within
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError, which names the key, the value and the fix, for routes that cannot be."""
+    _check_port(config)
+    _check_prefixes(config.routes)
+    _check_sites(config.routes)
+    _check_probes(config.routes)
+
+
+def _check_port(config: Config) -> None:
+    """Refuse a port that this node uses for something else."""
+    port = config.routes.port
+    others = {
+        "control.port": config.control.port,
+        "dns.port": config.dns.port,
+        "paths.port": config.paths.port,
+        "relay.port": config.relay.port,
+    }
+    by = next((key for key, other in others.items() if other == port), "")
+    if not by and port in config.wireguard.ports:
+        by = "wireguard.base_port"
+    if by:
+        raise ConfigError(
+            f"routes.port = {port} is taken by this node already ({by})",
+            fix="set routes.port to another port, the same on all nodes",
+        )
+
+
+def _check_probes(routes: RoutesSection) -> None:
+    """Refuse targets that are not in their prefixes, and those of prefixes that this node does not route."""
+    for prefix, target in routes.probe.items():
+        try:
+            network, host = ip_network(prefix), ip_address(target)
+        except ValueError:
+            network, host = None, None
+        if network is None or host is None:
+            raise bad("routes.probe", {prefix: target}, kind_of(RoutesSection, "probe"))
+        if (there := routes.sites.get(prefix)) is not None:
+            network = parse_prefix(there)
+        if host not in network:
+            raise ConfigError(
+                f"routes.probe: {target} is not in {network}",
+                fix=f"name a host in {network} that answers pings",
+            )
+        if prefix not in routes.advertise:
+            raise ConfigError(
+                f"routes.probe: {prefix} is no prefix of routes.advertise, so {target} is never asked",
+                fix="name the prefix as routes.advertise has it, or take it out of routes.probe",
+            )
+
+
+def _check_prefixes(routes: RoutesSection) -> None:
+    if ALL_ROUTES in routes.accept and len(routes.accept) > 1:
+        raise ConfigError(
+            f'routes.accept has "{ALL_ROUTES}", and other prefixes beside it',
+            fix=f'set routes.accept to ["{ALL_ROUTES}"], or take "{ALL_ROUTES}" out',
+        )
+    accept = () if routes.accept == (ALL_ROUTES,) else routes.accept
+    for key, texts in (("routes.advertise", routes.advertise), ("routes.accept", accept)):
+        for text in texts:
+            try:
+                prefix = parse_prefix(text)
+            except ValueError as error:
+                raise ConfigError(
+                    f"{key}: {show(text)} is not usable: {error}",
+                    fix='write each as a network and its length, e.g. "10.1.0.0/16" or "2001:db8:1::/48"',
+                ) from None
+            if key == "routes.advertise" and (why := unroutable(prefix)):
+                raise ConfigError(f"{key}: {show(text)} {why}", fix="take it out")
+            if key == "routes.accept" and prefix.prefixlen == 0:
+                raise ConfigError(
+                    f"{key}: {show(text)} is a default route, which no member may route",
+                    fix=f'for all prefixes that members route set {key} to ["all"]',
+                )
+    if len(set(routes.advertise)) < len(routes.advertise):
+        raise ConfigError("routes.advertise names a prefix twice", fix="take one out")
+
+
+def _check_sites(routes: RoutesSection) -> None:
+    """Refuse sites that no address of a prefix could stand for, or too many."""
+    for text, there in routes.sites.items():
+        if text not in routes.advertise:
+            raise ConfigError(
+                f"routes.sites: {show(text)} is not in routes.advertise",
+                fix="add it there, or take it out here",
+            )
+        prefix = parse_prefix(text)
+        try:
+            site = parse_prefix(there)
+        except ValueError as error:
+            raise ConfigError(
+                f"routes.sites: {show(there)} is not usable: {error}",
+                fix='write it as a network and its length, e.g. "192.168.1.0/24"',
+            ) from None
+        if why := unroutable(site):
+            raise ConfigError(
+                f"routes.sites: {show(there)} {why}", fix="name the network that is really there"
+            )
+        if (site.version, site.prefixlen) != (prefix.version, prefix.prefixlen):
+            raise ConfigError(
+                f"routes.sites: {text} and {there} are not of one size",
+                fix="each address of one has its own in the other: name a network of "
+                f"IPv{prefix.version} with /{prefix.prefixlen}",
+            )
+        if site == prefix:
+            raise ConfigError(f"routes.sites: {text} is there by its own addresses", fix="take it out")
+
+
+def refuse_overlay(routes: RoutesSection, networks: Iterable[Network]) -> None:
+    """Raise ConfigError where a prefix that this node advertises, or its site, overlaps the overlay, or one
+    that it accepts has overlay addresses alone: no member may route them. For whoever knows the mesh's
+    ``networks``."""
+    overlay = tuple(networks)
+    for text in routes.advertise:
+        if why := unroutable(parse_prefix(text), overlay):
+            raise ConfigError(f"routes.advertise: {show(text)} {why}", fix="take it out")
+    for text in routes.sites.values():
+        if why := unroutable(parse_prefix(text), overlay):
+            raise ConfigError(
+                f"routes.sites: {show(text)} {why}", fix="name the network that is really there"
+            )
+    for text in routes.accept if routes.accept != (ALL_ROUTES,) else ():
+        if any(within(parse_prefix(text), network) for network in overlay):
+            raise ConfigError(
+                f"routes.accept: {show(text)} has overlay addresses alone, which are the members' own",
+                fix="take it out: members are reached without it",
+            )
