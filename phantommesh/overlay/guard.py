@@ -304,10 +304,13 @@ def _too_big(guard: Guard) -> list[str]:
         four = network.version == 4
         header, match, at, bits = ("ip", _TOO_BIG4, 64 + 96, 32) if four else ("ip6", _TOO_BIG6, 64 + 64, 128)
         own, prefix = guard.own[not four], int(network.network_address) >> bits - network.prefixlen
-        rules.append(
-            f"{match} {header} saddr {anonymous((router, network))} {header} daddr {own} "
-            f"@th,{at},{bits} {int(own):#x} @th,{at + bits},{network.prefixlen} {prefix:#x} accept"
-        )
+        about, senders = f"@th,{at},{bits} {int(own):#x}", [f"{header} saddr {anonymous((router, network))}"]
+        if network.prefixlen:
+            about += f" @th,{at + bits},{network.prefixlen} {prefix:#x}"
+        else:  # whoever carries all sends in everybody's name but other members'
+            members = [n for n in guard.networks if n.version == network.version]
+            senders = [f"{header} saddr {router}", f"{header} saddr != {anonymous(members)}"]
+        rules += [f"{match} {sender} {header} daddr {own} {about} accept" for sender in senders]
     return [*rules, _drop(Drop.BEYOND)]
 
 

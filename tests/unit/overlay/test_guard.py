@@ -204,6 +204,16 @@ def test_only_who_carries_a_prefix_says_that_a_packet_for_it_was_too_big() -> No
     )
 
 
+def test_whoever_carries_all_says_so_in_nobody_elses_name() -> None:
+    everything = IPv4Network("0.0.0.0/0"), IPv4Address("100.64.0.9")
+    there = chains(render(replace(GUARD, beyond=(everything[0],), carriers=(everything,))))["too_big"]
+    assert [rule.partition(" ip daddr")[0].rpartition("frag-needed ")[2] for rule in there[:-1]] == [
+        "ip saddr 100.64.0.9",
+        "ip saddr != { 100.64.0.0/10 }",
+    ]
+    assert all(rule.endswith(f"@th,160,32 {int(GUARD.own[0]):#x} accept") for rule in there[:-1])
+
+
 def test_errors_about_members_packets_come_back_where_they_are_not_masqueraded() -> None:
     there = chains(render(replace(GUARD, routes=(LAN,), returns=True)))["arriving"]
     error, answer = [rule for rule in there if "10.1" in rule]
