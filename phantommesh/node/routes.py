@@ -72,6 +72,12 @@ def sites(section: RoutesSection) -> dict[Network, Network]:
     return {parse_prefix(prefix): parse_prefix(site) for prefix, site in section.sites.items()}
 
 
+def really_there(section: RoutesSection) -> tuple[Network, ...]:
+    """The networks behind this node that it is to route for others, by the addresses that they have here."""
+    there = sites(section)
+    return tuple(there.get(prefix, prefix) for prefix in map(parse_prefix, section.advertise))
+
+
 class Routes:
     """What one node takes. ``region`` is its own: routers of the region come first, then by node id. ``own``
     are the prefixes that it advertises itself: it takes none of those from others. ``networks``: the

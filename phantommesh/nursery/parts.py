@@ -28,6 +28,7 @@ from phantommesh.membership.presets import PRESETS
 from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.regions import nearness
+from phantommesh.node.routes import really_there
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
@@ -98,7 +99,6 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
-from phantommesh.routable import parse_prefix
 from phantommesh.routing.constraints import constraints_of
 from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
@@ -324,7 +324,7 @@ def make_parts(
     beyond = BeyondMesh(
         master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
         allows=lambda network: taking.routes.allows(network), changed=closed, ipv6=lambda: backend.ipv6,
-        own=map(parse_prefix, config.routes.advertise),
+        own=really_there(config.routes),
     )  # fmt: skip
     gateway = GatewayDriver(config.routes, (master, *names), networks=lambda: overlay.networks)
     talk = RouteTalk(

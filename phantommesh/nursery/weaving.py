@@ -15,6 +15,7 @@ from phantommesh.link.effects import Alarm, Opened
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.node.peers import Seen
+from phantommesh.node.routes import really_there
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.news import (
     CarriersChanged,
@@ -144,7 +145,7 @@ class Weaving:
         parts.taking.configure(section)
         parts.gateway.configure(section)
         parts.guarding.kick()
-        parts.beyond.kick()
+        parts.beyond.spare(really_there(section))
         parts.own.publish()
 
     def _take_routes(self) -> None:

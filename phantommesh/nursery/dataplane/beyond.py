@@ -101,6 +101,11 @@ class BeyondMesh:
         fits = self._fits()
         return {network: fits.get(router, self._mtu) for network, router in self.plan.routed}
 
+    def spare(self, own: Iterable[Network]) -> None:
+        """These are the prefixes that this node routes itself, from now on."""
+        self._own = tuple(own)
+        self.kick()
+
     def take(self, taken: Iterable[Taken]) -> bool:
         """Take these prefixes and no others, as far as there is room to close them; return whether that is
         another choice than before."""

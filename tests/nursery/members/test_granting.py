@@ -134,6 +134,7 @@ async def test_a_running_node_follows_what_it_is_to_advertise(tmp_path: Path) ->
             follow(alpha, sites={str(SITE): str(LAB)}, masquerade=False)
             guard = alpha.parts.guarding._want()
             assert guard.behind == (LAB,) and guard.returns
+            assert alpha.parts.beyond._own == (LAB,)
             assert gateway._sites == {SITE: LAB} and not gateway.settings.masquerade
             assert alpha.reporter.routes().sites == {str(SITE): str(LAB)}
             assert alpha.reporter.status().routes == {str(SITE): str(LAB)}
