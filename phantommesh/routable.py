@@ -3,8 +3,9 @@
 
 A prefix that others send to a member is a part of their traffic taken from wherever it went before. So some
 are nobody's to route: those that mean each host itself, its own link, or a group; the overlay; and those that
-are so short that they are a default route, by that name or another: no member is an exit for all traffic.
-docs/decisions/0066-routes.md has the rule and its reasons.
+are nearly a default route without being called so. A default route itself is an exit: it is granted like
+other prefixes, and taken of a member that the configuration names alone. docs/decisions/0066-routes.md and
+0072-exits.md have the rules and their reasons.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ T = TypeVar("T")
 
 MAX_ROUTES: Final = 16  # of one member
 SHORTEST: Final = 8  # bits of a prefix: 16 of those are far from everything
+EXITS: Final[tuple[Network, ...]] = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+"""The default routes. A member that routes one is an exit."""
+EXIT: Final = "exit"
+"""The word for both of them, where an operator names prefixes."""
+
 _MAX_TEXT: Final = 43  # characters of the longest: eight groups and /128
 
 # The IANA registries of special-purpose addresses (RFC 6890).
@@ -66,8 +72,8 @@ def in_order(prefixes: Iterable[Network]) -> tuple[Network, ...]:
 def unroutable(prefix: Network, overlay: Iterable[Network] = ()) -> str:
     """Say why no member may route a prefix, as in "10.0.0.0/7 is too short"; empty where one may. ``overlay``
     are the mesh's networks."""
-    if prefix.prefixlen == 0:
-        return "is a default route: no member takes all traffic"
+    if is_exit(prefix):
+        return ""
     if prefix.prefixlen < SHORTEST:
         return f"is too short: a prefix has {SHORTEST} bits at least"
     for network, why in _NEVER:
@@ -77,6 +83,11 @@ def unroutable(prefix: Network, overlay: Iterable[Network] = ()) -> str:
         if overlap(prefix, network):
             return f"overlaps the overlay {network}"
     return ""
+
+
+def is_exit(prefix: Network) -> bool:
+    """Whether a prefix is a default route."""
+    return prefix.prefixlen == 0
 
 
 def overlap(one: Network, other: Network) -> bool:

@@ -13,7 +13,7 @@ from phantommesh.cli.output import age, emit, field, say
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
-    from phantommesh.management.explainview import Explanation
+    from phantommesh.management.explainview import ExplainedClass, Explanation
 
 
 @click.command()
@@ -25,6 +25,8 @@ def explain(options: Options, dest: str) -> None:
 
     DEST is a member's name, node id or overlay address, or any IPv4 or IPv6 address.
     """
+    if not dest.strip():
+        raise click.UsageError("DEST is empty: give a member's name or node id, or an address")
     found = client_of(options).explain(dest)
     if options.json:
         emit(found)
@@ -37,12 +39,13 @@ def explain(options: Options, dest: str) -> None:
     _show_routers(found)
     _show_classes(found)
     _show_ways(found)
+    _show_relays(found)
     for line in found.constraints:
         field("constraint", line)
     if found.refused:
-        more = found.refused_total - len(found.refused)
-        named = ", ".join(f"{one.name} ({one.key})" for one in found.refused)
-        field("may not", f"pass packets on: {named}{f' and {more} more' if more else ''}")
+        field("may not", f"pass packets on: {_refused(found)}")
+    for one in found.classes:
+        _show_constraints(one)
     if found.would_change:
         say("")
         say("What would change it:")
@@ -96,6 +99,45 @@ def _show_classes(found: Explanation) -> None:
         since = "" if quickest.since_s is None else f", for {age(quickest.since_s)}"
         choices = f"{quickest.changes} choice{'' if quickest.changes == 1 else 's'}"
         field("quickest", f"{chosen}: {quickest.reason}{since}; {choices} so far")
+
+
+def _show_relays(found: Explanation) -> None:
+    if not found.relays:
+        return
+    say("")
+    table(
+        ("RELAY", "TO IT", "FROM IT", "COST", "TAKEN FOR", "LEFT ASIDE"),
+        [
+            (
+                one.name,
+                _ms(one.near_s),
+                _ms(one.far_s),
+                _ms(one.cost_s),
+                f"dimensions {', '.join(map(str, one.dimensions))}" if one.dimensions else "none",
+                f"{one.aside_s:.0f} s: nothing came through" if one.aside_s else None,
+            )
+            for one in found.relays
+        ],
+        ("RELAY", "COST", "TAKEN FOR"),
+    )
+
+
+def _show_constraints(one: ExplainedClass) -> None:
+    if not one.constraints:
+        return
+    for line in one.constraints:
+        field("constraint", line)
+    ways = ", ".join(map(str, one.allowed))
+    field("may take", f"class {one.name}: {f'dimensions {ways}' if ways else 'no dimension of now'}")
+    if one.refused:
+        field("may not", f"pass packets of class {one.name} on: {_refused(one)}")
+
+
+def _refused(found: Explanation | ExplainedClass) -> str:
+    """The members that constraints refuse, with the keys."""
+    more = found.refused_total - len(found.refused)
+    named = ", ".join(f"{one.name} ({one.key})" for one in found.refused)
+    return f"{named} and {more} more" if more else named
 
 
 def _show_ways(found: Explanation) -> None:

@@ -61,6 +61,7 @@ def _show(now: Status) -> None:
         ("node id", now.node_id),
         ("addresses", f"{now.ip4}  {now.ip6}"),
         *([("region", now.region)] if now.region else []),
+        *([("exit", ", ".join(now.exit))] if now.exit else []),
         ("peers", f"{now.peers_up} of {now.peers_total} up{_members(now.members, now.partly_reachable)}"),
         *(("reached at", text) for text in _reached(now)),
         *(("routes", at if at == there else f"{at} ({there} there)") for at, there in now.routes.items()),

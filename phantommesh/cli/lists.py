@@ -148,7 +148,7 @@ def _scatter(view: ScatterView) -> Sequence[Sequence[object]]:
             view, view, view.peer, [one.weight for one in dimensions], [one.packets for one in dimensions]
         ),
         *(
-            _dealt(view, part, f"{view.peer}: {part.name}", part.weights, part.packets)
+            _dealt(view, part, f"{view.peer}: {part.name}", part.weights, part.packets, closed=part.closed)
             for part in view.classes
         ),
     ]
@@ -160,6 +160,8 @@ def _dealt(
     name: str,
     weights: Sequence[float],
     packets: Sequence[int],
+    *,
+    closed: bool = False,
 ) -> Sequence[object]:
     """The row of all traffic to a peer, or of a class of it."""
     return (
@@ -169,7 +171,7 @@ def _dealt(
         f"{view.link_epoch}.{view.epoch}",
         age(view.epoch_age_s),
         None if part.entropy_bits is None else f"{part.entropy_bits:.3f}",
-        " ".join(f"{100 * weight:.1f}%" for weight in weights),
+        "closed" if closed else " ".join(f"{100 * weight:.1f}%" for weight in weights),
         sum(packets),
     )
 

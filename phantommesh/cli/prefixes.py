@@ -25,7 +25,7 @@ def route() -> None:
     """Prefixes beyond the mesh: who may route them, and what this node takes. And which way traffic goes.
 
     A node asks for the prefixes of its routes.advertise. An authority approves them. Other nodes take those
-    that their routes.accept allows.
+    that their routes.accept allows, and default routes of the members that their routes.exit names.
     """
 
 
@@ -44,6 +44,9 @@ def list_routes(options: Options) -> None:
     told = [f"{one} ({found.sites[one]} there)" if one in found.sites else one for one in found.advertise]
     field("advertises", ", ".join(told) or "nothing", 12)
     field("accepts", ", ".join(found.accept) or "nothing", 12)
+    if found.exit:
+        beside = "; the host's own private networks are reached directly" if found.lan else ""
+        field("exit", f"{', '.join(found.exit)}{beside}", 12)
     say("")
     if not found.routes:
         say("no member routes any prefix, or asks to")
@@ -80,7 +83,7 @@ def list_routes(options: Options) -> None:
 @json_option
 @click.pass_obj
 def approve(options: Options, node: str, prefix: tuple[str, ...]) -> None:
-    """Approve that NODE (a name or node id) routes each PREFIX.
+    """Approve that NODE (a name or node id) routes each PREFIX; "exit" means 0.0.0.0/0 and ::/0.
 
     Run this on an authority. The node gets a certificate with the prefixes within seconds if it asks for
     them: where routes.advertise in its configuration names them.
@@ -97,7 +100,7 @@ def approve(options: Options, node: str, prefix: tuple[str, ...]) -> None:
 @json_option
 @click.pass_obj
 def revoke_routes(options: Options, node: str, prefix: tuple[str, ...]) -> None:
-    """Withdraw each PREFIX from NODE (a name or node id), which stays a member.
+    """Withdraw each PREFIX ("exit": both default routes) from NODE (a name or node id), which stays a member.
 
     Run this on an authority. All members hear of it in seconds, and send nothing more to NODE for PREFIX.
     """
@@ -129,13 +132,15 @@ def _state(one: RouteView) -> str:
 
 def _why(one: RouteView, found: RoutesView) -> str:
     """Why this node does not take a route that is offered; empty where it does, or nobody offers it."""
-    from phantommesh.routable import parse_prefix, within
+    from phantommesh.routable import is_exit, parse_prefix, within
 
     if one.conflict or one.accepted or not (one.claimed and one.certified):
         return one.conflict
     if one.prefix in found.advertise:
         return "this node advertises it"
     prefix = parse_prefix(one.prefix)
+    if is_exit(prefix):
+        return "not in routes.exit"
     if found.accept == ["all"] or any(within(prefix, parse_prefix(accepted)) for accepted in found.accept):
         return ""
     return "not in routes.accept"

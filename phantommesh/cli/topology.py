@@ -47,7 +47,8 @@ def _show(found: TopologyView) -> None:
     relays = sum(one.relay for one in found.members)
     relayed = sum(link.way == "relayed" for link in found.links)
     field("members", f"{len(found.members)}, {found.heard} of {found.asked} others told their links")
-    field("links", f"{found.links_total} measured, {relayed} of them relayed; {relays} members relay")
+    offers = "1 member relays" if relays == 1 else f"{relays} members relay"
+    field("links", f"{found.links_total} measured, {relayed} of them relayed; {offers}")
     field("surveyed", f"{ago(found.age_s)}, in {found.sweep_s:.1f} s; analysed in {found.analysis_s:.2f} s")
     for one in found.advice:
         field(one.kind, one.text, 20)

@@ -8,10 +8,12 @@ Protocols have the numbers of IANA's "Assigned Internet Protocol Numbers", DSCPs
 from __future__ import annotations
 
 import re
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Final
 
+from phantommesh.config import constraints
 from phantommesh.config.refusing import show
 from phantommesh.config.sections import LABEL, ConfigError, IntentSection
 
@@ -43,6 +45,10 @@ DSCPS: Final[dict[str, int]] = {
     "ef": 46,
 }
 MAX_UID: Final = 2**32 - 2
+
+CGROUP_MARKS: Final = 0xC6 << 24
+"""The marks of packets from cgroups that intents name have these upper eight bits, and no others have."""
+MAX_CGROUP_DEPTH: Final = 32
 
 _RANGE: Final = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
 _USER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.@\\-]{0,63}\$?")
@@ -112,6 +118,27 @@ def user(intent: IntentSection) -> int | str | None:
     return intent.user
 
 
+_STEP: Final = re.compile(r"[A-Za-z0-9_.:@\\-]{1,128}")
+
+
+def cgroup(intent: IntentSection) -> str | None:
+    """The cgroup that an intent is for, as a path without a slash at either end; None for any. Raises
+    ValueError."""
+    if intent.cgroup is None:
+        return None
+    steps = intent.cgroup.split("/")
+    if len(steps) > MAX_CGROUP_DEPTH or not all(map(_STEP.fullmatch, steps)) or {".", ".."} & {*steps}:
+        raise ValueError(
+            'write the path as systemd does, without a slash at either end: "user.slice/x.scope"'
+        )
+    return intent.cgroup
+
+
+def cgroup_mark(path: str) -> int:
+    """The mark of packets from a cgroup, by its path: the same whatever else the configuration names."""
+    return CGROUP_MARKS | zlib.crc32(path.encode()) & 0xFFFFFF
+
+
 def check(intents: Sequence[IntentSection]) -> None:
     """Raise ConfigError, which names the intent, the value and the fix, for intents that cannot be."""
     for name, count in Counter(intent.name for intent in intents).items():
@@ -119,6 +146,11 @@ def check(intents: Sequence[IntentSection]) -> None:
             raise ConfigError(f"{count} intents are named {name}", fix="give each a name of its own")
     for number, intent in enumerate(intents, 1):
         _check(f"intent.{called(intent.name, number)}", intent)
+    paths = {path for intent in intents if (path := cgroup(intent)) is not None}
+    marks = Counter(map(cgroup_mark, paths))
+    for path in sorted(paths):
+        if marks[cgroup_mark(path)] > 1:  # one in a hundred thousand, for a dozen of paths
+            raise ConfigError(f"intents cannot tell the cgroup {path} from another", fix="rename one of them")
     named = Counter(peer for intent in intents for peer in set(intent.peers))
     whom, most = max(named.items(), key=lambda one: one[1], default=("", 0))
     if (count := most + sum(not intent.peers for intent in intents)) >= MAX_CLASSES:
@@ -134,10 +166,16 @@ def _check(where: str, intent: IntentSection) -> None:
             f"{where}.name = {show(intent.name)} is no intent's name",
             fix="use 1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end, and not \"rest\"",
         )
-    for peer in intent.peers:
-        if not LABEL.fullmatch(peer):
-            raise ConfigError(f"{where}.peers: {show(peer)} is no name", fix="see `phantommesh peers`")
-    for key, read in (("protocol", protocols), ("ports", ports), ("dscp", dscp), ("user", user)):
+    constraints.check(
+        where, intent, members=("peers", "relays", "never_relays"), both=[("relays", "never_relays")]
+    )
+    for key, read in (
+        ("protocol", protocols),
+        ("ports", ports),
+        ("dscp", dscp),
+        ("user", user),
+        ("cgroup", cgroup),
+    ):
         try:
             read(intent)
         except ValueError as error:
@@ -150,7 +188,7 @@ def _check(where: str, intent: IntentSection) -> None:
             f"{where}.ports is set, and {where}.protocol = {show(intent.protocol)} has no ports",
             fix=f'take {where}.ports out, or set {where}.protocol to "tcp" or "udp"',
         )
-    if not intent.ports and intent.protocol is None and intent.dscp is None and intent.user is None:
+    if not intent.ports and (intent.protocol, intent.dscp, intent.user, intent.cgroup) == (None,) * 4:
         if intent.peers:
             whose = f"all traffic to {', '.join(intent.peers[:3])}{', ...' if intent.peers[3:] else ''}"
             other = f'for all traffic to it set scatter.peers, e.g. {{ {intent.peers[0]} = "{intent.goal}" }}'
@@ -158,5 +196,15 @@ def _check(where: str, intent: IntentSection) -> None:
             whose, other = "all traffic", "for all traffic there is scatter.goal"
         raise ConfigError(
             f"{where} matches {whose}, so that no intent after it matches any",
-            fix=f"set {where}.ports, .protocol, .dscp or .user; {other}",
+            fix=f"set {where}.ports, .protocol, .dscp, .user or .cgroup; {other}",
+        )
+    if intent.hands > 1 and intent.direct_only:
+        raise ConfigError(
+            f"{where}.hands = {intent.hands} cannot be: {where}.direct_only leaves one, the direct way",
+            fix=f"take one of the two out of {where}",
+        )
+    if intent.hands > 1 and intent.goal == "latency":
+        raise ConfigError(
+            f'{where}.hands = {intent.hands} cannot be: by the goal "latency" all packets take one dimension',
+            fix=f"give {where} another goal, or take {where}.hands out",
         )

@@ -14,12 +14,11 @@ from typing import Any, Final
 
 import msgspec
 
-from phantommesh.config import environment, intents, routes
+from phantommesh.config import constraints, environment, intents, routes
 from phantommesh.config.refusing import bad, kind_of, show, wanted
 from phantommesh.config.sections import (
     LABEL,
     MAX_INTENTS,
-    MAX_REGION_CHARS,
     RENAMED,
     RENAMED_GOALS,
     SECTIONS,
@@ -257,8 +256,15 @@ def _check(config: Config) -> None:
         raise ConfigError(
             f"relay.port = {relay.port} is taken by this node already", fix="set relay.port to another port"
         )
-    _check_constraints(config)
+    constraints.check("relay", relay, members=("members", "only", "never"), both=[("only", "never")])
     routes.check(config)
+    constrained = next((intent.name for intent in config.intent if intent.constrained), None)
+    if constrained is not None and config.scatter.hook == "off":
+        raise ConfigError(
+            f"intent.{constrained} says by which members its packets may go, and scatter.hook = "
+            '"off" sends all by dimension 0',
+            fix='set scatter.hook to "auto"',
+        )
     if dns.mode == "resolved" and not dns.serve:
         raise ConfigError(
             'dns.mode = "resolved" needs the name server', fix='set dns.serve to true, or dns.mode to "hosts"'
@@ -303,28 +309,6 @@ def _check(config: Config) -> None:
             loopback = False
         if not loopback:
             raise bad("api.listen", config.api.listen, kind_of(ApiSection, "listen"))
-
-
-def _check_constraints(config: Config) -> None:
-    """Refuse names in `[relay]` that are none, and those that one key allows and another forbids."""
-    relay = config.relay
-    for key in ("members", "only", "never"):
-        for member in getattr(relay, key):
-            if not LABEL.fullmatch(member):
-                raise ConfigError(f"relay.{key}: {show(member)} is no name", fix="see `phantommesh peers`")
-    for key in ("regions", "never_regions"):
-        for region in getattr(relay, key):
-            if not LABEL.fullmatch(region) or len(region) > MAX_REGION_CHARS:
-                raise ConfigError(
-                    f"relay.{key}: {show(region)} is no region",
-                    fix=f"give relay.{key} names as in node.region: up to 32 characters of a-z, 0-9 and '-'",
-                )
-    for allowed, forbidden in (("only", "never"), ("regions", "never_regions")):
-        if both := sorted(set(getattr(relay, allowed)) & set(getattr(relay, forbidden))):
-            raise ConfigError(
-                f"relay.{allowed} allows {show(both[0])}, and relay.{forbidden} forbids it",
-                fix=f"take it out of relay.{allowed}, or of relay.{forbidden}",
-            )
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:

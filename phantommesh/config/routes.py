@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
 from phantommesh.config.refusing import bad, kind_of, show
-from phantommesh.config.sections import ALL_ROUTES, Config, ConfigError, RoutesSection
-from phantommesh.routable import Network, parse_prefix, unroutable, within
+from phantommesh.config.sections import ALL_ROUTES, LABEL, Config, ConfigError, RoutesSection
+from phantommesh.routable import Network, is_exit, parse_prefix, unroutable, within
 
 
 def check(config: Config) -> None:
@@ -15,6 +15,7 @@ def check(config: Config) -> None:
     _check_prefixes(config.routes)
     _check_sites(config.routes)
     _check_probes(config.routes)
+    _check_exit(config)
 
 
 def _check_port(config: Config) -> None:
@@ -79,8 +80,8 @@ def _check_prefixes(routes: RoutesSection) -> None:
                 raise ConfigError(f"{key}: {show(text)} {why}", fix="take it out")
             if key == "routes.accept" and prefix.prefixlen == 0:
                 raise ConfigError(
-                    f"{key}: {show(text)} is a default route, which no member may route",
-                    fix=f'for all prefixes that members route set {key} to ["all"]',
+                    f"{key}: {show(text)} is a default route, which is taken of a member by name alone",
+                    fix=f'name the member in routes.exit; for all other prefixes set {key} to ["all"]',
                 )
     if len(set(routes.advertise)) < len(routes.advertise):
         raise ConfigError("routes.advertise names a prefix twice", fix="take one out")
@@ -114,6 +115,35 @@ def _check_sites(routes: RoutesSection) -> None:
             )
         if site == prefix:
             raise ConfigError(f"routes.sites: {text} is there by its own addresses", fix="take it out")
+
+
+def _check_exit(config: Config) -> None:
+    """Refuse what an exit, or a node that uses one, cannot do."""
+    routes = config.routes
+    default = next((text for text in routes.advertise if is_exit(parse_prefix(text))), None)
+    if default is not None and not routes.masquerade:
+        raise ConfigError(
+            f"routes.masquerade = false with {show(default)} in routes.advertise: no network beyond an exit "
+            "has a route back to the overlay",
+            fix="set routes.masquerade to true",
+        )
+    if routes.exit and routes.advertise:
+        raise ConfigError(
+            "routes.exit and routes.advertise are both set: a node whose own traffic leaves by an exit "
+            "routes nothing for others",
+            fix="take one of them out",
+        )
+    if routes.exit and config.relay.offer is True:
+        raise ConfigError(
+            "routes.exit and relay.offer = true are both set: a node whose own traffic leaves by an exit "
+            "takes nothing from its own interfaces that it could relay",
+            fix="empty routes.exit, or take relay.offer out",
+        )
+    for name in routes.exit:
+        if not LABEL.fullmatch(name):
+            raise ConfigError(f"routes.exit: {show(name)} is no name", fix="see `phantommesh peers`")
+    if len(set(routes.exit)) < len(routes.exit):
+        raise ConfigError("routes.exit names a member twice", fix="take one out")
 
 
 def refuse_overlay(routes: RoutesSection, networks: Iterable[Network]) -> None:

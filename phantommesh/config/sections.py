@@ -185,8 +185,12 @@ class RelaySection(msgspec.Struct, frozen=True):
 
 class RoutesSection(msgspec.Struct, frozen=True):
     """Prefixes beyond the mesh. `advertise`: those that this node is to route for others, as soon as an
-    authority approves them. `accept`: prefixes within these are sent to the members that route them; ["all"]:
-    any.
+    authority approves them; a default route makes it an exit. `accept`: prefixes within these are sent to the
+    members that route them; ["all"]: any but default routes.
+
+    `exit`: the members by which all traffic of this host leaves that nothing else leads elsewhere, by name,
+    the best first. Nothing of that kind leaves by another way, in both families, whether one of them carries
+    it or not. `lan`: the host's own private networks are reached directly all the same.
 
     `sites`: for an advertised prefix, the network of the same length that is really there, where that one is
     another: 10.77.1.5 of the mesh is 192.168.1.5 there. So two sites that have the same addresses are reached
@@ -211,6 +215,11 @@ class RoutesSection(msgspec.Struct, frozen=True):
             description='a table of at most 16 advertised prefixes, each = "the network that is there"',
         ),
     ] = {}
+    exit: Annotated[
+        tuple[str, ...],
+        Meta(max_length=8, description='at most 8 names of members, e.g. ["gate-a", "gate-b"]'),
+    ] = ()
+    lan: Switch = False
     masquerade: Switch = True
     probe: Annotated[
         dict[str, str],
@@ -260,8 +269,13 @@ class IntentSection(msgspec.Struct, frozen=True):
 
     A packet is of the first class, in the file's order, that it matches in all that is set: it goes to one of
     ``peers`` (names; all where there are none), is of ``protocol``, has one of ``ports`` at either end, is
-    marked with ``dscp``, and comes from a socket of ``user`` of this machine. config/intents.py has the names
-    that stand for numbers.
+    marked with ``dscp``, and comes from a socket of ``user`` of this machine, and of a process in ``cgroup``
+    or below. config/intents.py has the names that stand for numbers.
+
+    Which dimensions its packets may take: with ``direct_only`` those that lead to the peer directly; else
+    those too that go by members of these names (``relays``) in these ``regions``, where any are given,
+    without ``never_relays`` and ``never_regions``; and only while these go by at least so many ``hands``: the
+    direct way is one, and each relay. Where that leaves none, packets of the class are dropped.
     """
 
     name: Label
@@ -281,6 +295,24 @@ class IntentSection(msgspec.Struct, frozen=True):
     user: Annotated[
         int | str | None, Meta(description="the name of a user of this machine, or a number of one")
     ] = None
+    cgroup: Annotated[
+        str | None, Meta(description='a path below /sys/fs/cgroup, e.g. "system.slice/backup.service"')
+    ] = None
+    direct_only: Switch = False
+    relays: Names = ()
+    never_relays: Names = ()
+    regions: Regions = ()
+    never_regions: Regions = ()
+    hands: Annotated[
+        int,
+        Meta(ge=1, le=DIMENSIONS, description=f"a number of relays and direct ways from 1 to {DIMENSIONS}"),
+    ] = 1
+
+    @property
+    def constrained(self) -> bool:
+        """Whether it matters to the class by which members its packets go."""
+        names = (*self.relays, *self.never_relays, *self.regions, *self.never_regions)
+        return self.direct_only or self.hands > 1 or bool(names)
 
 
 class ProofsSection(msgspec.Struct, frozen=True):

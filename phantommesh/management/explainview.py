@@ -43,6 +43,30 @@ class ExplainedWay(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
+class Refused(msgspec.Struct, frozen=True, kw_only=True):
+    """A member that may not pass on this node's packets, and the key of the configuration that says so."""
+
+    name: str
+    key: str
+
+
+class ExplainedRelay(msgspec.Struct, frozen=True, kw_only=True):
+    """A relay that offers to forward to the member."""
+
+    name: str
+    node_id: str
+    near_s: float
+    """The round trip from this node to it, as this node measures it."""
+    far_s: float
+    """The one from it to the member, by its own word."""
+    cost_s: float
+    """What is compared: both together."""
+    dimensions: list[int]
+    """Those that it was chosen for; none where it was not taken."""
+    aside_s: float
+    """For so long it is chosen only if no other offers, as nothing came through by it; 0: not at all."""
+
+
 class ExplainedClass(msgspec.Struct, frozen=True, kw_only=True):
     """One class of the traffic to the member; a packet is of the first that it matches."""
 
@@ -58,6 +82,16 @@ class ExplainedClass(msgspec.Struct, frozen=True, kw_only=True):
     shares: list[float]
     """The share of each dimension by the map in force, 0 to 1; empty where there is no map."""
     choice: str
+    constraints: list[str] = []
+    """The keys of its intent that say by which members its packets may go, with values."""
+    allowed: list[int] = []
+    """The dimensions that these let it take, as the ways of now are; empty where there are no constraints,
+    too."""
+    refused: list[Refused] = []
+    """At most 16 members whom they refuse."""
+    refused_total: int = 0
+    closed: bool = False
+    """Its packets are dropped."""
 
 
 class ExplainedChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,13 +117,6 @@ class ExplainedRouter(msgspec.Struct, frozen=True, kw_only=True):
     """Until it takes the prefix back from a router that is liked less."""
 
 
-class Refused(msgspec.Struct, frozen=True, kw_only=True):
-    """A member that may not pass on this node's packets, and the key of the configuration that says so."""
-
-    name: str
-    key: str
-
-
 class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     """``answer`` is a sentence that says it all. Where traffic goes to a member (``leads`` is ``member`` or
     ``carried``), ``peer`` is that member, and the lists from ``classes`` on are about the way there."""
@@ -107,6 +134,9 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     classes: list[ExplainedClass] = []
     quickest: ExplainedChoice | None = None
     ways: list[ExplainedWay] = []
+    relays: list[ExplainedRelay] = []
+    """The relays that offer to forward, the cheapest first; none where no relay is wanted. Only the end with
+    the lower node id chooses and asks them."""
     constraints: list[str] = []
     """The keys of the configuration that say which members may pass on this node's packets, with values."""
     refused: list[Refused] = []

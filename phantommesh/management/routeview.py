@@ -39,6 +39,10 @@ class RoutesView(msgspec.Struct, frozen=True, kw_only=True):
     """Whether this node can approve: only then ``asked`` is known."""
     advertise: list[str]
     accept: list[str]
+    exit: list[str]
+    """The members by which this host's traffic is to leave, by name, the best first."""
+    lan: bool
+    """Whether the host's own private networks are reached directly all the same."""
     sites: dict[str, str] = {}
     """For some of ``advertise``, the network that is really there. Others' are not known here."""
     routes: list[RouteView]

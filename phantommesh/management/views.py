@@ -75,6 +75,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     site, or the same."""
     advice: list[str] = []
     """What is weak about the mesh, the worst first: see `topology`."""
+    exit: list[str] = []
+    """How all that is for the internet leaves, one line a family, where `routes.exit` names exits."""
 
 
 class DimensionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +209,8 @@ class ScatterClass(msgspec.Struct, frozen=True, kw_only=True):
     packets: list[int]
     """Sent since the epoch began, a dimension; a GSO burst counts as one."""
     bytes: list[int]
+    closed: bool = False
+    """Its packets are dropped: it may take none of the dimensions that carry traffic."""
 
 
 class ScatterView(msgspec.Struct, frozen=True, kw_only=True):

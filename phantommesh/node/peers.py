@@ -37,14 +37,16 @@ from phantommesh.link.machine import Links
 from phantommesh.membership.machine import Membership
 from phantommesh.records.record import NO_KEY, wg_ports_at
 from phantommesh.records.roster import Dispute, Entry, Roster
+from phantommesh.routing.choice import Need
+from phantommesh.routing.classlimits import ClassLimits, Hand, passing
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.goals import schedule_of
 from phantommesh.scatter.intents import Intents
 from phantommesh.trust.certificates import Role
-from phantommesh.trust.identity import NodeId
+from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide, PeerReading, read_peer
-from phantommesh.wireguard.device import DeviceConfig, DeviceState, Network
+from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, Network
 from phantommesh.wireguard.fits import Fitted
 
 Where = Callable[[Entry], tuple[Address, ...]]
@@ -132,7 +134,7 @@ class Peers:
         self.authorities: list[Entry] = []
         self.fits: frozenset[Fitted] = frozenset()
         self._me, self._links, self._scatter, self._where = me, links, scatter, where
-        self._intents = intents
+        self._intents, self.class_limits = intents, ClassLimits(intents.constrained)
         self._names = interface_names(wireguard.prefix)
         self._entry: dict[NodeId, Entry] = {}
         self._left: dict[NodeId, tuple[bytes, ...]] = {}  # in a dispute: the keys left to use
@@ -141,12 +143,14 @@ class Peers:
         self._keepalive = keepalive
         self._turns: dict[NodeId, _Turns] = {}
         self._located: dict[NodeId, int] = {}
+        self._endpoints: dict[NodeId, Sequence[Endpoint | None]] = {}  # that WireGuard had when last read
         self._carried: dict[NodeId, frozenset[Network]] = {}
         self._desired = Desired(wireguard)
 
     def scatter_by(self, scatter: ScatterSection, intents: Intents) -> None:
         """Scatter for these goals and intents from the next `arrange` or `keyed` on."""
         self._scatter, self._intents = scatter, intents
+        self.class_limits = ClassLimits(intents.constrained)
 
     def look(
         self, roster: Roster, wall: float, *, revoked: bool, linked: Container[bytes] | None = None
@@ -167,6 +171,7 @@ class Peers:
             if node_id in self._entry
         }
         self._located = {peer: bitmap for peer, bitmap in self._located.items() if peer in self._entry}
+        self._endpoints = {peer: found for peer, found in self._endpoints.items() if peer in self._entry}
         self._turns = {peer: turns for peer, turns in self._turns.items() if peer in self._entry}
         self._ways.retain(self._entry)
 
@@ -213,6 +218,16 @@ class Peers:
     # Interfaces.
 
     @property
+    def cgroups(self) -> Sequence[str]:
+        """The cgroups of this machine that classes of traffic go by."""
+        return self._intents.cgroups
+
+    @property
+    def confining(self) -> bool:
+        """Whether a class of traffic may not go by whatever way there is."""
+        return bool(self._intents.constrained)
+
+    @property
     def devices(self) -> Mapping[str, DeviceConfig]:
         """The seven interfaces as they should be now, by name; none before the first `arrange`."""
         return self._desired.devices()
@@ -232,6 +247,14 @@ class Peers:
             return None
         self._desired.change(self._mesh_peer(entry))
         return Keyed(self._scatter_peer(entry), self._reached(entry))
+
+    def scattered(self, peer: bytes) -> ScatterPeer | None:
+        """One peer as traffic is scattered to it after a reading of where WireGuard sends to. None where a
+        reading changes nothing: no class has constraints, or all is sent to the peer's own addresses."""
+        entry = self.get(peer)
+        if entry is None or not self.confining or not self._ways.known(peer) or not self._placed(entry):
+            return None
+        return self._scatter_peer(entry)
 
     def carry(self, carried: Mapping[Network, bytes]) -> None:
         """Have each of these prefixes beyond the mesh carried by the peer (a node id) that it names, and by
@@ -294,7 +317,7 @@ class Peers:
         ``wall`` unix time, by which WireGuard dates its handshakes."""
         peer, wg_keys = entry.member.node_id, self.wg_keys_of(entry)
         reading = read_peer(actual, self._names, wg_keys, self._links.psks(peer))
-        self._located[peer] = reading.located
+        self._located[peer], self._endpoints[peer] = reading.located, reading.endpoints
         seen = (None if moment is None else now - (wall - moment) for moment in reading.handshakes)
         return Seen(peer, reading, tuple(seen), wg_keys)
 
@@ -329,14 +352,44 @@ class Peers:
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:
         member = entry.member
+        classes = self._intents.classes(member.name)
+        concerned = self.class_limits.concern(classes)
         return ScatterPeer(
             member.node_id,
             member.ip4,
             member.ip6,
             self._links.scatter(member.node_id),
             schedule_of(member.name, self._scatter),
-            self._intents.classes(member.name),
+            classes,
+            self.class_limits.limits(classes, self.hands(member.node_id) if concerned else ()),
         )
+
+    def hands(self, peer: NodeId) -> list[list[Hand | None]]:
+        """The members that packets to a peer go by, by dimension: see `ClassLimits.limits`. WireGuard goes
+        back to where a late packet came from, so the way that it takes counts beside the one to take."""
+        if not self._ways.known(peer):
+            return [[] for _ in range(DIMENSIONS)]
+        endpoints = self._endpoints.get(peer, (None,) * DIMENSIONS)
+        found = list[list[Hand | None]]()
+        for i, endpoint in enumerate(endpoints):
+            chosen = passing((self._ways.chosen(peer, i),))
+            there = set() if endpoint is None else passing((self._ways.at(peer, i, endpoint),))
+            found.append([self.hand(one) for one in (*chosen, *sorted(there - chosen))])
+        return found
+
+    def needs(self, peer: NodeId) -> list[Need]:
+        """The needs that the classes of the traffic to a peer have of relays."""
+        if not self.confining or (entry := self.get(peer)) is None:
+            return []
+        classes = self._intents.classes(entry.member.name)
+        return self.class_limits.needs(classes, self.hand)
+
+    def hand(self, relay: bytes) -> Hand | None:
+        """A member that passes on packets; None for one that is no peer."""
+        entry = self.get(relay)
+        if entry is None:
+            return None
+        return Hand(relay, entry.member.name, entry.record.region, format_node_id(entry.member.node_id))
 
     def _reached(self, entry: Entry) -> Reached:
         """Do not probe a peer before WireGuard knows its endpoint: a failed attempt delays the next one by

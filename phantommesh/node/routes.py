@@ -15,8 +15,8 @@ from phantommesh.config.sections import ALL_ROUTES, RoutesSection
 from phantommesh.faults import FaultKind
 from phantommesh.overlay.prefixes import HostRange
 from phantommesh.records.roster import Entry
-from phantommesh.routable import Network, parse_prefix
-from phantommesh.routing.prefixes import EVERYTHING, Conflict, Offer, Taken, accepted, taken
+from phantommesh.routable import Network, is_exit, order, parse_prefix
+from phantommesh.routing.prefixes import EVERYTHING, Conflict, Offer, Taken, accepted, exits, taken
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.routes import standing
 
@@ -82,11 +82,13 @@ class Routes:
     """What one node takes. ``region`` is its own: routers of the region come first, then by node id. ``own``
     are the prefixes that it advertises itself: it takes none of those from others. ``networks``: the
     addresses that may be taken, so what the host has of its own there matters. What is really there for an
-    advertised prefix is such a range, by whatever route: members' packets have to find it here."""
+    advertised prefix is such a range, by whatever route: members' packets have to find it here. ``exits`` are
+    the names of the members by which all other traffic is to leave, the best first."""
 
     def __init__(self, section: RoutesSection, overlay: Iterable[Network], region: str = "") -> None:
         self._overlay, self._region = tuple(overlay), region
         self.configure(section)
+        self.exits = section.exit
         self.taken: tuple[Taken, ...] = ()
         self.conflicts: tuple[Conflict, ...] = ()
         self.claims: frozenset[Claim] = frozenset()
@@ -100,11 +102,11 @@ class Routes:
     @property
     def wants_any(self) -> bool:
         """Whether the operator lets this node take anything."""
-        return bool(self.networks)
+        return bool(self.networks or self.exits)
 
     def allows(self, prefix: Network) -> bool:
         """Whether the operator lets this node take a prefix of any member."""
-        return accepted(prefix, self.networks)
+        return bool(self.exits) if is_exit(prefix) else accepted(prefix, self.networks)
 
     def look(
         self, entries: Iterable[Entry], revoked: Container[NodeId], host: Iterable[HostRange]
@@ -120,7 +122,13 @@ class Routes:
             if prefix not in self.own
         ]
         before = {one.prefix: one.routers for one in self.taken}
-        self.taken, self.conflicts = taken(offers, self.networks, self._overlay, (*host, *self._sites))
+        others, self.conflicts = taken(offers, self.networks, self._overlay, (*host, *self._sites))
+        liked: dict[bytes, int] = {
+            entry.member.node_id: self.exits.index(entry.member.name)
+            for entry in listed
+            if entry.member.name in self.exits
+        }
+        self.taken = tuple(sorted((*exits(offers, liked), *others), key=lambda one: order(one.prefix)))
         fresh = frozenset(claim for entry in listed for claim in claims(entry))
         new = sorted(fresh - self.claims, key=lambda claim: (claim.node_id, claim.prefix))
         self.claims = fresh

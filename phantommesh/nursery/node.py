@@ -203,6 +203,7 @@ class Node:
             "reconciler": parts.reconciler.run,
             "link": parts.driver.run,
             "scatter": parts.scattering.run,
+            "cgroups": parts.cgroups.run,
             "routes-taken": parts.beyond.run,
             "routes-asked": parts.talk.run,
             "routes-offered": parts.gateway.run,

@@ -33,6 +33,7 @@ from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
+from phantommesh.nursery.dataplane.cgroups import CgroupMarks
 from phantommesh.nursery.dataplane.framed import Framed
 from phantommesh.nursery.dataplane.gateway import GatewayDriver
 from phantommesh.nursery.dataplane.lending import Lending
@@ -99,6 +100,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
+from phantommesh.routable import EXITS
 from phantommesh.routing.constraints import constraints_of
 from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
@@ -162,6 +164,7 @@ class Parts:
     wiring: Wiring
     reconciler: Reconciler
     scattering: Scattering
+    cgroups: CgroupMarks
     splitter: Splitter
     guarding: Guarding
     failover: Failover
@@ -275,7 +278,7 @@ def make_parts(
         paths.uplinks_changed()
         lending.moved()
         beyond.kick()
-        gateway.kick()
+        gateway.moved()
         taking.kick()
 
     changes = Changes((*names, master), look, moved)
@@ -297,6 +300,7 @@ def make_parts(
         forbids=lambda endpoint: places.forbids(endpoint.host) and not framed.owns(endpoint),
         calm=calm,
         insisting=Insisting(ways.proved),
+        first=lambda: scattering.confine(),
     )
     reconciler.follow(lambda: peers.devices)
     scattering = Scattering(
@@ -312,6 +316,7 @@ def make_parts(
         interval=wireguard.reconcile_seconds,
         calm=calm,
         fits=lambda: peers.fits,
+        closes=lambda: peers.confining,
         beyond=lambda: beyond.sizes(),
         on_epoch=lambda peer, ended: tell(EpochOver(peer, ended)),
     )
@@ -324,17 +329,21 @@ def make_parts(
     beyond = BeyondMesh(
         master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
         allows=lambda network: taking.routes.allows(network), changed=closed, ipv6=lambda: backend.ipv6,
-        own=really_there(config.routes),
+        own=really_there(config.routes), gates=EXITS if config.routes.exit else (),
+        lan=config.routes.lan, overlay=overlay.networks,
     )  # fmt: skip
-    gateway = GatewayDriver(config.routes, (master, *names), networks=lambda: overlay.networks)
+    gateway = GatewayDriver(
+        config.routes, (master, *names), networks=lambda: overlay.networks, changed=lambda: guarding.kick()
+    )
     talk = RouteTalk(
         failover, config.routes.port,
         address=own.ip4, works=gateway.asked, moved=partial(tell, CarriersChanged()),
     )  # fmt: skip
     guarding = make_guarding(
         config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits,
-        beyond=lambda: beyond.closed, carriers=lambda: beyond.carriers(peers.entries), routes=own.routed,
-        settings=lambda: gateway.settings, flushed=scattering.kick,
+        beyond=lambda: beyond.closed, beside=lambda: beyond.beside,
+        carriers=lambda: beyond.carriers(peers.entries), routes=own.routed,
+        around=lambda: gateway.around, settings=lambda: gateway.settings, flushed=scattering.kick,
     )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
@@ -490,6 +499,7 @@ def make_parts(
         ),
         reconciler=reconciler,
         scattering=scattering,
+        cgroups=CgroupMarks(master, lambda: peers.cgroups),
         splitter=Splitter(paths, scattering),
         guarding=guarding,
         failover=failover,

@@ -230,6 +230,8 @@ class Weaving:
             parts.punching.watch(seen.peer)
             parts.framed.located(seen.peer, seen.reading.endpoints)
             parts.borrower.located(seen.peer, seen.reading.endpoints)
+            if (scattered := parts.peers.scattered(seen.peer)) is not None:
+                parts.scattering.change(scattered)
             parts.gossip.lives(seen.peer, parts.paths.paths.heard(seen.peer))
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))

@@ -8,9 +8,10 @@ its own, there before the first interface, kept as it is while the node runs, an
 ends.
 
 The networks are those whose traffic is the mesh's. Prefixes ``beyond`` the mesh that this node takes are
-guarded in the same way, but for packets that carry the mesh: a router's own address may be in one. The
-verdicts need no connection tracking, unless ``forward`` names interfaces of machines that use the mesh
-through this node, or the node itself ``routes`` prefixes for others.
+guarded in the same way, but for packets that carry the mesh: a router's own address may be in one. A default
+route among them is an exit (`overlay/exits.py` says what stays beside it). The verdicts need no connection
+tracking, unless ``forward`` names interfaces of machines that use the mesh through this node, or the node
+itself ``routes`` prefixes for others.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from typing import Final
 
 from phantommesh.faults import FaultKind
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
+from phantommesh.overlay import exits
+from phantommesh.routable import is_exit
 from phantommesh.wireguard.device import OUTER_MARK, OUTER_MASK
 
 FORWARD_UNKNOWN = FaultKind("forward-unknown-interface", "low")
@@ -82,10 +85,12 @@ class Guard:
     ``control`` and ``wireguard`` the ports of the underlay, ``forward`` the interfaces of machines that use
     the mesh through this node, ``short`` the segments in bytes that those machines may send to peers whose
     route over IPv6 cannot say it. ``beyond`` are the prefixes that this node takes of others, as far as they
-    mean the mesh here, and ``carriers`` has for those that a router carries now its overlay address;
-    ``routes`` are those that this node routes for others; ``sites`` has for some of those the
-    network that is really there (`routing/gateway.py` translates). ``returns`` says that answers come back by
-    the network's own routes, for the members' own addresses, and not by masquerade."""
+    mean the mesh here, ``carriers`` has for those that a router carries now its overlay address, and
+    ``beside`` what stays the host's where a default route is one of them. ``routes`` are those that this node
+    routes for others; ``sites`` has for some of those the network that is really there (`routing/gateway.py`
+    translates). ``returns`` says that answers come back by the network's own routes, for the members' own
+    addresses, and not by masquerade. ``around`` are the networks of this host's own interfaces, which are no
+    part of a default route that it routes; None while they are not known."""
 
     device: str
     names: tuple[str, ...]
@@ -100,6 +105,8 @@ class Guard:
     routes: tuple[Network, ...] = ()
     sites: tuple[tuple[Network, Network], ...] = ()
     returns: bool = False
+    beside: tuple[Network, ...] = ()
+    around: tuple[Network, ...] | None = None
 
     @property
     def table(self) -> str:
@@ -108,14 +115,29 @@ class Guard:
 
     @property
     def plain(self) -> tuple[Network, ...]:
-        """The prefixes of ``routes`` that are there by their own addresses."""
+        """The ``prefixes`` that are there by their own addresses."""
         translated = dict(self.sites)
-        return tuple(prefix for prefix in self.routes if prefix not in translated)
+        return tuple(prefix for prefix in self.prefixes if prefix not in translated)
 
     @property
     def behind(self) -> tuple[Network, ...]:
         """What is there for the prefixes of ``sites``, each network once."""
         return tuple(dict.fromkeys(site for prefix, site in self.sites if prefix in self.routes))
+
+    @property
+    def exit(self) -> bool:
+        """Whether this host's own traffic is to leave by an exit."""
+        return any(map(is_exit, self.beyond))
+
+    @property
+    def linked(self) -> tuple[Network, ...]:
+        """What stays beside the exit, with the addresses of each link."""
+        return (*self.beside, *exits.LINK) if self.beside else ()
+
+    @property
+    def prefixes(self) -> tuple[Network, ...]:
+        """The routes that are no default routes."""
+        return tuple(route for route in self.routes if not is_exit(route))
 
 
 def render(guard: Guard) -> str:
@@ -132,6 +154,7 @@ def render(guard: Guard) -> str:
             *chain_block("too_big", *_too_big(guard)),
             *chain_block("entering", _entering(guard)),
             *_outside(guard),
+            *_delivered(guard),
             *chain_block(
                 "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
             ),
@@ -211,7 +234,10 @@ def _ends(networks: Sequence[Network], end: str) -> list[str]:
     """Matches of packets whose ``end`` (saddr, daddr) is in one of these networks, one a family."""
     found = []
     for version, header in ((4, "ip"), (6, "ip6")):
-        if mine := [n for n in networks if n.version == version]:
+        mine = [n for n in networks if n.version == version]
+        if any(map(is_exit, mine)):
+            found.append(f"meta nfproto ipv{version}")
+        elif mine:
             found.append(f"{header} {end} {anonymous(mine)}")
     return found
 
@@ -249,9 +275,24 @@ def _arriving(guard: Guard) -> list[str]:
 
 def _outside(guard: Guard) -> list[str]:
     """The chain for what comes by the underlay from an address of a taken prefix: what carries the mesh may,
-    and answers to this node's own connections of the control port."""
+    and answers to this node's own connections of the control port. With an exit that is all that comes: it
+    is marked, so that the kernel finds that the way back is the underlay's (`host/beyond.py`)."""
     if not guard.beyond:
         return []
+    if guard.exit:
+        mark = f"meta mark set meta mark & {~OUTER_MASK & 0xFFFFFFFF:#x} | {OUTER_MARK:#x}"
+        return chain_block(
+            "outside",
+            *([f"iifname {_names(guard.forward)} accept"] if guard.forward else ()),
+            *(f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "daddr")),
+            *exits.arriving(guard.linked),
+            mark,
+            f"udp dport {_outer(guard)} accept",
+            f"tcp dport {guard.control} accept",
+            # Nothing but the node itself begins a connection by these interfaces.
+            "tcp flags & (syn | ack) != syn accept",
+            _drop(Drop.FOREIGN),
+        )
     return chain_block(
         "outside",
         *(f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "daddr")),
@@ -289,7 +330,7 @@ def _inside(guard: Guard) -> list[str]:
         f"ip daddr {four} accept",
         f"ip6 daddr {six} accept",
         # A prefix that this node routes: members' own addresses may send there, by WireGuard's word.
-        *(f"{match} accept" for match in _routed(guard, guard.networks, guard.routes)),
+        *(f"{match} accept" for match in _there(guard)),
         _drop(Drop.BEYOND),
     ]
 
@@ -314,13 +355,42 @@ def _too_big(guard: Guard) -> list[str]:
     return [*rules, _drop(Drop.BEYOND)]
 
 
+def _there(guard: Guard) -> list[str]:
+    """Matches of what members may send beyond the mesh by this node."""
+    return [
+        *_routed(guard, guard.networks, guard.prefixes),
+        *exits.led(guard.networks, guard.routes, guard.around),
+    ]
+
+
+def _delivered(guard: Guard) -> list[str]:
+    """The chain for what comes to this host itself out of the mesh, where it is an exit: its public addresses
+    are in the default route, and are no members'."""
+    if guard.prefixes == guard.routes:
+        return []
+    four, six = guard.own
+    return chain_block(
+        "delivered",
+        "type filter hook input priority filter - 5; policy accept;",
+        f"iifname != {_names((guard.device, *guard.names))} accept",
+        f"ip daddr {four} accept",
+        f"ip6 daddr {six} accept",
+        *(f"{match} accept" for match in _ends((*guard.plain, *guard.behind), "daddr")),
+        _drop(Drop.BEYOND),
+    )
+
+
 def _strange(guard: Guard) -> list[str]:
     """Drops of what no member may send. WireGuard takes from a router whatever is in the prefix that it
     carries. A part of the prefix that this host has itself is no part of `Guard.beyond`: nobody in the mesh
     speaks for those addresses."""
     rules = []
     for version, header in ((4, "ip"), (6, "ip6")):
-        if any(n.version == version for n in guard.beyond):
+        beyond = [n for n in guard.beyond if n.version == version]
+        if any(map(is_exit, beyond)):
+            if beside := [n for n in guard.beside if n.version == version]:
+                rules.append(f"{header} saddr {anonymous(beside)} {_drop(Drop.BEYOND)}")
+        elif beyond:
             known = [n for n in (*guard.networks, *guard.beyond) if n.version == version]
             rules.append(f"{header} saddr != {anonymous(known)} {_drop(Drop.BEYOND)}")
     return rules
@@ -328,9 +398,11 @@ def _strange(guard: Guard) -> list[str]:
 
 def _passing(guard: Guard) -> list[str]:
     ours, rules = _names((guard.device, *guard.names)), list[str]()
+    if guard.exit:  # what carries the mesh is for this host: nobody behind it goes by the mark that it gets
+        rules.append(f"oifname != {ours} {_marked()} {_drop(Drop.FORWARDED)}")
     if guard.forward:
         behind = _names(guard.forward)
-        rules = [
+        rules += [
             f"iifname {behind} oifname {ours} accept",
             # Answers, and what the host itself has published by DNAT at its overlay address.
             f"iifname {ours} oifname {behind} ct state established,related accept",
@@ -346,6 +418,14 @@ def _passing(guard: Guard) -> list[str]:
             f"iifname != {ours} oifname {ours} {match} ct state established,related{translated} accept"
             for match in _routed(guard, there, guard.networks)
         ]
+    rules += [
+        f"iifname {ours} oifname != {ours} {match} accept"
+        for match in exits.led(guard.networks, guard.routes, guard.around)
+    ]
+    rules += [
+        f"iifname != {ours} oifname {ours} {match} ct state established,related accept"
+        for match in exits.answered(guard.networks, guard.routes)
+    ]
     return [*rules, f"iifname {ours} {_drop(Drop.FORWARDED)}", f"oifname {ours} {_drop(Drop.FORWARDED)}"]
 
 
@@ -403,5 +483,6 @@ def _leaving(guard: Guard) -> list[str]:
         # What carries the mesh goes to routers whose own address is in a taken prefix.
         *(f"{_marked()} udp sport {_outer(guard)} accept" for _ in guard.beyond[:1]),
         *(f"{_marked()} meta l4proto tcp accept" for _ in guard.beyond[:1]),
+        *(exits.leaving(guard.linked, _drop(Drop.CLEAR)) if guard.exit else ()),
         *(f"{match} {_drop(Drop.CLEAR)}" for match in _ends(guard.beyond, "daddr")),
     ]

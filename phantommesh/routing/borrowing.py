@@ -12,18 +12,19 @@ datagrams came to a WireGuard port from a relay.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from math import inf
 from typing import Final
 
 from phantommesh.routing import binding
-from phantommesh.routing.choice import Offer
+from phantommesh.routing.choice import Need, Offer, needed
 from phantommesh.routing.leases import BOUND, LIFE
 from phantommesh.routing.legs import (
     HURRY,
     OFFER_LIFE,
     AskCost,
     AskLease,
+    Choosable,
     Effect,
     LeaveLease,
     Leg,
@@ -57,10 +58,11 @@ HEARD: Final = 75.0  # s that a relay's word of a lease is remembered, for when 
 
 
 class Borrowing:
-    """The leases that one member has of relays. ``own`` is its node id."""
+    """The leases that one member has of relays. ``own`` is its node id; ``needs`` returns what the classes of
+    the traffic to a peer need of relays."""
 
-    def __init__(self, own: NodeId) -> None:
-        self._own = own
+    def __init__(self, own: NodeId, needs: Callable[[NodeId], Sequence[Need]] = lambda peer: ()) -> None:
+        self._own, self._needs = own, needs
         self._relays: dict[NodeId, float] = {}
         self._peers: dict[NodeId, Peer] = {}
         self._hints: dict[tuple[NodeId, int], tuple[NodeId, float]] = {}  # by peer and dimension
@@ -69,6 +71,19 @@ class Borrowing:
     def idle(self) -> bool:
         """Whether nothing is wanted."""
         return not self._peers
+
+    def offered_for(self, peer_id: NodeId, now: float) -> list[Choosable]:
+        """The relays that offer to forward to a peer, the cheapest first; none where the other end chooses,
+        or where no relay is wanted. At most `ASKED` were asked each time."""
+        peer = self._peers.get(peer_id)
+        if peer is None:
+            return []
+        taken = {relay: [d for d, r in peer.choice.relays.items() if r == relay] for relay in peer.offers}
+        offers = sorted((offer for offer, _ in peer.offers.values()), key=lambda one: (one.cost, one.relay))
+        return [
+            Choosable(one, tuple(sorted(taken[one.relay])), max(0.0, peer.failed.get(one.relay, -inf) - now))
+            for one in offers
+        ]
 
     def set_relays(self, relays: Mapping[NodeId, float], now: float) -> list[Effect]:
         """Make these the relays that this node trusts and reaches, with their round trips in seconds. A relay
@@ -281,9 +296,9 @@ class Borrowing:
                 peer.cost_at = now + (COST_EVERY if peer.offers else peer.pause)
                 eager = now - peer.since < EAGER  # the relay may be about to find its way to the peer
                 peer.pause = min(2 * peer.pause, COST_SOON) if eager else COST_EVERY
-                nearest = sorted((near, relay) for relay, near in self._relays.items() if relay != peer_id)
-                effects += [AskCost(relay, peer_id) for _, relay in nearest[:ASKED]]
-                peer.awaited, peer.decide_at = {relay for _, relay in nearest[:ASKED]}, now + TOGETHER
+                asked = self._to_ask(peer_id)
+                effects += [AskCost(relay, peer_id) for relay in asked]
+                peer.awaited, peer.decide_at = set(asked), now + TOGETHER
             for relay in [r for r, (_, then) in peer.offers.items() if now - then >= OFFER_LIFE]:
                 del peer.offers[relay]
             effects += self._choose(peer_id, peer, now)
@@ -295,6 +310,12 @@ class Borrowing:
                     continue
                 effects += self._keep(peer_id, peer, dimension, leg, now)
         return effects
+
+    def _to_ask(self, peer_id: NodeId) -> list[NodeId]:
+        """The nearest relays, and the nearest that a class of traffic needs if these do not serve."""
+        relays = self._relays
+        nearest = sorted(relays.keys() - {peer_id}, key=lambda relay: (relays[relay], relay))
+        return nearest[:ASKED] + needed(nearest[:ASKED], nearest[ASKED:], self._needs(peer_id))
 
     def _keep(self, peer_id: NodeId, peer: Peer, dimension: int, leg: Leg, now: float) -> list[Effect]:
         effects = list[Effect]()
@@ -333,7 +354,9 @@ class Borrowing:
         # It may be the peer that was away: a relay that failed is better than none.
         good = [offer for offer in offers if peer.failed.get(offer.relay, -inf) <= now]
         effects = list[Effect]()
-        for dimension, relay in peer.choice.decide(peer.wanted, good or offers, now).items():
+        for dimension, relay in peer.choice.decide(
+            peer.wanted, good or offers, now, self._needs(peer_id)
+        ).items():
             leg = peer.legs.get(dimension)
             if leg is None or leg.relay != relay:
                 effects += self._begin(peer_id, peer, dimension, relay, now)

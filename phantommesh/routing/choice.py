@@ -6,14 +6,16 @@ uplink has paths that part after the first hop, and the end of one relay does no
 the lower node id chooses; the relay tells the other end, which asks for the same leases.
 
 A choice is kept until another is worth a change: its relay no longer offers, or another one costs less by
-more than a margin and the last change is some time ago. Costs are round trips by way of the relay: those from
-this node to the relay are this node's own measurements, those from the relay to the peer are the relay's
-word.
+more than a margin and the last change is some time ago. A class of traffic that may go by some relays only,
+or that needs several, has further ones chosen beside the cheapest, as long as there are dimensions for them.
+
+Costs are round trips by way of the relay: those from this node to the relay are this node's own measurements,
+those from the relay to the peer are the relay's word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -41,6 +43,14 @@ class Offer:
         """The round trip by way of this relay in seconds. What the relay says cannot make it less than what
         this node measures."""
         return self.near + max(0.0, self.far)
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """The need of a class of traffic: so many different relays among those that ``may`` have its packets."""
+
+    may: Callable[[NodeId], bool]
+    relays: int = 1
 
 
 def latency(link: Link) -> float:
@@ -75,15 +85,23 @@ class Choice:
 
     def __init__(self) -> None:
         self.relays: dict[int, NodeId] = {}
+        self._cheapest: frozenset[NodeId] = frozenset()  # of them, those that were chosen for their cost
         self._changed = -inf
 
-    def decide(self, dimensions: Iterable[int], offers: Sequence[Offer], now: float) -> Mapping[int, NodeId]:
+    def decide(
+        self, dimensions: Iterable[int], offers: Sequence[Offer], now: float, needs: Iterable[Need] = ()
+    ) -> Mapping[int, NodeId]:
         """Choose a relay for each of these dimensions; none for any where nobody offers. ``offers`` are those
-        of now: a relay that is in no offer is left at once."""
+        of now: a relay that is in no offer is left at once. ``needs`` are met as far as dimensions and offers
+        go, the first ones first."""
         wanted = sorted(set(dimensions))
         costs = {offer.relay: offer.cost for offer in offers}
         before = {d: r for d, r in self.relays.items() if d in wanted}
-        ways = self._ways(costs, set(before.values()), min(WAYS, len(wanted)), now)
+        held = set(before.values())
+        ways = self._ways(costs, self._cheapest & held, min(WAYS, len(wanted)), now)
+        self._cheapest = frozenset(ways)
+        ways += needed(ways, sorted(costs, key=lambda one: (one not in held, costs[one], one)), needs)
+        ways = ways[: len(wanted)]
         kept = {d: r for d, r in before.items() if r in ways}
         self.relays = _deal(wanted, ways, kept) if ways else {}
         return dict(self.relays)
@@ -105,6 +123,16 @@ class Choice:
         if set(ways) != set(held):
             self._changed = now
         return sorted(ways, key=order.index)
+
+
+def needed(ways: Sequence[NodeId], order: Sequence[NodeId], needs: Iterable[Need]) -> list[NodeId]:
+    """The relays that are needed beside these ways, the first in ``order`` that serve."""
+    more = list[NodeId]()
+    for need in needs:
+        able = [relay for relay in order if need.may(relay)]
+        there = sum(map(need.may, (*ways, *more)))
+        more += [relay for relay in able if relay not in (*ways, *more)][: max(0, need.relays - there)]
+    return more
 
 
 def _deal(wanted: Sequence[int], ways: Sequence[NodeId], kept: Mapping[int, NodeId]) -> dict[int, NodeId]:

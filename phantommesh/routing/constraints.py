@@ -12,14 +12,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
-from phantommesh.config.sections import RelaySection
+from phantommesh.config.sections import IntentSection, RelaySection
 from phantommesh.faults import FaultKind
 
 UNKNOWN_MEMBER = FaultKind("relay-unknown-member", "low")
 
 _NODE_ID: Final = re.compile(r"[a-z2-7]{26}")  # as `trust.identity.format_node_id` writes one
+
+
+Rule = Literal["direct_only", "only", "never", "regions", "never_regions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +37,45 @@ class Constraints:
     regions: frozenset[str] = frozenset()
     never_regions: frozenset[str] = frozenset()
 
-    def refuses(self, name: str, region: str, node_id: str) -> str:
-        """Return the key of the configuration that forbids this member, or nothing where it may pass on
-        packets. ``node_id`` is its id as text. A member that names no region is in none that is allowed, and
-        one whose name is written like an id is not taken for the member of that id."""
+    def refuses(self, name: str, region: str, node_id: str) -> Rule | None:
+        """Return the rule that forbids this member, None where it may pass on packets. ``node_id`` is its id
+        as text. A member that names no region is in none that is allowed, and one whose name is written like
+        an id is not taken for the member of that id."""
         called = {node_id} if _NODE_ID.fullmatch(name) else {node_id, name}
         if self.direct_only:
-            return "relay.direct_only"
+            return "direct_only"
         if called & self.never:
-            return "relay.never"
+            return "never"
         if self.only and not called & self.only:
-            return "relay.only"
+            return "only"
         if region in self.never_regions:
-            return "relay.never_regions"
-        return "relay.regions" if self.regions and region not in self.regions else ""
+            return "never_regions"
+        return "regions" if self.regions and region not in self.regions else None
 
 
 FREE: Final = Constraints()
+_OF_INTENT: Final[dict[Rule, str]] = {"only": "relays", "never": "never_relays"}
+
+
+def relay_key(rule: Rule) -> str:
+    """The key of the configuration that has a rule for all traffic."""
+    return f"relay.{rule}"
+
+
+def intent_key(intent: str, rule: Rule) -> str:
+    """The key of the configuration that has a rule for the traffic of an intent, by its name."""
+    return f"intent.{intent}.{_OF_INTENT.get(rule, rule)}"
+
+
+def constraints_for(intent: IntentSection) -> Constraints:
+    """Return what the configuration asks for the traffic of one intent."""
+    return Constraints(
+        intent.direct_only,
+        frozenset(intent.relays),
+        frozenset(intent.never_relays),
+        frozenset(intent.regions),
+        frozenset(intent.never_regions),
+    )
 
 
 def constraints_of(section: RelaySection) -> Constraints:
@@ -64,9 +89,17 @@ def constraints_of(section: RelaySection) -> Constraints:
     )
 
 
-def unknown_members(section: RelaySection, known: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """The names in `[relay]` that are no member's, sorted, by the key that has them. ``known``: the members'
-    names and node ids."""
-    members, keys = frozenset(known), ("members", "only", "never")
-    named = {f"relay.{key}": frozenset[str](getattr(section, key)) - members for key in keys}
-    return {key: tuple(sorted(names)) for key, names in named.items() if names}
+def unknown_members(
+    section: RelaySection, intents: Iterable[IntentSection], known: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
+    """The names that are no member's, sorted, in the keys of `[relay]` and `[[intent]]` that say who may pass
+    on packets or have them passed on, by key. ``known``: the members' names and node ids."""
+    members = frozenset(known)
+    named = {f"relay.{key}": getattr(section, key) for key in ("members", "only", "never")}
+    for intent in intents:
+        named |= {
+            intent_key(intent.name, "only"): intent.relays,
+            intent_key(intent.name, "never"): intent.never_relays,
+        }
+    unknown = {key: frozenset(names) - members for key, names in named.items()}
+    return {key: tuple(sorted(names)) for key, names in unknown.items() if names}

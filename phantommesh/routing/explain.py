@@ -19,8 +19,9 @@ from phantommesh.paths import quickest
 from phantommesh.paths.cost import MARGIN, SHARE, least_saving
 from phantommesh.paths.quickest import Quickest, Reason
 from phantommesh.paths.state import MOST_FLAPS, PROVE, PROVE_PLANNED, SHED_FROM, SHED_RATIO, PathState
+from phantommesh.routable import is_exit
 from phantommesh.routing import choice
-from phantommesh.routing.constraints import Constraints, constraints_of
+from phantommesh.routing.constraints import Constraints, constraints_of, relay_key
 from phantommesh.routing.failover import Standing as Router
 from phantommesh.routing.leading import Lead
 from phantommesh.routing.search import Standing, State
@@ -38,6 +39,7 @@ ENOUGH: Final = f"{1000 * MARGIN:.0f} ms and {100 * SHARE:.0f}%"
 
 NO_ROUTE: Final = "no route of the mesh leads there"
 UNMAPPED: Final = "nothing is dealt now"
+CLOSED: Final = "nothing of it is sent: no way that carries traffic now is allowed"
 UNHOOKED: Final = 'all of it takes dimension 0, as scatter.hook is "off"'
 
 _REASONS: Final[dict[Reason, str]] = {
@@ -71,6 +73,8 @@ def about(intent: IntentSection) -> str:
         parts.append(f"DSCP {intent.dscp}")
     if intent.user is not None:
         parts.append(f"user {intent.user}")
+    if intent.cgroup is not None:
+        parts.append(f"cgroup {intent.cgroup}")
     return "; ".join(parts)
 
 
@@ -199,13 +203,26 @@ def constraint_lines(section: RelaySection) -> list[str]:
     return found
 
 
+def class_constraints(intent: IntentSection) -> list[str]:
+    """The keys that say which members may pass on the packets of an intent, with their values; none where all
+    may."""
+    where = f"intent.{intent.name}"
+    found = [f"{where}.direct_only = true"] if intent.direct_only else []
+    found += [
+        f"{where}.{key} = {', '.join(values)}"
+        for key in ("relays", "never_relays", "regions", "never_regions")
+        if (values := getattr(intent, key))
+    ]
+    return [*found, *([f"{where}.hands = {intent.hands}"] if intent.hands > 1 else [])]
+
+
 def refusals(section: RelaySection, members: Iterable[tuple[str, str, str]]) -> Iterator[tuple[str, str]]:
     """The names of the ``members`` (each with its region and its node id as text) that may not pass on this
     node's packets, and by which key."""
     constraints: Constraints = constraints_of(section)
     for name, region, node_id in members:
-        if key := constraints.refuses(name, region, node_id):
-            yield name, key
+        if (rule := constraints.refuses(name, region, node_id)) is not None:
+            yield name, relay_key(rule)
 
 
 def router_changes(routers: Sequence[Router], names: Mapping[bytes, str], now: float) -> Iterator[str]:
@@ -239,6 +256,10 @@ def answer(found: Lead, names: Mapping[bytes, str]) -> str:
             rank = f"the first of {len(found.routers)}" if len(found.routers) > 1 else "the only one"
             why = rank if not place else f"no. {place + 1} of {len(found.routers)}: none before it is ready"
             return f"{names[found.carrier]} carries it, a router of {found.prefix} ({why})"
+        case "refused" if found.stale and found.prefix is not None and is_exit(found.prefix):
+            return (
+                "it is refused here: all is to leave by an exit, and no member that routes.exit names has it"
+            )
         case "refused" if found.stale:
             return f"it is refused here: {found.prefix} was taken, and nobody offers it any more"
         case "refused":
@@ -271,6 +292,13 @@ def lead_changes(found: Lead, names: Mapping[bytes, str]) -> Iterator[str]:
     """What would have an address that is no member's lead somewhere else."""
     first = names[found.routers[0]] if found.routers else ""
     match found.leads:
+        case "refused" if found.stale and found.prefix is not None and is_exit(found.prefix):
+            yield (
+                f"a member that routes.exit names and that routes {found.prefix}; or empty routes.exit and "
+                "start the node again to have it go by other ways"
+            )
+        case "offered" if found.prefix is not None and is_exit(found.prefix):
+            yield f"leave by it: put {first} into routes.exit, and start the node again"
         case "refused" if found.stale:
             yield (
                 "a member that routes it again; or take it out of routes.accept and send the node SIGHUP to "

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
-from phantommesh.routable import order
+from phantommesh.routable import is_exit, order
 from phantommesh.routing.forwarding import RELAY_MARK
 from phantommesh.wireguard.device import OUTER_MASK, Network
 
@@ -177,7 +177,11 @@ def _matches(source: Sequence[Network], target: Sequence[Network]) -> list[str]:
     for version, header in ((4, "ip"), (6, "ip6")):
         both = [[n for n in networks if n.version == version] for networks in (source, target)]
         if all(both):
-            found.append(f"{header} saddr {anonymous(both[0])} {header} daddr {anonymous(both[1])}")
+            ends = zip(("saddr", "daddr"), both, strict=True)
+            told = (
+                f"{header} {end} {anonymous(those)}" for end, those in ends if not any(map(is_exit, those))
+            )
+            found.append(" ".join(told))
     return found
 
 

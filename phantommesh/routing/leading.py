@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 from phantommesh.management.explainview import Leads
 from phantommesh.overlay.beyond import Beyond
-from phantommesh.routable import Network, within
+from phantommesh.routable import Network, is_exit, within
 from phantommesh.routing.prefixes import Conflict, Offer, Taken
 
 T = TypeVar("T")
@@ -103,6 +103,8 @@ def lead(address: Address, known: Prefixes) -> Lead:
 def _into(address: Address, taken: Taken, known: Prefixes) -> Lead:
     """Where an address in a prefix that this node takes leads."""
     held = [piece for piece in known.plan.closed if address in piece]
+    if is_exit(taken.prefix) and any(address in network for network in known.plan.beside):
+        return Lead("host", taken.prefix, taken.routers)
     if not held and any(within(piece, taken.prefix) for piece in known.plan.closed):
         return Lead("host", taken.prefix, taken.routers)
     carrier = known.carried.get(taken.prefix, b"")

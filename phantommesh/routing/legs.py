@@ -67,6 +67,16 @@ class Use:
 Effect = AskCost | AskLease | LeaveLease | SendFromPort | Use
 
 
+@dataclass(frozen=True, slots=True)
+class Choosable:
+    """A relay that a pair might use: its offer, the dimensions that it was chosen for, and for how many
+    seconds it is left aside, as nothing came through by it."""
+
+    offer: Offer
+    dimensions: tuple[int, ...]
+    aside: float
+
+
 @dataclass(slots=True)
 class Leg:
     """One dimension's lease at a relay, as this end knows it. Moments are those of the caller's clock."""

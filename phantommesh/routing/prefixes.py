@@ -3,20 +3,19 @@
 
 A member routes a prefix if its certificate names the prefix and its record offers the prefix now. Taking one
 is this node's own choice (``accept``): none is taken by default. Where prefixes overlap, the kernel's longest
-match decides between them.
+match decides between them. A default route is another choice: it is taken of members by name alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from phantommesh.overlay.prefixes import HostRange
-from phantommesh.routable import Network, Places, order, overlap, within
+from phantommesh.routable import EXITS, Network, Places, is_exit, order, overlap, within
 
-EVERYTHING: Final[tuple[Network, ...]] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+EVERYTHING: Final = EXITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +73,21 @@ def taken(
     return tuple(found), tuple(conflicts)
 
 
+def exits(offers: Sequence[Offer], liked: Mapping[bytes, int]) -> tuple[Taken, ...]:
+    """Say which default routes are taken of the ``offers``: those of the members that ``liked`` has, by the
+    place of each, the least first."""
+    found = list[Taken]()
+    for prefix in EXITS:
+        by = {offer.router for offer in offers if offer.prefix == prefix and offer.router in liked}
+        if by:
+            found.append(Taken(prefix, tuple(sorted(by, key=lambda router: (liked[router], router)))))
+    return tuple(found)
+
+
 def accepted(prefix: Network, accept: Iterable[Network]) -> bool:
-    """Whether the operator allows that this prefix is taken, whatever the host has."""
-    return any(within(prefix, network) for network in accept)
+    """Whether the operator allows that this prefix is taken, whatever the host has. No list of prefixes
+    allows a default route."""
+    return not is_exit(prefix) and any(within(prefix, network) for network in accept)
 
 
 def _conflict(prefix: Network, overlay: Iterable[Network], host: Places[HostRange]) -> str:

@@ -49,6 +49,10 @@ class Ways:
         self._held: dict[bytes, dict[Kind, int]] = {}
         self._quiet: dict[bytes, int] = {}
 
+    def known(self, peer: bytes) -> bool:
+        """Whether there is a way on offer to this peer."""
+        return any(self._offers.get(peer, {}).values())
+
     def chosen(self, peer: bytes, dimension: int) -> Way | None:
         """The way to take. None: an address of the peer's record."""
         offers = self._offers.get(peer, {}).get(dimension)

@@ -13,6 +13,7 @@ from phantommesh.config.sections import Goal
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.scatter.goals import Schedule
 from phantommesh.scatter.intents import TrafficClass
+from phantommesh.scatter.limits import FREE, Limits
 from phantommesh.scatter.maps import (
     Epoch,
     Scheduler,
@@ -44,13 +45,15 @@ class Moment:
 @dataclass(frozen=True, slots=True)
 class ClassCounts:
     """The part of a class of traffic in an epoch: the name of its intent, and ``rest`` for what matches none;
-    its goal, None for the rest; how it was scattered, by which cards, and what the kernel counted."""
+    its goal, None for the rest; how it was scattered, by which cards, and what the kernel counted.
+    ``closed``: nothing was sent, as none of the ways was one that the intent allows."""
 
     name: str
     goal: Goal | None
     scheduler: Scheduler
     cards: tuple[int, ...]
     hits: Hits
+    closed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +101,7 @@ class Keying:
 @dataclass(frozen=True, slots=True)
 class ScatterPeer:
     """A peer as the roster and its link have it now, and how to scatter to it; ``keying`` is None while its
-    keys are random."""
+    keys are random. ``limits`` say which dimensions its ``classes`` may take."""
 
     node_id: bytes
     ip4: IPv4Address
@@ -106,11 +109,31 @@ class ScatterPeer:
     keying: tuple[int, Secret] | None
     schedule: Schedule
     classes: tuple[TrafficClass, ...] = ()
+    limits: Limits = FREE
 
     @property
     def schedules(self) -> list[Schedule]:
         """How its traffic is scattered: what is of no class first, then the classes."""
         return [self.schedule, *(each.schedule for each in self.classes)]
+
+    def capacities(self, scores: Sequence[float], quickest: int | None) -> list[tuple[float, ...]]:
+        """The capacities of the dimensions, given those that they have: for what is of no class first, then
+        for the classes."""
+        return _capacities(self.schedule, self.classes, self.limits, scores, quickest)
+
+
+def _capacities(
+    own: Schedule,
+    classes: Sequence[TrafficClass],
+    limits: Limits,
+    scores: Sequence[float],
+    quickest: int | None,
+) -> list[tuple[float, ...]]:
+    limited = [limits.limit(scores, place, each.hands) for place, each in enumerate(classes)]
+    return [
+        own.capacities(scores, quickest),
+        *(each.schedule.capacities(left, quickest) for each, left in zip(classes, limited, strict=True)),
+    ]
 
 
 class Numbers:
@@ -147,6 +170,7 @@ class PeerScatter:
         self.slot, self.addresses, self.schedule, self.classes = slot, addresses, schedule, classes
         self.current: EpochCounts | None = None
         self.previous: EpochCounts | None = None
+        self.limits = FREE  # of the epoch under way
         self.due = 0.0
         self.live = False  # whether the kernel has had the map of the epoch under way
         self._parity = 0
@@ -162,22 +186,30 @@ class PeerScatter:
         return self._map
 
     def open(
-        self, keying: Keying, scores: Sequence[float], now: Moment, *, quickest: int | None = None
+        self,
+        keying: Keying,
+        scores: Sequence[float],
+        now: Moment,
+        *,
+        quickest: int | None = None,
+        limits: Limits = FREE,
     ) -> PeerMap:
         """Start the next epoch and return its map. ``quickest`` is the dimension for schedules that want the
-        quickest one. The epoch's date is that at which the one before it ends, unless the clock was set
-        meanwhile. Raises ValueError for scores that are none."""
+        quickest one, ``limits`` which dimensions the classes may take. The epoch's date is that at which the
+        one before it ends, unless the clock was set meanwhile. Raises ValueError for scores that are none."""
         before, epoch = self.current, self._numbers.take(keying.link)
         if before is not None and self.live:
             self._closing = (before, self._parity)
         self._parity ^= 1
         declared: Scheduler = "flow" if self.classes else self.schedule.scheduler
         keys = epoch_keys(keying.secret, self._sender, epoch, unequal=self.schedule.unequal)
-        mine = self.schedule.capacities(scores, quickest)
+        self.limits = limits
+        mine, *theirs = _capacities(self.schedule, self.classes, limits, scores, quickest)
         committed = cards(mine, keys.noise, SLOTS[declared])
         held = [committed]  # by the number of the class
-        for each in self.classes:
-            noise, capacities = keys.noise, each.schedule.capacities(scores, quickest)
+        closed = [any(scores) and not any(capacities) for capacities in (mine, *theirs)]
+        for each, capacities in zip(self.classes, theirs, strict=True):
+            noise = keys.noise
             if each.schedule.unequal != self.schedule.unequal:
                 others = epoch_keys(apart(keying.secret), self._sender, epoch, unequal=each.schedule.unequal)
                 noise = others.noise
@@ -187,6 +219,7 @@ class PeerScatter:
             replace(
                 self._part(each.schedule, held[number], stream_of(keys.stream, number)),
                 number=number, matches=each.matches,
+                confined=each.confined, closed=closed[number],
             )
             for number, each in enumerate(self.classes, 1)
         ]  # fmt: skip
@@ -196,7 +229,7 @@ class PeerScatter:
             started = now.wall
         counts = EpochCounts(
             epoch, declared, mine, committed, Hits(), started, began=now.steady,
-            classes=self._counts(held),
+            classes=self._counts(held, closed),
         )  # fmt: skip
         self.current = counts
         return made
@@ -210,15 +243,16 @@ class PeerScatter:
             deck=deck_of_split(committed, stream) if schedule.splits else None,
         )  # fmt: skip
 
-    def _counts(self, held: Sequence[tuple[int, ...]]) -> tuple[ClassCounts, ...]:
-        """The classes of an epoch that begins, the rest last; ``held`` are their cards by number."""
+    def _counts(self, held: Sequence[tuple[int, ...]], closed: Sequence[bool]) -> tuple[ClassCounts, ...]:
+        """The classes of an epoch that begins, the rest last; ``held`` are their cards by number, ``closed``
+        whether they have none since nothing is allowed to them."""
         if not self.classes:
             return ()
         rest = ClassCounts(REST, None, self.schedule.scheduler, held[0], Hits())
         return (
             *(
-                ClassCounts(each.name, each.goal, each.schedule.scheduler, cards, Hits())
-                for each, cards in zip(self.classes, held[1:], strict=True)
+                ClassCounts(each.name, each.goal, each.schedule.scheduler, cards, Hits(), shut)
+                for each, cards, shut in zip(self.classes, held[1:], closed[1:], strict=True)
             ),
             rest,
         )

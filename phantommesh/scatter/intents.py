@@ -3,6 +3,7 @@
 
 All is matched where the packet leaves the mesh's own interface, in the clear and after routing. A packet's
 socket is known there if the packet comes from this machine; so a class by user never has forwarded packets.
+Its cgroup has been found out before (`scatter/cgroups.py`).
 nf_tables knows the ports in the first fragment of a datagram only. So a class with ports has no fragment at
 all: the fragments of one datagram are of one class, and keep together.
 """
@@ -29,12 +30,15 @@ _WHOLE = {"ip": "ip frag-off & 0x3fff == 0", "ip6": "ip6 nexthdr != 44"}
 @dataclass(frozen=True, slots=True)
 class TrafficClass:
     """A class of the traffic to one peer, by the name of its intent. A packet is of the class if it matches
-    any of ``matches``, each a nftables expression."""
+    any of ``matches``, each a nftables expression. ``confined``: it may not take just any dimension
+    (`scatter/limits.py`), and all of it together goes by at least so many ``hands``."""
 
     name: str
     goal: Goal
     schedule: Schedule
     matches: tuple[str, ...]
+    confined: bool = False
+    hands: int = 1
 
 
 class Intents:
@@ -43,8 +47,13 @@ class Intents:
 
     def __init__(self, sections: Sequence[IntentSection] = (), uids: Mapping[str, int] = NOBODY) -> None:
         self._peers = {intent.name: frozenset(intent.peers) for intent in sections}
+        self.constrained = {intent.name: intent for intent in sections if intent.constrained}
+        """Those that say by which members their packets may go, by name."""
         self.unknown_users: dict[str, str] = {}
         """The users whom this machine does not have, by the intent that names them."""
+        paths = {path: None for intent in sections if (path := intents.cgroup(intent)) is not None}
+        self.cgroups = tuple(paths)
+        """The cgroups that they name."""
         found = list[TrafficClass]()
         for intent in sections:
             uid = uids.get(intent.user) if isinstance(intent.user, str) else intent.user
@@ -52,7 +61,9 @@ class Intents:
                 self.unknown_users[intent.name] = str(intent.user)
             else:
                 schedule = SCHEDULES[intent.goal]
-                found.append(TrafficClass(intent.name, intent.goal, schedule, matches(intent, uid)))
+                matched, confined = matches(intent, uid, self.cgroups), intent.constrained
+                made = TrafficClass(intent.name, intent.goal, schedule, matched, confined, intent.hands)
+                found.append(made)
         # Made once: a node asks for each of its peers, whenever one of them changes.
         everyone, named = list[TrafficClass](), dict[str, list[TrafficClass]]()
         for one in found:
@@ -83,11 +94,15 @@ def named_users(sections: Iterable[IntentSection]) -> set[str]:
     return {intent.user for intent in sections if isinstance(intent.user, str)}
 
 
-def matches(intent: IntentSection, uid: int | None) -> tuple[str, ...]:
+def matches(intent: IntentSection, uid: int | None, cgroups: Iterable[str] = ()) -> tuple[str, ...]:
     """Return the nftables expressions that tell an intent's packets: a packet is of the intent if one of them
-    matches. ``uid`` is the number of the intent's user. Only for an intent that `config.intents.check` takes.
-    """
+    matches. ``uid`` is the number of the intent's user, ``cgroups`` those that any intent names
+    (`scatter/cgroups.py`). Only for an intent that `config.intents.check` takes."""
     common = []
+    if (path := intents.cgroup(intent)) is not None:
+        within = [path, *(one for one in cgroups if one.startswith(f"{path}/"))]
+        marks = [str(intents.cgroup_mark(one)) for one in within]
+        common.append(f"meta mark {_set(marks)}")
     if numbers := intents.protocols(intent):
         common.append(f"meta l4proto {_set(map(str, numbers))}")
     if uid is not None:

@@ -20,6 +20,7 @@ from phantommesh.scatter.steering import NOTHING, Steering
 # In a mark's low four bits, where a dimension has its number plus one.
 MISSED: Final = 0
 SPLIT: Final = 9
+CLOSED: Final = 14
 DROPPED: Final = 15
 
 BUCKETS: Final = SLOTS["flow"]
@@ -35,7 +36,9 @@ class PeerMap:
 
     ``classes`` are the classes of the traffic that have parts of their own, in order: packets of a class
     match one of its ``matches``, nftables expressions, and those that match none are dealt the peer's own
-    cards. A class's ``number`` is 1 to 7; a peer's own is 0."""
+    cards. A class's ``number`` is 1 to 7; a peer's own is 0. ``confined``: a class may not take just any
+    dimension, so its packets never take the fallback; ``closed``: it has no cards, since it may take none of
+    the dimensions that carry traffic."""
 
     slot: int
     ip4: IPv4Address
@@ -50,6 +53,8 @@ class PeerMap:
     number: int = 0
     matches: tuple[str, ...] = ()
     classes: tuple[PeerMap, ...] = ()
+    confined: bool = False
+    closed: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.number < MAX_CLASSES or [c.number for c in self.classes if not c.number]:
@@ -90,6 +95,11 @@ class PeerMap:
     def bare(self) -> int:
         """The mark of this part without the low bits."""
         return self.slot << 8 | self.number << 5
+
+    @property
+    def missed(self) -> int:
+        """The mark of a packet for which there is no card."""
+        return self.bare | (CLOSED if self.confined else MISSED)
 
     @property
     def elements(self) -> dict[int, int]:
@@ -156,7 +166,7 @@ class PeerMap:
     def card(self, number: int) -> int:
         """The mark of one card."""
         if not self.dealt:
-            return self.bare | DROPPED
+            return self.bare | (CLOSED if self.closed else DROPPED)
         return mark(self.slot, self.parity, self.dealt[number], self.number)
 
 

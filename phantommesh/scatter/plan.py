@@ -73,7 +73,7 @@ class _Known:
     @property
     def in_effect(self) -> list[tuple[float, ...]]:
         """The capacities that the maps are made by, the peer's own and those of its classes."""
-        return [each.capacities(self.scores, self.quickest) for each in self.wanted.schedules]
+        return self.wanted.capacities(self.scores, self.quickest)
 
 
 class Plan:
@@ -128,7 +128,9 @@ class Plan:
             return False
         known.wanted = peer
         known.keyed_once = known.keyed_once or peer.keying is not None
-        return not self._as_wanted(peer.node_id, now)
+        if limited := self._limits_changed(peer.node_id):
+            self._installed[peer.node_id].due = now.steady
+        return limited or not self._as_wanted(peer.node_id, now)
 
     def carry(self, carried: Mapping[Network, bytes]) -> bool:
         """Send what is for these prefixes beyond the mesh to the peers (node ids) that they name; say whether
@@ -209,6 +211,20 @@ class Plan:
             self._as_wanted(node_id, now) for node_id in everyone
         )
 
+    def limited(self) -> list[bytes]:
+        """The peers in the table whose map lets a class take other dimensions than it may now."""
+        return [node_id for node_id in self._installed if self._limits_changed(node_id)]
+
+    def closed(self) -> dict[str, list[bytes]]:
+        """The peers to whom nothing of a class is sent, as it may take none of the dimensions that carry
+        traffic, by the class's name."""
+        found: dict[str, list[bytes]] = {}
+        for node_id, one in self._installed.items():
+            for part in () if one.current is None else one.current.classes:
+                if part.closed:
+                    found.setdefault(part.name, []).append(node_id)
+        return found
+
     def next_due(self) -> float:
         """The steady moment at which the next map is due; infinity for none."""
         return min((found.due for found in self._installed.values()), default=math.inf)
@@ -231,7 +247,7 @@ class Plan:
 
     def _may_rest(self, node_id: bytes, now: Moment) -> bool:
         found = self._installed[node_id]
-        if found.current is None or self._epoch_seconds < QUIET_FROM:
+        if found.current is None or self._epoch_seconds < QUIET_FROM or self._limits_changed(node_id):
             return False
         if found.current.epoch.link == NO_LINK:
             return False  # the link has keyed it by now, or the peer leaves
@@ -396,6 +412,10 @@ class Plan:
             and (found.schedule, found.classes) == (known.wanted.schedule, known.wanted.classes)
         )
 
+    def _limits_changed(self, node_id: bytes) -> bool:
+        known, found = self._peers.get(node_id), self._installed.get(node_id)
+        return known is not None and found is not None and found.limits != known.wanted.limits
+
     def _new(self, known: _Known) -> PeerScatter:
         return PeerScatter(
             self._me,
@@ -411,7 +431,7 @@ class Plan:
         there = (index is not None for index in self._indexes)
         known = self._peers[node_id]
         scores = [score * here for score, here in zip(known.scores, there, strict=True)]
-        found.open(keying, scores, now, quickest=known.quickest)
+        found.open(keying, scores, now, quickest=known.quickest, limits=known.wanted.limits)
         found.due = now.steady + self._length()
 
     def _length(self) -> float:

@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Literal, assert_never
 
-from phantommesh.config.intents import MAX_CLASSES
+from phantommesh.config.intents import CGROUP_MARKS, MAX_CLASSES
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.nftables.text import add_elements, chain_block, map_block, set_block
-from phantommesh.scatter.peermap import DROPPED, MISSED, SPLIT, PeerMap, mark
+from phantommesh.routable import is_exit
+from phantommesh.scatter.peermap import CLOSED, DROPPED, MISSED, SPLIT, PeerMap, mark
 
 Hook = Literal["egress", "mark"]
 FAMILY: Final[dict[Hook, str]] = {"egress": "netdev", "mark": "inet"}
@@ -44,6 +45,8 @@ SEGMENT_STEP, SEGMENT_SIZES = 4, 64  # down to 1128
 WAYS: Final = "ways"
 HITS: Final = "hits"
 FLOWLETS: Final = "flowlets"
+CONFINED: Final = "confined"
+"""The set of the classes whose packets do not take the fallback: their marks without the low five bits."""
 PEERS: Final = ("peers4", "peers6")
 
 BEYOND: Final = "beyond"
@@ -78,11 +81,12 @@ class Frame:
 
 
 def dropped(counters: Mapping[int, tuple[int, int]], slots: Iterable[int]) -> dict[str, int]:
-    """Count what was not scattered, by reason: two kinds are dropped, two took the fallback dimension."""
+    """Count what was not scattered, by reason: three kinds are dropped, two took the fallback dimension."""
     parts = [slot << 8 | number << 5 for slot in slots for number in range(MAX_CLASSES)]
     return {
         "scatter-unknown": counters.get(UNKNOWN, (0, 0))[0],
         "scatter-drained": sum(counters.get(part | DROPPED, (0, 0))[0] for part in parts),
+        "scatter-closed": sum(counters.get(part | CLOSED, (0, 0))[0] for part in parts),
         "scatter-missed": sum(counters.get(part | MISSED, (0, 0))[0] for part in parts),
         "scatter-stranded": counters.get(STRANDED, (0, 0))[0],
     }
@@ -114,6 +118,7 @@ def render(
         f"table {table} {{",
         *map_block(WAYS, "type mark : iface_index"),
         *set_block(HITS, "type mark", "counter"),
+        *set_block(CONFINED, "type mark"),
         *map_block(PEERS[0], "type ipv4_addr : verdict"),
         *map_block(PEERS[1], "type ipv6_addr : verdict"),
         *map_block(
@@ -155,12 +160,13 @@ def render_beyond(frame: Frame, beyond: Iterable[Beyond]) -> str:
 
 def _leads_to(prefix: IPv4Network | IPv6Network) -> str:
     header = "ip" if prefix.version == 4 else "ip6"
-    return f"{header} daddr {prefix}"
+    return f"meta protocol {header}" if is_exit(prefix) else f"{header} daddr {prefix}"
 
 
 def render_peer(frame: Frame, peer: PeerMap) -> str:
     """Add a peer to the ruleset; the last thing in the transaction is that packets find it."""
     table = f"{frame.family} {frame.table}"
+    clear = ["meta mark set 0"] if peer.classes else []  # the class is known
     lines = [
         *(line for part in peer.each for line in _objects(table, part)),
         *(
@@ -177,9 +183,10 @@ def render_peer(frame: Frame, peer: PeerMap) -> str:
             f"add rule {table} peer_{part.suffix} {rule}"
             for part in peer.each
             for rule in (
-                *_segments(part), *_deal(frame, part), f"meta mark set {part.bare | MISSED} goto out"
+                *clear, *_segments(part), *_deal(frame, part), f"meta mark set {part.missed} goto out"
             )
         ),
+        *(add_elements(table, CONFINED, [str(part.bare)]) for part in peer.classes if part.confined),
         add_elements(table, PEERS[0], [f"{peer.ip4} : goto peer_{peer.slot}"]),
         add_elements(table, PEERS[1], [f"{peer.ip6} : goto peer_{peer.slot}"]),
     ]  # fmt: skip
@@ -199,6 +206,7 @@ def render_removal(frame: Frame, peer: PeerMap) -> str:
         lines += [f"delete map {table} {part.name}"]
         lines += [] if part.deck is None else [f"delete {which}" for which in _of_split(table, part)]
         lines += [f"delete element {table} {HITS} {{ {', '.join(map(str, _counted(part)))} }}"]
+        lines += [f"delete element {table} {CONFINED} {{ {part.bare} }}"] if part.confined else []
     return "\n".join(lines) + "\n"
 
 
@@ -215,7 +223,10 @@ def _objects(table: str, part: PeerMap) -> list[str]:
 def _counted(part: PeerMap) -> list[int]:
     """The marks of a part that are counted."""
     cards = [mark(part.slot, parity, i, part.number) for parity in (0, 1) for i in range(DIMENSIONS)]
-    return [part.bare | MISSED, part.bare | DROPPED, *cards]
+    none = (
+        [MISSED, CLOSED, DROPPED] if part.number else [MISSED, DROPPED]
+    )  # what is of no class is not closed
+    return [*(part.bare | low for low in none), *cards]
 
 
 def _deal(frame: Frame, peer: PeerMap) -> list[str]:
@@ -327,13 +338,19 @@ def _hash(frame: Frame, modulus: int, *fields: str) -> str:
 
 def _out(frame: Frame) -> list[str]:
     """Count the mark, then send the packet where it says. A packet that has no way takes the fallback, and is
-    counted."""
+    counted; one of a class that may not is dropped."""
+    bare = f"meta mark & {0xFFFFFFFF & ~31:#x}"
+    confined = [
+        f"{bare} @{CONFINED} meta mark set {bare} | {CLOSED} meta mark @{HITS} drop",
+        f"meta mark & 15 == {CLOSED} drop",  # though somebody has emptied the counters
+    ]
     match frame.hook:
         case "egress":
             go = f"fwd to meta mark & 15 map @{WAYS}"
             return [
                 f"meta mark @{HITS} {go}",
-                f"meta mark & 15 == {DROPPED} drop",
+                f"meta mark & 15 {{ {CLOSED}, {DROPPED} }} drop",
+                *confined,
                 f"meta mark set {STRANDED} meta mark @{HITS} {go}",
                 "drop",
             ]
@@ -341,7 +358,8 @@ def _out(frame: Frame) -> list[str]:
             numbers = ", ".join(str(i + 1) for i in range(DIMENSIONS))
             return [
                 f"meta mark @{HITS} meta mark & 15 {{ {numbers} }} accept",
-                f"meta mark & 15 == {DROPPED} drop",
+                f"meta mark & 15 {{ {CLOSED}, {DROPPED} }} drop",
+                *confined,
                 f"meta mark set {STRANDED} meta mark @{HITS} accept",
                 "drop",
             ]
@@ -351,10 +369,12 @@ def _out(frame: Frame) -> list[str]:
 
 def _entry(frame: Frame) -> list[str]:
     look_up = [
-        "meta mark set 0",
+        # What is marked by its cgroup keeps that until its class is known.
+        f"meta mark & 0xff000000 != {CGROUP_MARKS:#x} meta mark set 0",
         f"ip daddr vmap @{PEERS[0]}",
         f"ip6 daddr vmap @{PEERS[1]}",
         f"jump {BEYOND}",
+        "meta mark set 0",
         f"meta mark @{HITS}",
     ]
     match frame.hook:
@@ -370,7 +390,13 @@ def _entry(frame: Frame) -> list[str]:
                 *(
                     f"{'ip' if network.version == 4 else 'ip6'} daddr {network} goto overlay"
                     for network in frame.networks
+                    if not is_exit(network)
                 ),
+            ]
+            # All is for an exit that is routed to the mesh, and nothing that comes from elsewhere.
+            gates = [
+                f'oifname "{frame.device}" meta protocol {"ip" if gate.version == 4 else "ip6"} goto overlay'
+                for gate in filter(is_exit, frame.networks)
             ]
             return [
                 *chain_block("overlay", *look_up, "drop"),
@@ -378,6 +404,7 @@ def _entry(frame: Frame) -> list[str]:
                     "output",
                     "type route hook output priority mangle; policy accept;",
                     f'oifname "{frame.device}" jump addressed',
+                    *gates,
                 ),
                 # After NAT, which gives an answer the address of whom it is for: a router of prefixes may
                 # hide members behind its own.

@@ -86,6 +86,7 @@ def told(result: Result, code: int, *, table: bool = False) -> str:
         ["invite", "--role", "king"],
         ["config", "nothing"],
         ["rotate", "a", "b"],
+        ["route", "explain", " "],
         ["events", "--since", "-1"],
         ["lab", "up", "--nodes", "1"],
         ["lab", "up", "--backend", "magic"],

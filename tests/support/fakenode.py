@@ -11,6 +11,7 @@ from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import (
     ExplainedChoice,
     ExplainedClass,
+    ExplainedRelay,
     ExplainedRouter,
     ExplainedWay,
     Explanation,
@@ -382,10 +383,15 @@ class FakeNode:
                     prefix="172.16.0.0/12", router=name, node_id=node_id, asked=False, approved=True,
                     certified=True, claimed=True, accepted=False, rank=None, carried=False,
                 ),
+                RouteView(
+                    prefix="0.0.0.0/0", router=name, node_id=node_id, asked=False,
+                    approved=True, certified=True, claimed=True, accepted=False, rank=None, carried=False,
+                ),
             ]  # fmt: skip
         return RoutesView(
             node=self.name, authority=True, accept=["10.0.0.0/8", "192.168.0.0/16"], routes=rows,
             advertise=["10.77.1.0/24"], sites={"10.77.1.0/24": "192.168.1.0/24"},
+            exit=["gate-a", "gate-b"], lan=True,
         )  # fmt: skip
 
     def explain(self, dest: str) -> Explanation:
@@ -432,6 +438,8 @@ class FakeNode:
                 ExplainedClass(
                     name="ssh", matches="ports 22", goal="latency", key="intent ssh", scheduler="flow",
                     dimension=3, shares=shares, choice="all of it takes dimension 3, the quickest",
+                    constraints=["intent.ssh.never_relays = pm-8"], allowed=[0, 1, 3],
+                    refused=[Refused(name="pm-8", key="intent.ssh.never_relays")], refused_total=1,
                 ),
                 ExplainedClass(
                     name="rest", matches="all other traffic", goal="throughput", key="scatter.goal",
@@ -443,6 +451,16 @@ class FakeNode:
                 dimension=3, reason="the one before became slower", since_s=61.0, changes=2
             ),
             ways=[explained_way(path) for path in paths],
+            relays=[
+                ExplainedRelay(
+                    name="pm-7", node_id="id007", near_s=0.004, far_s=0.005, cost_s=0.009,
+                    dimensions=[4, 5, 6], aside_s=0.0,
+                ),
+                ExplainedRelay(
+                    name="pm-8", node_id="id008", near_s=0.014, far_s=0.005, cost_s=0.019,
+                    dimensions=[], aside_s=12.0,
+                ),
+            ],
             constraints=["relay.never = pm-9"],
             refused=[Refused(name="pm-9", key="relay.never")],
             refused_total=3,

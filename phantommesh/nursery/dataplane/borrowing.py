@@ -35,7 +35,7 @@ from phantommesh.records.record import NodeRecord
 from phantommesh.records.roster import Entry, name_of
 from phantommesh.routing import binding
 from phantommesh.routing.borrowing import Borrowing
-from phantommesh.routing.constraints import constraints_of
+from phantommesh.routing.constraints import constraints_of, relay_key
 from phantommesh.routing.legs import AskCost, AskLease, Effect, LeaveLease, SendFromPort, Use
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.secret import Secret
@@ -94,7 +94,7 @@ class Borrower:
         keyed: Callable[[NodeId], int],
         changed: Callable[[NodeId], None],
     ) -> None:  # fmt: skip
-        self.machine, self.dropped = Borrowing(me), Counter[str]()
+        self.machine, self.dropped = Borrowing(me, peers.needs), Counter[str]()
         self._use, self._constraints = config.use, constraints_of(config)
         self._peers, self._ways, self._caller, self._ports = peers, ways, caller, ports
         self._record, self._own_ports, self._where, self._views = record, own_ports, where, views
@@ -228,9 +228,10 @@ class Borrower:
 
     def _refuses(self, entry: Entry) -> str:
         """The key of the configuration that forbids a member as a relay, or nothing."""
-        return self._constraints.refuses(
+        rule = self._constraints.refuses(
             entry.member.name, entry.record.region, format_node_id(entry.member.node_id)
         )
+        return "" if rule is None else relay_key(rule)
 
     # Looking.
 

@@ -3,8 +3,8 @@
 
 A route works if the kernel has one to the prefix, or to a part of it, by an interface with a carrier, and,
 where the configuration names a target there, the target answers pings. Of a prefix whose site has other
-addresses, it is the site's route that counts. A default route leads anywhere, so it proves nothing: it counts
-only with such a target.
+addresses, it is the site's route that counts. A default route leads anywhere, so it proves nothing of a
+prefix: it counts only with such a target. Of an exit the default route is what is asked for.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.node.routes import sites
 from phantommesh.nursery.host import forwarding as switches
-from phantommesh.nursery.host import waysout
+from phantommesh.nursery.host import hostroutes, waysout
 from phantommesh.nursery.host.leftovers import close_left, opened_beside
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.host.waysout import WayOut
 from phantommesh.nursery.sockets.echo import Echo, Target
+from phantommesh.overlay.exits import MAX_AROUND
+from phantommesh.routable import in_order, is_exit
 from phantommesh.routing import gateway
 from phantommesh.routing.gateway import CAME, DROPS, FAMILY, LEFT, OPENED, Gateway, Passing
 from phantommesh.wireguard.device import Network
@@ -39,6 +41,8 @@ BLOCKED = FaultKind("routes-blocked", "medium")
 # Tuning.
 PACE: Final = 0.3  # s between two looks at the routes, and two pings, while members ask
 IDLE_PACE: Final = 5.0  # s between two looks while nobody does
+AROUND: Final = 30.0  # s between looks at an exit's own networks while the kernel tells of nothing
+SHARE: Final = 20.0  # such a look may take one part in so many of a core
 ASKED: Final = 15.0  # s after a question in which members are said to ask
 
 log = structlog.get_logger("phantommesh.routes")
@@ -46,7 +50,7 @@ log = structlog.get_logger("phantommesh.routes")
 
 class GatewayDriver:
     """Routes for others what `offer` was given last. ``mesh`` are this node's own interfaces, the scattering
-    one first; ``networks`` the overlay's."""
+    one first; ``networks`` the overlay's. ``changed`` is called when `around` has changed."""
 
     def __init__(
         self,
@@ -54,14 +58,18 @@ class GatewayDriver:
         mesh: Sequence[str],
         *,
         networks: Callable[[], Sequence[Network]],
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         self.works: frozenset[Network] = frozenset()
         self.why: dict[Network, str] = {}
         """Why a route does not work, by prefix."""
         self.problem: PhantomMeshError | None = None
         self.dropped: Counter[str] = Counter()
+        self.around: tuple[Network, ...] | None = None
+        """The networks of this host's own interfaces, where it is an exit; None while they are not known."""
+        self._around_at = float("-inf")  # when they are to be read again
         self._mesh, self._networks = tuple(mesh), networks
-        self._routes = tuple[Network, ...]()
+        self._routes, self._changed = tuple[Network, ...](), changed
         self.settings, self._targets, self._sites = _read(settings)
         self._echo = Echo(self._wanted_targets, PACE)
         self._installed: tuple[str, Fingerprint] | None = None
@@ -117,6 +125,11 @@ class GatewayDriver:
         """Look now: the routes, the host's or those to offer, may have changed."""
         self._kicked.set()
 
+    def moved(self) -> None:
+        """The host's addresses or routes have changed."""
+        self._around_at = float("-inf")
+        self.kick()
+
     async def run(self) -> None:
         """Route until cancelled; then nothing is forwarded any more. A failure is logged once and tried
         again."""
@@ -151,13 +164,14 @@ class GatewayDriver:
             self.works, self.why = frozenset(), {}
             await self._end()
             return
+        await self._read_around(routes)
         there = {prefix: self._sites.get(prefix, prefix) for prefix in routes}
         targets = {there[prefix]: self._targets[prefix] for prefix in routes if prefix in self._targets}
         found = await trio.to_thread.run_sync(partial(waysout.look, set(there.values()), self._mesh, targets))
         ways = {
             prefix: found[site]
             for prefix, site in there.items()
-            if site in found and (not found[site].default or prefix in self._targets)
+            if site in found and (not found[site].default or is_exit(prefix) or prefix in self._targets)
         }
         await self._forward(routes, ways)
         why = {prefix: self._flaw(prefix, ways.get(prefix)) for prefix in routes}
@@ -170,9 +184,26 @@ class GatewayDriver:
                     )
         self.works, self.why = works, {prefix: flaw for prefix, flaw in why.items() if flaw}
 
+    async def _read_around(self, routes: Sequence[Network]) -> None:
+        """Find out which networks are this host's own: an exit does not lead there. Raises BackendError."""
+        now = trio.current_time()
+        if not any(map(is_exit, routes)) or now < self._around_at:
+            return
+        found = await trio.to_thread.run_sync(partial(hostroutes.read_connected, self._mesh))
+        took = trio.current_time() - now
+        self._around_at = now + max(AROUND, SHARE * took)
+        around = in_order(found) if len(found) <= MAX_AROUND else None
+        if around != self.around:
+            self.around = around
+            self._changed()
+
     def _flaw(self, prefix: Network, way: WayOut | None) -> str:
         """Why a route does not work; empty where it does."""
         target = self._targets.get(prefix)
+        if is_exit(prefix) and self.around is None:
+            return f"this host has more than {MAX_AROUND} networks of its own, which no exit may lead into"
+        if way is None and is_exit(prefix):
+            return f"this host has no default route of IPv{prefix.version} by an interface with a carrier"
         if way is None:
             return (
                 "this host has no route there, nor a network in it, by an interface with a carrier; a "

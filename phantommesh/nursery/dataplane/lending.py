@@ -133,7 +133,7 @@ class Lending:
             await self._clear(table_name(master_name(self._config.wireguard.prefix)))
         except NftError as error:
             log.warning("what an earlier run relayed cannot be ended", error=str(error), fix=error.fix)
-        if self._config.relay.offer is False:
+        if self._config.relay.offer is False or self._config.routes.exit:
             await trio.sleep_forever()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_all)

@@ -8,7 +8,7 @@ and read back then: what is read before that would tell nothing.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from time import time
 
@@ -63,6 +63,7 @@ class Reconciler:
         forbids: Callable[[Endpoint], bool] = lambda endpoint: False,
         calm: Calm | None = None,
         insisting: Insisting | None = None,
+        first: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
         self.failures = 0
         self.problems: dict[str, Problem] = {}
@@ -76,6 +77,7 @@ class Reconciler:
         self._backend = backend
         self._interval, self._calm = interval, calm
         self._insisting = Insisting() if insisting is None else insisting
+        self._first = first
         self._on_actual = on_actual
         self._log = log
         self._applied: dict[str, DeviceConfig] = {}
@@ -183,6 +185,7 @@ class Reconciler:
             if not self._backend.ipv6:
                 desired = {name: without_ipv6(config) for name, config in desired.items()}
             names = self._managed | desired.keys()
+            await self._first()
             if self._news:
                 self._news = False
                 changes = self._differences(self.actual, desired)

@@ -28,6 +28,7 @@ from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
+from phantommesh.scatter import cgroups
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.plan import NONE_QUICKEST, Plan
 from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Hook, table_name
@@ -51,8 +52,9 @@ class Scattering:
     """The scatterer of one node. ``routed`` returns the prefixes that lead into the overlay. ``interval`` is
     the seconds between passes, with ``calm`` while something moves. ``fits`` returns what each peer may be
     sent, ``beyond`` the networks beyond the mesh that are carried now, each with the largest packet
-    in bytes; `kick` when that has changed. ``on_epoch`` is called with a peer's node
-    id and each epoch that has ended."""
+    in bytes; `kick` when that has changed. ``closes``: whether traffic that cannot be scattered is dropped,
+    as a class of it may not take just any dimension; else it takes dimension 0. ``on_epoch`` is called with a
+    peer's node id and each epoch that has ended."""
 
     def __init__(
         self,
@@ -69,6 +71,7 @@ class Scattering:
         interval: float,
         calm: Calm | None = None,
         fits: Callable[[], Iterable[Fitted]] = lambda: (),
+        closes: Callable[[], bool] = lambda: False,
         beyond: Callable[[], Mapping[Network, int]] = dict,
         on_epoch: Callable[[bytes, EpochCounts], None] = lambda node_id, counts: None,
     ) -> None:
@@ -81,7 +84,7 @@ class Scattering:
         self.dropped: Counter[str] = Counter()
         self._kind, self._mtu, self._ipv6 = kind, mtu, ipv6
         self._addresses, self._wanted, self._interval = addresses, routed, interval
-        self._calm, self._fits, self._beyond = calm, fits, beyond
+        self._calm, self._fits, self._closes, self._beyond = calm, fits, closes, beyond
         self._seed = int.from_bytes(os.urandom(4))
         self._plan = Plan(
             me,
@@ -193,6 +196,23 @@ class Scattering:
                     self.kick()
                     raise
 
+    async def confine(self) -> None:
+        """Have no class of traffic take a dimension that it may not take any more; returns at once where the
+        kernel has it so. What the kernel refuses is left to the next pass."""
+        if not self._plan.limited():
+            await trio.lowlevel.checkpoint()
+            return
+        async with self._lock:
+            if self._seen is not None:
+                try:
+                    await self._rotate(self._plan.limited())
+                except NftError as error:
+                    log.warning("classes of traffic were not confined at once", error=str(error))
+
+    def closed(self) -> dict[str, list[bytes]]:
+        """The peers to whom nothing of a class is sent, by the class's name: see `Plan.closed`."""
+        return {} if self._seen is None else self._plan.closed()
+
     def kick(self) -> None:
         """Start the next pass now."""
         self._kicked.set()
@@ -253,19 +273,25 @@ class Scattering:
             await master.remove(self.device)
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
+            await Table(cgroups.FAMILY, cgroups.table_name(self.device)).remove()
             await marking.remove(self._interfaces)
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
 
     async def _retreat(self, error: PhantomMeshError) -> None:
-        """Nothing can be scattered: without the interface's routes traffic takes dimension 0."""
+        """Nothing can be scattered: without the interface's routes traffic takes dimension 0, and with them
+        it is dropped there."""
         if str(self.problem) != str(error):
             log.warning("traffic is not scattered", error=str(error), fix=error.fix)
         self.problem, self._seen = error, None
         try:
-            await master.remove(self.device)
+            if self._closes():
+                await Table(FAMILY[self.hook], self._name).remove()
+                await master.converge(self._master_config(), routes=True)
+            else:
+                await master.remove(self.device)
         except PhantomMeshError as also:
-            log.warning("the mesh's interface could not be removed", error=str(also), fix=also.fix)
+            log.warning("the mesh's interface is not as it should be", error=str(also), fix=also.fix)
 
     # ---- one pass ----
 
@@ -280,7 +306,7 @@ class Scattering:
         ):
             return  # a WireGuard link binds some port when it comes up, which must not be one of theirs
         # A table that an earlier run left works on until it is replaced, and so must the routes to it.
-        index = await master.converge(self._master_config(), routes=False)
+        index = await master.converge(self._master_config(), routes=self._closes())
         if self._networks != self._all_networks() and self.hook == "mark":
             self._seen = None  # the rules name them
         if self._seen is None or index != self._master or await self._look() != self._seen:

@@ -8,8 +8,9 @@ and the mark that the answer will have is not looked at. Such a question names n
 host sends does.
 
 Each prefix has an ``unreachable`` route of the worst metric in the table. So what is for the prefix leaves by
-the mesh or not at all: that route stays when interfaces and node are gone, until `remove`. All functions
-block.
+the mesh or not at all: that route stays when interfaces and node are gone, until `remove`. A default route of
+an exit is such a prefix, too: ``throw`` routes then leave to the main table what stays beside the exit, and
+the kernel's question is answered by the mark that the guard gives to what has arrived. All functions block.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import struct
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
+from pathlib import Path
 from typing import Final
 from zlib import crc32
 
@@ -30,7 +32,9 @@ from phantommesh.nlattr import ACK, DUMP, REQUEST, attribute, attributes, number
 from phantommesh.nursery.host import errors, netlink
 from phantommesh.nursery.host.marking import AFTER
 from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL, NetlinkSocket, TableRoute
+from phantommesh.overlay.exits import LINK
 from phantommesh.overlay.prefixes import CLOSED_METRIC, Address
+from phantommesh.routable import is_exit
 from phantommesh.wireguard.device import OUTER_MARK, OUTER_MASK, Network, Route
 
 FIRST_TABLE: Final = 1 << 16
@@ -53,17 +57,31 @@ _LOOPBACK: Final = b"lo\0"
 _PROTOCOLS: Final = (socket.IPPROTO_ICMP, socket.IPPROTO_TCP, socket.IPPROTO_UDP)
 _FAMILIES: Final = {4: socket.AF_INET, 6: socket.AF_INET6}
 _LACKING: Final = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP)
+_BESIDE_METRIC: Final = CLOSED_METRIC - 1  # of what stays beside an exit
+_VALID_MARK: Final = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
 _SCOPE_NOWHERE: Final = 255  # fits every route where one is taken out
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """The table as it should be: routes, each over the interface of that index, and closed prefixes.
-    ``uplinks`` are the addresses of the host's uplinks: what they send does not ask the table."""
+    ``uplinks`` are the addresses of the host's uplinks: what they send does not ask the table. ``beside`` is
+    what stays the host's where a default route is closed. The host's own link always does."""
 
     routes: frozenset[tuple[int, Route]] = frozenset()
     closed: frozenset[Network] = frozenset()
     uplinks: frozenset[Address] = frozenset()
+    beside: frozenset[Network] = frozenset()
+
+    @property
+    def exit(self) -> bool:
+        """Whether a default route is closed."""
+        return any(map(is_exit, self.closed))
+
+    @property
+    def thrown(self) -> frozenset[Network]:
+        """What the table leaves to the main one."""
+        return self.beside | frozenset(LINK) if self.exit else frozenset()
 
     @property
     def versions(self) -> frozenset[int]:
@@ -84,14 +102,22 @@ def converge(table: int, want: Wanted) -> bool:
         changed = False
         with IPRoute() as rtnl, NetlinkSocket(socket.NETLINK_ROUTE) as raw:
             closed = {one.route.network for one in have if _closes(one)}
+            thrown = {one.route.network for one in have if _throws(one)}
+            for network in _sorted(want.thrown - thrown):
+                changed |= _throw(rtnl, "add", table, network)
             for network in _sorted(want.closed - closed):
                 changed |= _close(rtnl, "add", table, network)
             # The rule comes after what it is to find, and goes before that does.
             for version, family in _FAMILIES.items():
                 changed |= _rules(raw, family, _wanted_rules(table, version, want), table)
-            changed |= _routes(rtnl, table, want.routes, [one for one in have if not _closes(one)])
+            leading = [one for one in have if not (_closes(one) or _throws(one))]
+            changed |= _routes(rtnl, table, want.routes, leading)
+            for network in _sorted(thrown - want.thrown):
+                changed |= _throw(rtnl, "del", table, network)
             for network in _sorted(closed - want.closed):
                 changed |= _close(rtnl, "del", table, network)
+        if want.exit:
+            _heed_marks()  # at last: where it may not be written, all is closed all the same
     except (NetlinkError, OSError) as error:
         raise errors.failed("(beyond)", "routing what is beyond the mesh", error) from error
     return changed
@@ -127,14 +153,36 @@ def _closes(one: TableRoute) -> bool:
     return not one.plain and one.route.metric == CLOSED_METRIC
 
 
+def _throws(one: TableRoute) -> bool:
+    """Whether a route is what leaves a network beside an exit to the main table."""
+    return not one.plain and one.route.metric == _BESIDE_METRIC
+
+
+def _heed_marks() -> None:
+    """Have the kernel's check of source addresses (rp_filter) ask the rules with a packet's mark: the guard
+    marks what carries the mesh when it comes, and the route back to its sender is the main table's."""
+    if _VALID_MARK.exists() and _VALID_MARK.read_text().strip() != "1":
+        _VALID_MARK.write_text("1\n")
+
+
 def _sorted(networks: Iterable[Network]) -> list[Network]:
     return sorted(networks, key=str)
 
 
 def _close(rtnl: IPRoute, command: str, table: int, network: Network) -> bool:
     """Close a prefix or open it; return whether that took a change: without IPv6 there is none to make."""
+    return _blind(rtnl, command, netlink.closing_arguments(network, table))
+
+
+def _throw(rtnl: IPRoute, command: str, table: int, network: Network) -> bool:
+    """Leave a network to the main table, or no longer; return whether that took a change."""
+    more = {"type": "throw", "priority": _BESIDE_METRIC}
+    return _blind(rtnl, command, netlink.closing_arguments(network, table) | more)
+
+
+def _blind(rtnl: IPRoute, command: str, arguments: dict[str, object]) -> bool:
     try:
-        rtnl.route(command, **netlink.closing_arguments(network, table))
+        rtnl.route(command, **arguments)
     except NetlinkError as error:
         if error.code not in (errno.EEXIST, errno.ESRCH, *_LACKING):
             raise

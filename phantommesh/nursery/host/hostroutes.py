@@ -6,14 +6,14 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
 from phantommesh.nlattr import DUMP, REQUEST, attributes, number, pack_message
 from phantommesh.nursery.host.errors import failed
-from phantommesh.nursery.host.netlink import NetlinkSocket
+from phantommesh.nursery.host.netlink import ROUTE_PROTOCOL, NetlinkSocket, read_links
 from phantommesh.overlay.prefixes import DEFAULT_PREFIX
 from phantommesh.reachable import HostNetworks, Network
 
@@ -51,8 +51,9 @@ class KernelRoute:
 
     @property
     def default(self) -> bool:
-        """Whether all goes by it that no other route leads to."""
-        return self.kind == UNICAST and self.prefix == 0
+        """Whether all goes by it that no other route leads to. The route to an exit is none: the mesh itself
+        does not go by it."""
+        return self.kind == UNICAST and self.prefix == 0 and self.protocol != ROUTE_PROTOCOL
 
     def hops(self) -> Iterator[tuple[int, IPv4Address | IPv6Address | None]]:
         """The interface (0: none is named) and gateway of each way that it has."""
@@ -110,6 +111,13 @@ def read_gateways() -> list[IPv4Address]:
     return [gateway for _, gateway in sorted(found.values())]
 
 
+def read_connected(leave_out: Collection[str]) -> tuple[Network, ...]:
+    """The networks that interfaces of other names than these reach without a gateway. Raises BackendError."""
+    ours = {link.index for link in read_links(leave_out).values()}
+    found = {network for network, index in read_host().connected if index not in ours}
+    return tuple(network for network in found if network.prefixlen > DEFAULT_PREFIX)
+
+
 def read_host() -> HostNetworks:
     """Read the routes of every table. Raises BackendError.
 
@@ -131,7 +139,9 @@ def read_host() -> HostNetworks:
                     broadcast.add(network.network_address)
                 elif route.default:
                     uplinks |= {index for index, _ in route.hops() if index}
-                elif kind == UNICAST and all(gateway is None for _, gateway in route.hops()):
+                elif kind != UNICAST or not network.prefixlen:
+                    continue
+                elif all(gateway is None for _, gateway in route.hops()):
                     connected |= {(network, index) for index, _ in route.hops() if index}
     except OSError as error:
         raise failed("(all)", "reading the routes", error) from error

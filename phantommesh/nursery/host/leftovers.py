@@ -28,7 +28,7 @@ from phantommesh.overlay import guard
 from phantommesh.overlay.prefixes import Closing
 from phantommesh.routable import overlap
 from phantommesh.routing import forwarding, gateway, tagging
-from phantommesh.scatter import ruleset
+from phantommesh.scatter import cgroups, ruleset
 from phantommesh.wireguard.device import Network
 
 log = structlog.get_logger("phantommesh.leftovers")
@@ -54,7 +54,8 @@ def device_of(table: str, present: Collection[str] = ()) -> str | None:
     of ``x`` and what scatters on ``guard_x`` are called the same: that is ``guard_x`` where it is
     ``present``."""
     wide, narrow = ruleset.table_name(""), guard.table_name("")
-    narrower = (narrow, forwarding.table_name(""), tagging.table_name(""), gateway.table_name(""))
+    names = (forwarding.table_name, tagging.table_name, gateway.table_name, cgroups.table_name)
+    narrower = (narrow, *(name("") for name in names))
     prefixes = (wide,) if table.removeprefix(wide) in present else (*narrower, wide)
     for prefix in prefixes:
         if table.startswith(prefix) and table != prefix:

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from phantommesh.nlattr import ACK, DUMP, REQUEST, attribute, attributes, number, pack_message
@@ -21,13 +21,15 @@ from phantommesh.nursery.host.errors import failed
 from phantommesh.nursery.host.hostroutes import LOCAL, UNICAST
 from phantommesh.nursery.host.netlink import NetlinkSocket
 from phantommesh.overlay.prefixes import DEFAULT_PREFIX, Address
-from phantommesh.routable import within
+from phantommesh.routable import is_exit, within
 from phantommesh.wireguard.device import Network
 
 # linux/rtnetlink.h, linux/if_link.h, linux/if.h
 _GET_LINK, _GET_ADDRESS, _GET_ROUTE = 18, 22, 26
 _IFA_ADDRESS: Final = 1  # linux/if_addr.h: of the network, where the other end has one of its own too
 _RTA_DST, _RTA_OIF, _RTA_MULTIPATH = 1, 4, 9
+# For a default route: an address of the internet that stays. a.root-servers.net, from the root zone's hints.
+_SOMEWHERE: Final = {4: ip_address("198.41.0.4"), 6: ip_address("2001:503:ba3e::2:30")}
 _FIB_MATCH: Final = 0x2000  # RTM_F_FIB_MATCH: the route itself, with its own prefix
 _IFLA_NAME: Final = 3
 _UP, _LOWER_UP = 0x1, 0x10000  # IFF_UP, IFF_LOWER_UP: there is a carrier
@@ -54,12 +56,16 @@ def look(
             connected = list(_connected(rtnl))
             for prefix in prefixes:
                 first = prefix.network_address + (1 if prefix.num_addresses > 2 else 0)  # no subnet's own
+                if is_exit(prefix):
+                    first = _SOMEWHERE[prefix.version]
                 target = (targets or {}).get(prefix)
                 asked = [first] if target is None else [first, target]
                 ways = [way for address in asked if (way := _look(rtnl, address)) is not None]
                 if any(name in ours for way in ways for name in way.interfaces):
                     continue
-                parts = {index for network, index in connected if within(network, prefix)}
+                # An exit leads into none of the host's own networks.
+                own = [] if is_exit(prefix) else connected
+                parts = {index for network, index in own if within(network, prefix)}
                 ways += [WayOut((name,), False) for index in sorted(parts) if (name := _carrier(rtnl, index))]
                 if ways:
                     found[prefix] = _together(ways, pinged=len(asked) > 1)

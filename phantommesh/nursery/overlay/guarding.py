@@ -194,14 +194,15 @@ class Guarding:
 def make_guarding(
     config: Config, addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
     ports: Callable[[], tuple[int, ...]], overlay: Overlay, fits: Callable[[], Iterable[Fitted]], *,
-    beyond: Callable[[], tuple[Network, ...]],
+    beyond: Callable[[], tuple[Network, ...]], beside: Callable[[], tuple[Network, ...]],
     carriers: Callable[[], tuple[tuple[Network, IPv4Address | IPv6Address], ...]],
-    routes: Callable[[], tuple[Network, ...]], settings: Callable[[], RoutesSection],
-    flushed: Callable[[], None],
+    routes: Callable[[], tuple[Network, ...]], around: Callable[[], tuple[Network, ...] | None],
+    settings: Callable[[], RoutesSection], flushed: Callable[[], None],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
-    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``carriers``
-    at which addresses, ``routes`` which ones it routes for them, and ``settings`` how."""
+    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``carriers`` at which
+    addresses, ``beside`` what stays the host's beside an exit, ``routes`` which prefixes it routes for
+    others, ``settings`` how, and ``around`` the networks that are no part of a default route of these."""
     wireguard = config.wireguard
     master = master_name(wireguard.prefix)
 
@@ -221,6 +222,8 @@ def make_guarding(
             routed,
             tuple(sites(section).items()),
             not section.masquerade,
+            beside(),
+            around(),
         )
 
     return Guarding(want, beside=scatter_table(master), flushed=flushed)

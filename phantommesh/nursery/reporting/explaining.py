@@ -4,7 +4,7 @@ this node has."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from math import isinf
 from typing import Final
@@ -13,10 +13,13 @@ import trio
 from msgspec import structs
 
 from phantommesh.config.intents import REST
+from phantommesh.config.sections import Goal, IntentSection
+from phantommesh.dimensions import ALL, DIMENSIONS, has
 from phantommesh.errors import shortened
 from phantommesh.management.explainview import (
     ExplainedChoice,
     ExplainedClass,
+    ExplainedRelay,
     ExplainedRouter,
     ExplainedWay,
     Explanation,
@@ -32,11 +35,13 @@ from phantommesh.paths.state import PathState
 from phantommesh.records.roster import Entry, name_of
 from phantommesh.routable import parse_prefix
 from phantommesh.routing import explain as words
+from phantommesh.routing.constraints import intent_key
 from phantommesh.routing.failover import Standing
 from phantommesh.routing.leading import Address, Prefixes, lead, read_address
+from phantommesh.routing.legs import Choosable
 from phantommesh.routing.prefixes import Offer
 from phantommesh.routing.ways import Kind
-from phantommesh.scatter.goals import SCHEDULES, goal_of, schedule_of
+from phantommesh.scatter.goals import SCHEDULES, Schedule, goal_of, schedule_of
 from phantommesh.trust.identity import NodeId, format_node_id
 
 # Tuning.
@@ -189,6 +194,7 @@ def _member(parts: Parts, rows: Rows, dest: str, entry: Entry, address: Address 
             changes=found.changes,
         ),
         ways=[_way(one, found) for one in paths],
+        relays=[_relay(parts, one) for one in parts.borrower.machine.offered_for(node_id, now)],
         constraints=words.constraint_lines(section),
         refused=[Refused(name=name, key=key) for name, key in sorted(refused)[:MOST_REFUSED]],
         refused_total=len(refused),
@@ -224,6 +230,18 @@ def _way(one: PathView, found: Quickest | None) -> ExplainedWay:
     )
 
 
+def _relay(parts: Parts, one: Choosable) -> ExplainedRelay:
+    return ExplainedRelay(
+        name=_name(parts, one.offer.relay),
+        node_id=format_node_id(one.offer.relay),
+        near_s=round(one.offer.near, 6),
+        far_s=round(one.offer.far, 6),
+        cost_s=round(one.offer.cost, 6),
+        dimensions=list(one.dimensions),
+        aside_s=round(one.aside, 1),
+    )
+
+
 def _classes(
     parts: Parts, rows: Rows, entry: Entry, found: Quickest | None, scores: tuple[float, ...]
 ) -> list[ExplainedClass]:
@@ -236,22 +254,60 @@ def _classes(
     off = parts.scattering.settings.hook == "off"
     undealt, alone = (words.UNHOOKED, 0) if off else (words.UNMAPPED, None)
     wanted = {intent.name: intent for intent in parts.config.intent}
-    listed = [
-        (one.name, words.about(wanted[one.name]), one.goal, f"intent {one.name}", SCHEDULES[one.goal])
-        for one in parts.settings.intents.classes(name)
-    ]
+    classes = parts.settings.intents.classes(name)
+    limits = parts.peers.class_limits.limits(classes, parts.peers.hands(entry.member.node_id))
+    closed = set[str]() if view is None else {part.name for part in view.classes if part.closed}
     key = f"scatter.peers.{name}" if name in settings.peers else "scatter.goal"
-    rest = (REST, "all other traffic" if listed else "all traffic", goal_of(name, settings), key)
-    return [
-        ExplainedClass(
+    about_rest = "all other traffic" if classes else "all traffic"
+
+    def explained(
+        called: str, about: str, goal: Goal, by: str, schedule: Schedule, scores: Sequence[float]
+    ) -> ExplainedClass:
+        dimension = words.dimension_of(schedule, found, scores) if shares else alone
+        dealt = words.CLOSED if called in closed else words.dealt(schedule, dimension)
+        return ExplainedClass(
             name=called,
             matches=about,
             goal=goal,
             key=by,
             scheduler=schedule.scheduler,
-            dimension=(dimension := words.dimension_of(schedule, found, scores) if shares else alone),
+            dimension=dimension,
             shares=shares.get(called, []),
-            choice=words.dealt(schedule, dimension) if shares else undealt,
+            choice=dealt if shares else undealt,
+            closed=called in closed,
         )
-        for called, about, goal, by, schedule in [*listed, (*rest, schedule_of(name, settings))]
-    ]
+
+    listed = [
+        _constrained(
+            parts,
+            entry,
+            explained(
+                one.name, words.about(wanted[one.name]), one.goal, f"intent {one.name}", SCHEDULES[one.goal],
+                limits.limit(scores, place, one.hands),
+            ),
+            wanted[one.name],
+            limits.allowed[place] if limits.allowed else ALL,
+        )
+        for place, one in enumerate(classes)
+    ]  # fmt: skip
+    rest = explained(REST, about_rest, goal_of(name, settings), key, schedule_of(name, settings), scores)
+    return [*listed, rest]
+
+
+def _constrained(
+    parts: Parts, entry: Entry, one: ExplainedClass, intent: IntentSection, allowed: int
+) -> ExplainedClass:
+    """Say by whom the packets of a class may not go. ``allowed`` are the dimensions, as a bitmap."""
+    if not intent.constrained:
+        return one
+    others = {entry.member.node_id for entry in parts.peers.entries} - {entry.member.node_id}
+    members = [hand for other in others if (hand := parts.peers.hand(other)) is not None]
+    found = parts.peers.class_limits.refused(intent.name, members)
+    refused = sorted((name, intent_key(intent.name, rule)) for name, rule in found)
+    return structs.replace(
+        one,
+        constraints=words.class_constraints(intent),
+        allowed=[i for i in range(DIMENSIONS) if has(allowed, i)],
+        refused=[Refused(name=name, key=key) for name, key in refused[:MOST_REFUSED]],
+        refused_total=len(refused),
+    )

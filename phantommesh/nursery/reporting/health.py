@@ -24,13 +24,13 @@ from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.members.runs import FIX
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import routing
+from phantommesh.nursery.reporting import intentfaults, routing
 from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
 from phantommesh.records.roster import name_of
 from phantommesh.routing import constraints
-from phantommesh.scatter import goals, intents
+from phantommesh.scatter import goals
 from phantommesh.state.directory import JOIN_ANEW
 from phantommesh.trust import revocation
 from phantommesh.trust.certificates import DAY, EARLY
@@ -145,7 +145,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from routing.faults(parts)
     yield from _unknown_peers(parts)
     yield from _unknown_relays(parts)
-    yield from _intents(parts)
+    yield from intentfaults.faults(parts)
     yield from _certificate(parts)
     yield from _clock(parts)
     yield from _mesh_ends(parts)
@@ -245,38 +245,20 @@ def _unknown_peers(parts: Parts) -> Iterator[Fault]:
 
 
 def _unknown_relays(parts: Parts) -> Iterator[Fault]:
-    """Name the members of `[relay]` that are none: what is mistyped in `never` is forbidden to nobody."""
+    """Name the members of `[relay]` and `[[intent]]` that are none: what is mistyped where they forbid is
+    forbidden to nobody."""
     known = [
         name
         for member in (parts.own.member, *(entry.member for entry in parts.keeper.roster))
         for name in (member.name, format_node_id(member.node_id))
     ]
-    for key, names in constraints.unknown_members(parts.config.relay, known).items():
+    for key, names in constraints.unknown_members(parts.config.relay, parts.config.intent, known).items():
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+        then = "restart the node" if key.startswith("relay.") else "send the node SIGHUP"
         yield constraints.UNKNOWN_MEMBER.fault(
             f"{key} names {shown}: no members",
-            "correct the names and restart the node, or let them join",
+            f"correct the names and {then}, or let them join",
             subject=key,
-        )
-
-
-def _intents(parts: Parts) -> Iterator[Fault]:
-    if not (found := parts.settings.intents):
-        return
-    names = (parts.own.member.name, *(entry.member.name for entry in parts.keeper.roster))
-    for name, peers in found.unknown_peers(names).items():
-        shown, more = ", ".join(sorted(peers)[:3]), len(peers) - 3
-        shown += f" and {more} more" if more > 0 else ""
-        yield intents.UNKNOWN_PEER.fault(
-            f"the intent {name} names {shown}: no members",
-            "correct the names, or let them join",
-            subject=name,
-        )
-    for name, user in found.unknown_users.items():
-        yield intents.UNKNOWN_USER.fault(
-            f"the intent {name} is for the user {user}, whom this machine does not have: it matches nothing",
-            "correct the name or make the user, and send the node SIGHUP",
-            subject=name,
         )
 
 

@@ -98,6 +98,7 @@ class Reporter(Rows):
             whereabouts=whereabouts(parts),
             region=parts.config.node.region,
             routes=routing.routed(parts),
+            exit=routing.exits(parts),
             advice=[finding.text for finding in parts.surveying.findings[:ADVICE]],
         )
 

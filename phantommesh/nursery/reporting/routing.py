@@ -17,7 +17,7 @@ from phantommesh.node.revoking import Target
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.records.roster import Entry, name_of
-from phantommesh.routable import Network, in_order, parse_prefix
+from phantommesh.routable import EXIT, EXITS, Network, in_order, parse_prefix
 from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.trust.routes import RouteError
 
@@ -44,6 +44,8 @@ def view(parts: Parts) -> RoutesView:
         advertise=list(section.advertise),
         accept=list(section.accept),
         sites=section.sites,
+        exit=list(section.exit),
+        lan=section.lan,
         routes=rows,
     )
 
@@ -77,6 +79,19 @@ def routed(parts: Parts) -> dict[str, str]:
     """The prefixes that this node routes for others now, each with what is really there."""
     there = routes.sites(parts.config.routes)
     return {str(prefix): str(there.get(prefix, prefix)) for prefix in parts.own.routed()}
+
+
+def exits(parts: Parts) -> list[str]:
+    """How all that is for the internet leaves this host, one line a family; none where no exit is named."""
+    if not parts.config.routes.exit:
+        return []
+    carried = parts.taking.carried()
+    return [
+        f"IPv{gate.version} by {_name(parts, carried[gate])}"
+        if gate in carried
+        else f"IPv{gate.version} is refused"
+        for gate in EXITS
+    ]
 
 
 def counts(parts: Parts) -> dict[str, int]:
@@ -138,14 +153,17 @@ def _result(parts: Parts, target: Target, prefixes: Sequence[Network]) -> RouteR
 
 
 def _read(texts: Iterable[str]) -> tuple[Network, ...]:
-    found = []
+    found = list[Network]()
     for text in texts:
+        if text == EXIT:
+            found += EXITS
+            continue
         try:
             found.append(parse_prefix(text))
         except ValueError as error:
             raise RouteError(
                 f"{text[:64]!r} is not usable: {error}",
-                fix='write a network and its length, as in "10.1.0.0/16" or "2001:db8:1::/48"',
+                fix='write a network and its length, as in "10.1.0.0/16" or "2001:db8:1::/48", or "exit"',
             ) from None
     return in_order(found)
 

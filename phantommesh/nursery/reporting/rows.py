@@ -304,6 +304,7 @@ class Rows:
                     weights=_shares(part.cards),
                     packets=list(part.hits.packets),
                     bytes=list(part.hits.bytes),
+                    closed=part.closed,
                 )
                 for part in now.classes
             ],

@@ -6,17 +6,20 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from phantommesh.nursery.dataplane import beyond as beyond_mesh
 from phantommesh.nursery.dataplane.beyond import MAX_HELD, SHARE, BeyondMesh
 from phantommesh.nursery.host import beyond as table
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.overlay import hostview
 from phantommesh.nursery.overlay.hostview import HostView
 from phantommesh.overlay.prefixes import Address, HostRange
+from phantommesh.routable import EXITS
 from phantommesh.routing.prefixes import Taken
 from phantommesh.wireguard.device import Network
 
@@ -172,3 +175,59 @@ async def test_without_ipv6_its_prefixes_are_closed_and_ipv4s_are_routed(host: H
     has = True
     await node.converge()
     assert {network for _, network in host.routed} == {LAN, six}
+
+
+def gated(lan: bool = False) -> BeyondMesh:
+    return BeyondMesh(
+        "pm", tuple(f"pm{i}" for i in range(7)), carried=dict, fits=dict, mtu=1420,
+        allows=lambda network: True, changed=lambda: None, gates=EXITS, lan=lan, overlay=(WIDE,),
+    )  # fmt: skip
+
+
+async def test_both_default_routes_are_closed_before_anybody_offers_one(host: Host) -> None:
+    node = gated()
+    await node.converge()
+    assert host.closed == frozenset(EXITS) and host.looks == 0, "nothing of the host's makes a hole"
+    assert [fault.code for fault in node.faults() if "dns" not in fault.code] == ["exit-not-offered"]
+    node.take([Taken(EXITS[0], (ROUTER,))])
+    await node.converge()
+    assert host.closed == frozenset(EXITS)
+    codes = {fault.code: fault for fault in node.faults()}
+    assert "::/0" in codes["exit-one-family"].fix and "0.0.0.0/0" in codes["route-not-carried"].text
+
+
+async def test_the_hosts_own_networks_are_beside_an_exit_where_the_operator_says_so(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = IPv4Network("203.0.113.0/24")
+    monkeypatch.setattr(beyond_mesh, "read_connected", lambda names: (LAN, public))
+    for lan, wanted in ((True, (LAN,)), (False, ())):
+        node = gated(lan)
+        await node.converge()
+        assert node.beside == wanted
+
+
+@pytest.mark.parametrize(
+    ("server", "named"),
+    [("192.168.1.1", True), ("9.9.9.9", False), ("10.3.2.1", False), ("127.0.0.53", False)],
+)
+async def test_name_servers_that_no_exit_leads_to_are_named(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str, named: bool
+) -> None:
+    (tmp_path / "resolv.conf").write_text(f"nameserver {server}\n")
+    monkeypatch.setattr(beyond_mesh, "RESOLVERS", (tmp_path / "resolv.conf", tmp_path / "none"))
+    node = gated()
+    await node.converge()
+    found = [fault for fault in node.faults() if fault.code == "exit-without-dns"]
+    assert [server in fault.text for fault in found] == [True] * named
+
+
+async def test_what_a_stub_on_this_host_asks_counts(
+    host: Host, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "stub").write_text("nameserver 127.0.0.53\n")
+    (tmp_path / "real").write_text("nameserver 192.168.1.1\n")
+    monkeypatch.setattr(beyond_mesh, "RESOLVERS", (tmp_path / "stub", tmp_path / "real"))
+    node = gated()
+    await node.converge()
+    assert any("192.168.1.1" in fault.text for fault in node.faults())

@@ -84,7 +84,7 @@ class World:
             if m != me
         ]
         by_id = {entry.member.node_id: entry for entry in entries}
-        peers = SimpleNamespace(entries=entries, get=by_id.get, standing=set(by_id))
+        peers = SimpleNamespace(entries=entries, get=by_id.get, standing=set(by_id), needs=lambda peer: ())
 
         @asynccontextmanager
         async def call(relay: NodeId) -> AsyncIterator[object]:

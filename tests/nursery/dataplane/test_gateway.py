@@ -12,9 +12,11 @@ import trio
 from phantommesh.checksum import checksum
 from phantommesh.config.sections import RoutesSection
 from phantommesh.nursery.dataplane.gateway import PACE, GatewayDriver
-from phantommesh.nursery.host import waysout
+from phantommesh.nursery.host import hostroutes, waysout
 from phantommesh.nursery.host.waysout import WayOut
 from phantommesh.nursery.sockets.echo import LOST
+from phantommesh.overlay.exits import MAX_AROUND
+from phantommesh.routable import EXITS
 from phantommesh.wireguard.device import Network
 
 LAN, HOST = ip_network("192.168.50.0/24"), ip_address("192.168.50.10")
@@ -86,3 +88,30 @@ async def test_it_is_the_sites_route_that_counts(monkeypatch: pytest.MonkeyPatch
     assert str(LAN) in fault.text and str(prefix) in fault.text
     await driver._look()
     assert driver.works == {prefix} and forwarded[1] == {prefix: way}
+
+
+async def test_a_default_route_is_what_an_exit_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+    driver = GatewayDriver(
+        RoutesSection(), ("pm", "pm0"), networks=lambda: (), changed=lambda: told.append("changed")
+    )
+    way = WayOut(("eth0",), True)
+    assert "networks of its own" in driver._flaw(EXITS[0], way)
+    monkeypatch.setattr(hostroutes, "read_connected", lambda names: (LAN,))
+    await driver._read_around([LAN])
+    assert not told, "no exit"
+    await driver._read_around(EXITS)
+    await driver._read_around(EXITS)
+    assert driver.around == (LAN,) and told == ["changed"]
+    assert driver._flaw(EXITS[0], way) == ""
+    assert "no default route of IPv4" in driver._flaw(EXITS[0], None)
+
+
+async def test_an_exit_with_more_networks_than_can_be_closed_leads_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver = make({})
+    many = tuple(ip_network((10 << 24 | i << 8, 24)) for i in range(MAX_AROUND + 1))
+    monkeypatch.setattr(hostroutes, "read_connected", lambda names: many)
+    await driver._read_around(EXITS)
+    assert driver.around is None and str(MAX_AROUND) in driver._flaw(EXITS[0], WayOut(("eth0",), True))

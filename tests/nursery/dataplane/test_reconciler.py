@@ -211,3 +211,21 @@ async def test_run_survives_failures_backs_off_and_is_woken(autojump_clock: obje
         await trio.sleep(0.1)
         assert backend.state["pm0"].peers[KEY].psk == Secret(b"\x09" * 32)
         nursery.cancel_scope.cancel()
+
+
+async def test_what_has_to_be_closed_first_is_closed_before_anything_is_changed() -> None:
+    """A class of traffic that may not go by a relay leaves the dimension before WireGuard is sent there."""
+    backend, before = FakeBackend(), list[int]()
+
+    async def close() -> None:
+        await trio.lowlevel.checkpoint()
+        before.append(sum(backend.batches.values()))
+
+    reconciler = Reconciler(
+        backend, interval=1.0, on_actual=lambda actual: None, log=structlog.get_logger(), first=close
+    )
+    reconciler.follow(make_desired)
+    await reconciler.converge()
+    reconciler.follow(partial(make_desired, endpoint=2))
+    await reconciler.converge()
+    assert before == [0, 2] and backend.batches == {"pm0": 2, "pm1": 2}

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 import pytest
 import trio
 import trio.testing
+from msgspec import structs
 
 from phantommesh.config.sections import ScatterSection
 from phantommesh.dimensions import DIMENSIONS
@@ -23,7 +24,9 @@ from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.nft import Fingerprint, NftError
 from phantommesh.scatter.epochs import EpochCounts, ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES
-from phantommesh.scatter.peermap import mark
+from phantommesh.scatter.intents import TrafficClass
+from phantommesh.scatter.limits import Limits
+from phantommesh.scatter.peermap import CLOSED, mark
 from phantommesh.scatter.plan import ADOPTED
 from phantommesh.secret import Secret
 from phantommesh.wireguard.device import DeviceState, Network, Route
@@ -180,6 +183,8 @@ def make(
     settings: ScatterSection = ScatterSection(),
     ended: list[EpochCounts] | None = None,
     fits: Callable[[], list[Fitted]] = list,
+    *,
+    closes: bool = False,
 ) -> Scattering:
     return Scattering(
         settings,
@@ -193,6 +198,7 @@ def make(
         routed=lambda: NETWORKS,
         interval=INTERVAL,
         fits=fits,
+        closes=lambda: closes,
         on_epoch=lambda node_id, counts: None if ended is None else ended.append(counts),
     )
 
@@ -418,6 +424,55 @@ async def test_where_nothing_can_be_installed_traffic_takes_dimension_0(
         await trio.sleep(60)
         assert problem(scatter) is None and has_routes(kernel)
         assert kernel.dimensions() == set(range(1, 7))
+
+
+async def test_where_classes_are_confined_nothing_is_sent_unscattered(
+    kernel: Kernel, autojump_clock: object
+) -> None:
+    scatter = make(closes=True)
+    scatter.update([peer(2)])
+    scatter.devices(devices())
+    async with running(scatter):
+        assert has_routes(kernel) and kernel.dimensions() == set(range(7))
+        kernel.refusals["inet"] = NftError("no memory")
+        scatter.settings = structs.replace(scatter.settings, hook="mark")
+        scatter.hook, scatter._seen = "mark", None
+        scatter.kick()
+        await settle()
+        assert problem(scatter) == "no memory"
+        assert has_interface(kernel) and has_routes(kernel) and "inet" not in kernel.tables
+        del kernel.refusals["inet"]
+        await trio.sleep(60)
+        assert problem(scatter) is None and "inet" in kernel.tables
+
+
+async def test_a_class_is_confined_before_it_returns(kernel: Kernel, autojump_clock: object) -> None:
+    scatter = make()
+    ssh = TrafficClass("ssh", "order", SCHEDULES["order"], ("th dport 22",))
+    free = replace(peer(2), classes=(ssh,))
+    scatter.update([free])
+    scatter.devices(devices())
+
+    def cards() -> set[int]:
+        return {value & 15 for value in kernel.tables["netdev"]["deck_1_1"].values()}
+
+    async with running(scatter):
+        swaps = kernel.swaps
+        await scatter.confine()
+        assert kernel.swaps == swaps and not scatter.closed()
+        scatter.change(replace(free, limits=Limits((0b1000,))))
+        await scatter.confine()
+        assert cards() == {4} and kernel.swaps == swaps + 1
+        scatter.change(replace(free, limits=Limits((0,))))
+        await scatter.confine()
+        assert cards() == {CLOSED} and scatter.closed() == {"ssh": [peer(2).node_id]}
+        kernel.refusals["replace"] = NftError("no memory", code=errno.ENOMEM)
+        scatter.change(free)
+        await scatter.confine()
+        assert cards() == {CLOSED}
+        del kernel.refusals["replace"]
+        await settle()
+        assert cards() == set(range(1, 8))
 
 
 async def test_a_refused_swap_is_made_good(kernel: Kernel, autojump_clock: object) -> None:

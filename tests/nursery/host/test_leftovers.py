@@ -12,6 +12,7 @@ from phantommesh.overlay.guard import table_name as guard_name
 from phantommesh.overlay.prefixes import Closing
 from phantommesh.routing.forwarding import table_name as relay_name
 from phantommesh.routing.tagging import table_name as tags_name
+from phantommesh.scatter.cgroups import table_name as cgroups_name
 from phantommesh.scatter.ruleset import table_name as scatter_name
 from phantommesh.wireguard.device import Route
 
@@ -25,7 +26,7 @@ def link(address: str, *routes: str) -> Link:
 
 @pytest.mark.parametrize("device", ["pm", "guard_pm", "a-b"])
 def test_a_table_names_its_interface(device: str) -> None:
-    for named in (guard_name, relay_name, tags_name):
+    for named in (guard_name, relay_name, tags_name, cgroups_name):
         assert device_of(named(device)) == device
     assert device_of(scatter_name(device), {device}) == device
 

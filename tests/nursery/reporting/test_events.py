@@ -22,6 +22,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.parts import Settings
+from phantommesh.nursery.reporting import localcauses
 from phantommesh.nursery.reporting.recording import ALL_BURST, ONE_BURST, Telling
 from phantommesh.records.roster import Equivocation
 from phantommesh.scatter.intents import Intents
@@ -242,6 +243,7 @@ async def test_a_node_tells_of_its_links_and_its_health(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(peerfaults, "FIRST", 0.0)
+    monkeypatch.setattr(localcauses, "LOOK", 3600.0)  # this host has no interfaces of the mesh's to send by
     state = make_authority(tmp_path / "a")
     async with serving(tmp_path / "a") as alpha:
         joined = await join(tmp_path / "b", make_invite(state), "beta")
@@ -279,7 +281,7 @@ async def test_a_node_tells_of_its_links_and_its_health(
         peers: dict[str, Goal] = {"alpha": "order", "gama": "private"}
         scatter = msgspec.structs.replace(alpha.parts.config.scatter, peers=peers)
         intent = IntentSection("dumps", "private", ("gama",), user="nobody-here")
-        relay = msgspec.structs.replace(alpha.parts.config.relay, never=("beta", "gama"))
+        relay = msgspec.structs.replace(alpha.parts.config.relay, never=("alpha", "gama"))
         changed = Settings(
             msgspec.structs.replace(alpha.parts.config, scatter=scatter, relay=relay), Intents((intent,), {})
         )

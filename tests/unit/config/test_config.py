@@ -119,8 +119,21 @@ def test_render_reads_back_equal() -> None:
         ('[routes]\nadvertise = ["127.0.0.0/8"]', '"127.0.0.0/8" has loopback addresses', "take it out"),
         ('[routes]\nadvertise = ["2000::/3"]', '"2000::/3" is too short', "take it out"),
         ('[routes]\nadvertise = ["fd00::/8", "fd00::/8"]', "names a prefix twice", "take one out"),
-        ('[routes]\nadvertise = ["0.0.0.0/0"]', 'advertise: "0.0.0.0/0" is a default route', "take it out"),
-        ('[routes]\naccept = ["0.0.0.0/0"]', 'accept: "0.0.0.0/0" is a default route', 'accept to ["all"]'),
+        (
+            '[routes]\nadvertise = ["::/0"]\nmasquerade = false',
+            'masquerade = false with "::/0" in routes.advertise',
+            "set routes.masquerade to true",
+        ),
+        ('[routes]\naccept = ["0.0.0.0/0"]', 'accept: "0.0.0.0/0" is a default route', "in routes.exit"),
+        ('[routes]\nexit = ["a"]\nadvertise = ["fd00::/8"]', "routes.exit and routes.advertise", "take one"),
+        ('[routes]\nexit = ["a", "a"]', "routes.exit names a member twice", "take one out"),
+        ('[routes]\nexit = ["A b"]', 'routes.exit: "A b" is no name', "phantommesh peers"),
+        ('[routes]\nexit = ["a"]\n[relay]\noffer = true', "routes.exit and relay.offer", "take relay.offer"),
+        (
+            '[routes]\nadvertise = ["::/0"]\nprobe = { "::/0" = "1.1.1.1" }',
+            "1.1.1.1 is not in ::/0",
+            "that answers pings",
+        ),
         ('[routes]\naccept = ["all", "10.0.0.0/8"]', 'routes.accept has "all"', 'routes.accept to ["all"]'),
         (
             "[routes]\nport = 51810",

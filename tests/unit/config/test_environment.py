@@ -70,6 +70,8 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "proofs.keep": ("10", 10),
     "paths.port": ("4001", 4001),
     "routes.port": ("4002", 4002),
+    "routes.exit": ("gate-a,gate-b", ("gate-a", "gate-b")),
+    "routes.lan": ("true", True),
     "routes.masquerade": ("false", False),
     "routes.sites": (f"{ADVERTISED}=10.2.0.0/16", {ADVERTISED: "10.2.0.0/16"}),
     "routes.probe": ("10.1.0.0/16=10.1.0.9", {"10.1.0.0/16": "10.1.0.9"}),
@@ -94,7 +96,8 @@ def test_every_key_has_its_variable(key: str, tmp_path: Path) -> None:
     section, _, name = key.partition(".")
     text, wanted = OTHERS[key]
     file = tmp_path / "pm.toml"
-    routed = ("10.1.0.0/16", ADVERTISED)  # only what is routed may be probed, or have a site
+    # Only what is routed may be probed, or have a site.
+    routed = ("10.1.0.0/16", ADVERTISED) if key in ("routes.probe", "routes.sites") else ()
     config = Config(node=NodeSection(name="pm-1", mesh="lab"), routes=RoutesSection(advertise=routed))
     file.write_text(render(config))
     assert getattr(getattr(load(file, {}), section), name) != wanted

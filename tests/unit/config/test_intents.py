@@ -65,7 +65,21 @@ def test_intents_are_taken_over_by_a_running_node() -> None:
         (SSH + 'dscp = "xx"\n', "the names are cs0", "correct"),
         (SSH + "user = -1\n", "a user's number", "correct"),
         (SSH + 'user = "a b; drop"\n', "no user's name", "correct"),
+        (SSH + 'cgroup = "/a"\n', "intent.ssh.cgroup", "correct intent.ssh.cgroup"),
+        (SSH + 'cgroup = "a/../b"\n', "as systemd does", "correct"),
+        (SSH + """cgroup = 'a"b'\n""", "intent.ssh.cgroup", "correct"),
         (SSH + 'peers = ["No Name"]\n', "is no name", "phantommesh peers"),
+        (SSH + 'relays = ["No Name"]\n', "intent.ssh.relays", "phantommesh peers"),
+        (SSH + 'never_relays = ["?"]\n', "intent.ssh.never_relays", "phantommesh peers"),
+        (SSH + 'regions = ["EU"]\n', "intent.ssh.regions", "as in node.region"),
+        (SSH + f'never_regions = ["{"e" * 33}"]\n', "intent.ssh.never_regions", "as in node.region"),
+        (SSH + 'relays = ["a"]\nnever_relays = ["a"]\n', 'relays allows "a"', "out of intent.ssh.relays"),
+        (SSH + 'regions = ["a"]\nnever_regions = ["a"]\n', 'regions allows "a"', "intent.ssh.never_regions"),
+        (SSH + "hands = 0\n", "intent.ssh.hands", "from 1 to 7"),
+        (SSH + "hands = 8\n", "intent.ssh.hands", "from 1 to 7"),
+        (SSH + "hands = 2\ndirect_only = true\n", "leaves one, the direct way", "take one of the two out"),
+        (SSH.replace('"order"', '"latency"') + "hands = 2\n", "take one dimension", "another goal"),
+        (SSH + 'direct_only = true\n[scatter]\nhook = "off"\n', "all by dimension 0", 'hook to "auto"'),
         (SSH + SSH, "2 intents are named ssh", "a name of its own"),
         (SSH.replace('"ssh"', '"rest"'), "is no intent's name", 'not "rest"'),
         (SSH.replace("ports = [22]", ""), "matches all traffic, so", "there is scatter.goal"),
@@ -121,6 +135,7 @@ anything = st.one_of(st.integers(-1, 70_000), st.text(max_size=8), st.sampled_fr
 @given(st.fixed_dictionaries({}, optional={
     "peers": st.lists(st.text(max_size=4), max_size=2).map(tuple), "protocol": anything,
     "ports": st.lists(anything, max_size=3).map(tuple), "dscp": anything, "user": anything,
+    "cgroup": st.text(max_size=8) | st.just("a/b.service"),
 }))  # fmt: skip
 def test_what_is_not_refused_can_be_read(keys: dict[str, object]) -> None:
     intent = IntentSection("x", "order", **keys)  # type: ignore[arg-type]
@@ -128,5 +143,5 @@ def test_what_is_not_refused_can_be_read(keys: dict[str, object]) -> None:
         intents.check([intent])
     except ConfigError:
         return
-    for read in (intents.protocols, intents.ports, intents.dscp, intents.user):
+    for read in (intents.protocols, intents.ports, intents.dscp, intents.user, intents.cgroup):
         read(intent)

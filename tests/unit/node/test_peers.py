@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import structs
 
-from phantommesh.config.sections import ScatterSection, WireguardSection
-from phantommesh.dimensions import DIMENSIONS
+from phantommesh.config.sections import IntentSection, ScatterSection, WireguardSection
+from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Install
@@ -30,6 +30,7 @@ from phantommesh.records.record import NO_KEY, NodeRecord, SignedRecord
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.routing import ways
 from phantommesh.routing.ways import Way, Ways
+from phantommesh.scatter.intents import Intents
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import NodeId
@@ -317,6 +318,30 @@ def test_a_way_on_offer_takes_the_place_of_the_record_s_address(monkeypatch: pyt
     assert made.dials == 0b0111101  # 1 is held; 2 has a way; 6 is not to be dialled at all
     world.look()
     assert world.ways.chosen(peer, 2) is None
+
+
+def test_a_class_may_take_what_leads_to_a_peer_by_the_hands_that_it_allows() -> None:
+    world, peer = World(entry(1), entry(2)), entry(1).member.node_id
+    assert world.peers.scattered(peer) is None
+    intent = IntentSection("ssh", "order", ports=(22,), never_relays=("n2",))
+    world.peers.scatter_by(ScatterSection(), Intents((intent, IntentSection("bulk", "order", ports=(1,)))))
+    assert world.peers.confining, "all is direct yet"
+    assert world.peers.scattered(peer) is None
+
+    def allowed() -> tuple[int, ...]:
+        found = world.peers.scattered(peer)
+        return () if found is None else found.limits.allowed
+
+    endpoint = Endpoint("203.0.113.9", 51900)
+    world.ways.offer(peer, 2, Way(ways.Kind.RELAYED, endpoint, relay=entry(2).member.node_id))
+    world.ways.offer(peer, 3, Way(ways.Kind.FRAMED, endpoint, relay=b"no member".ljust(16)))
+    assert allowed() == (0b1110011, ALL)
+    world.ways.offer(peer, 2, Way(ways.Kind.DIRECT, Endpoint("198.51.100.7", 51820)))
+    assert allowed() == (0b1110111, ALL)
+    world.peers._endpoints[peer] = (None, None, endpoint, None, None, None, None)
+    assert allowed() == (0b1110011, ALL), "a late packet has taken WireGuard back to the relay"
+    world.look(entry(2))
+    assert world.peers.scattered(peer) is None and not world.peers._endpoints
 
 
 def test_dimensions_of_endpoints_with_one_address_stay() -> None:

@@ -11,7 +11,7 @@ from phantommesh.config.sections import RoutesSection
 from phantommesh.node.routes import Claim, Routes, offered
 from phantommesh.records.record import sign_record
 from phantommesh.records.roster import Entry, Roster
-from phantommesh.routable import Network
+from phantommesh.routable import EXITS, Network
 from phantommesh.routing.prefixes import Taken
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import Identity, NodeId
@@ -56,6 +56,33 @@ def test_routers_of_the_own_region_come_first() -> None:
         routes = Routes(RoutesSection(accept=("all",)), OVERLAY, region)
         routes.look([here, there], frozenset(), ())
         assert routes.taken == (Taken(SITE, tuple(node.node_id for node in wanted)),)
+
+
+def test_an_exit_is_taken_by_name_alone_in_the_order_of_the_names() -> None:
+    one, two = entry(ONE, "one", EXITS, EXITS), entry(TWO, "two", (*EXITS[:1], SITE), (*EXITS[:1], SITE))
+    for names, four, six in (
+        ((), (), ()),
+        (("two", "one"), (TWO, ONE), (ONE,)),
+        (("one", "two"), (ONE, TWO), (ONE,)),
+        (("two",), (TWO,), ()),
+        (("three",), (), ()),
+    ):
+        routes = Routes(RoutesSection(accept=("all",), exit=names), OVERLAY)
+        routes.look([one, two], frozenset(), ())
+        found = {taken.prefix: taken.routers for taken in routes.taken}
+        assert found.pop(SITE) == (TWO.node_id,)
+        wanted = zip(EXITS, (four, six), strict=True)
+        assert found == {gate: tuple(node.node_id for node in by) for gate, by in wanted if by}
+        assert routes.allows(EXITS[0]) == bool(names) and routes.allows(SITE)
+        assert not routes.conflicts
+
+
+def test_an_exit_whose_grant_was_withdrawn_is_taken_no_more() -> None:
+    routes = Routes(RoutesSection(exit=("one",)), OVERLAY)
+    routes.look([entry(ONE, "one", EXITS, EXITS)], {Grant(EXITS[0]).id_for(ONE.node_id)}, ())
+    assert [taken.prefix for taken in routes.taken] == [EXITS[1]]
+    routes.look([entry(ONE, "one", (), EXITS)], frozenset(), ())
+    assert routes.taken == ()
 
 
 def test_changes_are_told_once() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from phantommesh.overlay.beyond import Beyond, beyond
 from phantommesh.overlay.prefixes import HostRange
-from phantommesh.routable import overlap
+from phantommesh.routable import EXITS, overlap
 
 A, B = b"a" * 16, b"b" * 16
 WIDE, LAN, SIX = ip_network("10.0.0.0/8"), ip_network("10.1.0.0/16"), ip_network("fd77::/64")
@@ -21,6 +21,21 @@ def test_what_is_taken_is_closed_and_what_is_carried_routed() -> None:
     found = beyond([LAN, SIX], {LAN: A}, [])
     assert found.closed == (LAN, SIX)
     assert found.routed == ((LAN, A),)
+
+
+def test_a_default_route_is_closed_as_a_whole_whatever_the_host_has() -> None:
+    own = [HostRange("route", ip_network("192.168.7.0/24"), "eth0")]
+    found = beyond([*EXITS, LAN], {EXITS[0]: A, LAN: B}, own)
+    assert found.closed == (EXITS[0], LAN, EXITS[1])
+    assert dict(found.routed) == {EXITS[0]: A, LAN: B}
+    assert found.exit and found.beside == ()
+    assert not beyond([LAN], {}, own, lan=[LAN]).exit
+
+
+def test_private_networks_alone_stay_beside_an_exit() -> None:
+    lan = [ip_network(text) for text in ("192.168.7.0/24", "fd77::/64", "203.0.113.0/24", "0.0.0.0/1")]
+    assert beyond(EXITS, {}, (), lan=lan).beside == (lan[0], lan[1])
+    assert beyond([LAN], {}, (), lan=lan).beside == ()
 
 
 def test_the_hosts_own_part_stays_the_hosts() -> None:

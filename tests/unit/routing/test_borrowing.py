@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from phantommesh.endpoint import Address
 from phantommesh.routing.binding import Challenger, Datagram, Kind, encode
-from phantommesh.routing.borrowing import COST_EVERY, PATIENCE, Borrowing
+from phantommesh.routing.borrowing import ASKED, COST_EVERY, PATIENCE, Borrowing
+from phantommesh.routing.choice import Need
 from phantommesh.routing.leases import BOUND, Grant, Leases, Terms
 from phantommesh.routing.legs import AskCost, AskLease, Effect, LeaveLease, SendFromPort, Use
 from phantommesh.secret import Secret
@@ -357,3 +358,34 @@ def test_a_member_that_says_that_it_relays_parts_no_pair_for_long() -> None:
         for end, machine in net.ends.items():
             net.do(end, machine.tick(net.now))
     assert worked > 0.95 * 8 * 900
+
+
+def test_the_relays_that_were_not_taken_are_told_too() -> None:
+    net = Net()
+    net.start(*range(7))
+    net.run(2.0)
+    found = net.ends[A].offered_for(B, net.now)
+    assert [one.offer.relay for one in found] == [P, Q, R]
+    assert [one.offer.cost for one in found] == pytest.approx([0.02, 0.04, 0.06])
+    assert sorted([*found[0].dimensions, *found[1].dimensions]) == list(range(7)) and not found[2].dimensions
+    assert net.ends[B].offered_for(A, net.now) == [], "the other end chooses"
+    net.do(A, net.ends[A].failed(P, B, net.now))
+    net.run(3.0)
+    aside = {one.offer.relay: one.aside > 0 for one in net.ends[A].offered_for(B, net.now)}
+    assert aside.get(P, True) and not aside[Q] and not aside[R]
+    net.do(A, net.ends[A].want(B, (), net.now))
+    assert net.ends[A].offered_for(B, net.now) == []
+
+
+def test_a_relay_that_a_class_needs_is_asked_and_taken_though_others_are_nearer() -> None:
+    near = [NodeId(bytes((20 + n,)) * 16) for n in range(ASKED + 2)]
+    relays = {relay: 0.01 * (n + 1) for n, relay in enumerate(near)}
+    machine = Borrowing(A, lambda peer: [Need(lambda relay: relay == near[-1])])
+    machine.set_relays(relays, 0.0)
+    machine.want(B, range(7), 0.0)
+    asked = [one.relay for one in machine.tick(0.0) if isinstance(one, AskCost)]
+    assert asked == [*near[:ASKED], near[-1]]
+    effects = list[Effect]()
+    for relay in asked:
+        effects += machine.cost(relay, B, 0.01, 0.1)
+    assert {one.relay for one in effects if isinstance(one, AskLease)} == {near[0], near[1], near[-1]}

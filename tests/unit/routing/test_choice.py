@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.paths.cost import MARGIN, SHARE
-from phantommesh.routing.choice import HOLD, WAYS, Choice, Offer, hop, latency
+from phantommesh.routing.choice import HOLD, WAYS, Choice, Need, Offer, hop, latency
 from phantommesh.routing.neighbours import Link
 from phantommesh.routing.ways import Kind
 from phantommesh.trust.identity import NodeId
@@ -132,3 +132,55 @@ def test_jitter_and_loss_cost_traffic_that_waits() -> None:
     quiet = Link(0.05, 0.0, 0.0, Kind.DIRECT)
     assert latency(quiet) == 0.05
     assert latency(Link(0.05, 0.02, 0.0, Kind.DIRECT)) > latency(Link(0.05, 0.0, 0.05, Kind.DIRECT)) > 0.05
+
+
+def test_a_relay_that_a_class_needs_is_taken_beside_the_cheapest() -> None:
+    choice, offered = Choice(), offers(p=10, q=20, r=30, s=40)
+    only = [Need(lambda relay: relay in (R, S))]
+    first = choice.decide(SEVEN, offered, 0.0, only)
+    assert Counter(first.values()) == {P: 3, Q: 2, R: 2}
+    assert choice.decide(SEVEN, offered, 10 * HOLD, only) == first
+    # Another that would serve as well is no reason to leave the one that does.
+    assert choice.decide(SEVEN, offers(p=10, q=20, r=30, s=29), 20 * HOLD, only) == first
+    assert set(choice.decide(SEVEN, offers(p=10, q=20, s=40), 21 * HOLD, only).values()) == {P, Q, S}
+    assert set(choice.decide(SEVEN, offered, 22 * HOLD).values()) == {P, Q}, "no class needs it now"
+
+
+def test_as_many_relays_are_taken_as_a_class_needs() -> None:
+    offered = offers(p=10, q=20, r=30, s=40)
+    three = Need(lambda relay: True, 3)
+    assert set(Choice().decide(SEVEN, offered, 0.0, [three]).values()) == {P, Q, R}
+    two = Need(lambda relay: relay in (R, S), 2)
+    assert set(Choice().decide(SEVEN, offered, 0.0, [three, two]).values()) == {P, Q, R, S}
+    assert set(Choice().decide((0, 1, 2), offered, 0.0, [three, two]).values()) == {P, Q, R}, (
+        "no more dimensions"
+    )
+    assert Choice().decide(SEVEN, [], 0.0, [three]) == {}
+
+
+@given(
+    st.lists(st.tuples(st.frozensets(st.sampled_from((P, Q, R, S))), st.integers(1, 4)), max_size=3),
+    st.lists(
+        st.tuples(
+            st.dictionaries(st.sampled_from("pqrs"), st.integers(1, 200), max_size=4), st.integers(1, 7),
+            st.floats(0, 40),
+        ),
+        min_size=1, max_size=6,
+    ),
+)  # fmt: skip
+def test_needs_are_met_as_far_as_offers_and_dimensions_go_and_the_choice_stands(
+    needs: list[tuple[frozenset[NodeId], int]], steps: list[tuple[dict[str, float], int, float]]
+) -> None:
+    wanted, choice, now = [Need(allowed.__contains__, count) for allowed, count in needs], Choice(), 0.0
+    for costs, dimensions, pause in steps:
+        now += pause
+        offered = offers(**costs)
+        found = dict(choice.decide(range(dimensions), offered, now, wanted))
+        there = {one.relay for one in offered}
+        assert set(found.values()) <= there and len(found) == (dimensions if there else 0)
+        if dimensions == 7:
+            for allowed, count in needs:
+                assert len(allowed & {*found.values()}) >= min(count, len(allowed & there))
+        # One relay may do for two classes, which is seen once it is held.
+        settled = [choice.decide(range(dimensions), offered, now, wanted) for _ in range(len(needs) + 2)]
+        assert settled[-2] == settled[-1] and {*settled[-1].values()} <= {*found.values()}

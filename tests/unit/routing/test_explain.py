@@ -16,6 +16,7 @@ from phantommesh.management.explainview import Leads
 from phantommesh.paths.cost import worth
 from phantommesh.paths.quickest import HOLD, PATIENT, Candidate, Quickest
 from phantommesh.paths.state import PathState
+from phantommesh.routable import EXITS
 from phantommesh.routing import explain
 from phantommesh.routing.failover import Standing as Router
 from phantommesh.routing.leading import Lead
@@ -185,6 +186,15 @@ def test_the_sentence_on_a_carrier_says_why_that_one() -> None:
     stale = Lead("refused", LAN, stale=True)
     assert "nobody offers it" in explain.answer(stale, NAMES)
     assert "routes.accept" in next(explain.lead_changes(stale, NAMES))
+
+
+def test_the_sentences_on_an_exit_name_the_key_that_changes_it() -> None:
+    stale = Lead("refused", EXITS[1], stale=True)
+    assert "leave by an exit" in explain.answer(stale, NAMES)
+    (line,) = explain.lead_changes(stale, NAMES)
+    assert "routes.exit" in line and "::/0" in line
+    (line,) = explain.lead_changes(Lead("offered", EXITS[0], (A,)), NAMES)
+    assert f"put {NAMES[A]} into routes.exit" in line
 
 
 def test_the_sentence_on_a_member_counts_its_ways() -> None:

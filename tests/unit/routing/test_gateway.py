@@ -7,6 +7,7 @@ from dataclasses import replace
 from ipaddress import ip_network
 
 from phantommesh.nursery.host.leftovers import device_of
+from phantommesh.routable import EXITS
 from phantommesh.routing.gateway import SURELY, Gateway, Passing, read_drops, render, table_name
 
 GATEWAY = Gateway(
@@ -23,6 +24,15 @@ def test_only_what_leaves_for_its_prefixes_is_masqueraded() -> None:
     assert rule == (
         'oifname != { "pm", "pm0" } ip saddr { 100.64.0.0/10 } ip daddr { 10.1.0.0/16 } masquerade'
     )
+
+
+def test_an_exit_masquerades_all_that_leaves() -> None:
+    rules = [r.strip() for r in render(replace(GATEWAY, routes=EXITS)).splitlines() if "masquerade" in r]
+    outward = 'oifname != { "pm", "pm0" }'
+    assert rules == [
+        f"{outward} ip saddr {{ 100.64.0.0/10 }} masquerade",
+        f"{outward} ip6 saddr {{ fd00::/48 }} masquerade",
+    ]
 
 
 def test_without_masquerade_nothing_is() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from phantommesh.overlay.beyond import beyond
 from phantommesh.overlay.prefixes import HostRange
+from phantommesh.routable import EXITS
 from phantommesh.routing.leading import Lead, Prefixes, lead, read_address
 from phantommesh.routing.prefixes import Conflict, Offer, Taken
 
@@ -98,3 +99,17 @@ def test_an_address_of_ones_own_prefix_with_a_site_is_told_as_it_is_there() -> N
     there = ip_network("172.16.0.0/16")
     known = replace(NONE, own=(LONG,), sites={LONG: there})
     assert "goes to 172.16.2.3 of 172.16.0.0/16" in lead(HERE, known).why
+
+
+def test_all_that_leads_nowhere_else_leaves_by_the_exit() -> None:
+    far, lan = ip_address("9.9.9.9"), IPv4Network("192.168.7.0/24")
+    known = replace(
+        NONE, taken=[Taken(EXITS[0], (A,)), Taken(LONG, (B,))], carried={EXITS[0]: A, LONG: B},
+    )  # fmt: skip
+    known = replace(known, plan=beyond([*EXITS, LONG], known.carried, (), lan=(lan,)))
+    assert lead(far, known) == Lead("carried", EXITS[0], (A,), A)
+    assert lead(HERE, known) == Lead("carried", LONG, (B,), B)
+    assert lead(lan[7], known).leads == "host"
+    assert lead(ip_address("2001:db8::1"), known) == Lead("refused", EXITS[1], stale=True)
+    assert lead(far, replace(known, carried={})) == Lead("refused", EXITS[0], (A,))
+    assert lead(far, replace(NONE, offers=[Offer(EXITS[0], A)])) == Lead("offered", EXITS[0], (A,))

@@ -13,10 +13,12 @@ from phantommesh.scatter.peermap import Hits, PeerMap, length_of, mark, read_hit
 from phantommesh.scatter.ruleset import (
     STRANDED,
     UNKNOWN,
+    Beyond,
     Frame,
     Hook,
     dropped,
     render,
+    render_beyond,
     render_peer,
     render_removal,
     table_name,
@@ -112,11 +114,13 @@ def test_counters_are_told_apart_by_peer_and_epoch() -> None:
 
 def test_what_was_not_scattered_is_counted_by_reason() -> None:
     counters = {0: (5, 0), 8: (3, 0), 1 << 8: (2, 0), 1 << 8 | 15: (4, 0), 2 << 8 | 15: (1, 0)}
+    counters[1 << 8 | 7 << 5 | 14] = 6, 0
     assert dropped(counters, [1, 2]) == {
         "scatter-unknown": 5,
         "scatter-stranded": 3,
         "scatter-missed": 2,
         "scatter-drained": 5,
+        "scatter-closed": 6,
     }
 
 
@@ -167,3 +171,19 @@ def test_no_two_peers_share_a_map_a_chain_or_a_mark() -> None:
     assert (
         one.name not in text and "peer_1 " not in text and str(one.ip4) not in text.replace(str(two.ip4), "")
     )
+
+
+def test_an_exit_has_what_is_routed_to_the_mesh_and_nothing_that_comes_from_elsewhere() -> None:
+    gates = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
+    plain, gated = (
+        render(replace(FRAME, hook="mark", networks=networks), ways(range(10, 17)), [peer()])
+        for networks in (FRAME.networks, (*FRAME.networks, *gates))
+    )
+    more = [line.strip() for line in gated.splitlines() if line not in plain.splitlines()]
+    assert more == [
+        'oifname "pm" meta protocol ip goto overlay',
+        'oifname "pm" meta protocol ip6 goto overlay',
+    ]
+    leads = render_beyond(FRAME, [Beyond(gates[0], 1), Beyond(IPv4Network("10.0.0.0/8"), 2)]).splitlines()
+    assert leads[0].endswith("ip daddr 10.0.0.0/8 goto peer_2")
+    assert leads[1].endswith("meta protocol ip goto peer_1")

@@ -89,8 +89,8 @@ WRONG = {
     "number 0": [f"{ROUTE}10.1.0.0/16?grant=0"],
     "a number with a zero before it": [f"{ROUTE}10.1.0.0/16?grant=01"],
     "too great a number": [f"{ROUTE}10.1.0.0/16?grant=10000"],
-    "all of IPv4": [f"{ROUTE}0.0.0.0/0"],
-    "all of IPv6": [f"{ROUTE}::/0"],
+    "half of IPv4": [f"{ROUTE}0.0.0.0/1"],
+    "half of IPv6": [f"{ROUTE}8000::/1"],
     "another word": ["phantommesh:way:10.1.0.0/16"],
     "too many": [f"{ROUTE}10.{n}.0.0/16" for n in range(MAX_ROUTES + 1)],
 }
@@ -153,8 +153,9 @@ def test_a_certificate_keeps_what_it_has_and_gets_more_while_there_is_room() -> 
 
 def test_what_an_operator_may_ask_for_is_checked_with_a_reason() -> None:
     check_prefixes((SITE, SIX), OVERLAY)
-    with pytest.raises(RouteError, match=r"0\.0\.0\.0/0 is a default route"):
-        check_prefixes((ip_network("0.0.0.0/0"),), OVERLAY)
+    check_prefixes((ip_network("0.0.0.0/0"), ip_network("::/0")), OVERLAY)  # an exit
+    with pytest.raises(RouteError, match=r"0\.0\.0\.0/1 is too short"):
+        check_prefixes((ip_network("0.0.0.0/1"),), OVERLAY)
     with pytest.raises(RouteError, match=r"100\.64\.3\.0/24 overlaps the overlay 100\.64\.0\.0/10"):
         check_prefixes((ip_network("100.64.3.0/24"),), OVERLAY)
     with pytest.raises(RouteError, match="at most"):
