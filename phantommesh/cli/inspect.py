@@ -64,6 +64,7 @@ def _show(now: Status) -> None:
         *([("exit", ", ".join(now.exit))] if now.exit else []),
         ("peers", f"{now.peers_up} of {now.peers_total} up{_members(now.members, now.partly_reachable)}"),
         *(("reached at", text) for text in _reached(now)),
+        *(("routes", at if at == there else f"{at} ({there} there)") for at, there in now.routes.items()),
         ("backend", now.backend),
         ("version", f"{now.version}, up {age(now.uptime_s)}"),
         ("state", now.state if now.ready or now.state != "running" else "not ready"),

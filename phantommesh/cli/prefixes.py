@@ -41,7 +41,8 @@ def list_routes(options: Options) -> None:
     if options.json:
         emit(found)
         return
-    field("advertises", ", ".join(found.advertise) or "nothing", 12)
+    told = [f"{one} ({found.sites[one]} there)" if one in found.sites else one for one in found.advertise]
+    field("advertises", ", ".join(told) or "nothing", 12)
     field("accepts", ", ".join(found.accept) or "nothing", 12)
     if found.exit:
         beside = "; the host's own private networks are reached directly" if found.lan else ""

@@ -17,6 +17,7 @@ NEEDS_RESTART = FaultKind("config-needs-restart", "low")
 AT_ONCE: Final = frozenset(
     {"log.level", "log.format", "gossip.seeds", "scatter.goal", "scatter.peers", "scatter.scheduler"}
     | {f"dns.{key}" for key in ("serve", "port", "mode", "hosts")}
+    | {f"routes.{key}" for key in ("advertise", "accept", "sites", "masquerade", "probe")}
 )
 """The keys that a running node follows, besides the tables `[[intent]]`."""
 

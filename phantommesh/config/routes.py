@@ -13,6 +13,7 @@ def check(config: Config) -> None:
     """Raise ConfigError, which names the key, the value and the fix, for routes that cannot be."""
     _check_port(config)
     _check_prefixes(config.routes)
+    _check_sites(config.routes)
     _check_probes(config.routes)
     _check_exit(config)
 
@@ -45,10 +46,12 @@ def _check_probes(routes: RoutesSection) -> None:
             network, host = None, None
         if network is None or host is None:
             raise bad("routes.probe", {prefix: target}, kind_of(RoutesSection, "probe"))
+        if (there := routes.sites.get(prefix)) is not None:
+            network = parse_prefix(there)
         if host not in network:
             raise ConfigError(
-                f"routes.probe: {target} is not in {prefix}",
-                fix="name a host in the prefix that answers pings",
+                f"routes.probe: {target} is not in {network}",
+                fix=f"name a host in {network} that answers pings",
             )
         if prefix not in routes.advertise:
             raise ConfigError(
@@ -84,6 +87,36 @@ def _check_prefixes(routes: RoutesSection) -> None:
         raise ConfigError("routes.advertise names a prefix twice", fix="take one out")
 
 
+def _check_sites(routes: RoutesSection) -> None:
+    """Refuse sites that no address of a prefix could stand for, or too many."""
+    for text, there in routes.sites.items():
+        if text not in routes.advertise:
+            raise ConfigError(
+                f"routes.sites: {show(text)} is not in routes.advertise",
+                fix="add it there, or take it out here",
+            )
+        prefix = parse_prefix(text)
+        try:
+            site = parse_prefix(there)
+        except ValueError as error:
+            raise ConfigError(
+                f"routes.sites: {show(there)} is not usable: {error}",
+                fix='write it as a network and its length, e.g. "192.168.1.0/24"',
+            ) from None
+        if why := unroutable(site):
+            raise ConfigError(
+                f"routes.sites: {show(there)} {why}", fix="name the network that is really there"
+            )
+        if (site.version, site.prefixlen) != (prefix.version, prefix.prefixlen):
+            raise ConfigError(
+                f"routes.sites: {text} and {there} are not of one size",
+                fix="each address of one has its own in the other: name a network of "
+                f"IPv{prefix.version} with /{prefix.prefixlen}",
+            )
+        if site == prefix:
+            raise ConfigError(f"routes.sites: {text} is there by its own addresses", fix="take it out")
+
+
 def _check_exit(config: Config) -> None:
     """Refuse what an exit, or a node that uses one, cannot do."""
     routes = config.routes
@@ -114,12 +147,18 @@ def _check_exit(config: Config) -> None:
 
 
 def refuse_overlay(routes: RoutesSection, networks: Iterable[Network]) -> None:
-    """Raise ConfigError where a prefix that this node advertises overlaps the overlay, or one that it accepts
-    has overlay addresses alone: no member may route them. For whoever knows the mesh's ``networks``."""
+    """Raise ConfigError where a prefix that this node advertises, or its site, overlaps the overlay, or one
+    that it accepts has overlay addresses alone: no member may route them. For whoever knows the mesh's
+    ``networks``."""
     overlay = tuple(networks)
     for text in routes.advertise:
         if why := unroutable(parse_prefix(text), overlay):
             raise ConfigError(f"routes.advertise: {show(text)} {why}", fix="take it out")
+    for text in routes.sites.values():
+        if why := unroutable(parse_prefix(text), overlay):
+            raise ConfigError(
+                f"routes.sites: {show(text)} {why}", fix="name the network that is really there"
+            )
     for text in routes.accept if routes.accept != (ALL_ROUTES,) else ():
         if any(within(parse_prefix(text), network) for network in overlay):
             raise ConfigError(

@@ -192,11 +192,13 @@ class RoutesSection(msgspec.Struct, frozen=True):
     the best first. Nothing of that kind leaves by another way, in both families, whether one of them carries
     it or not. `lan`: the host's own private networks are reached directly all the same.
 
-    `masquerade`: what this node forwards to the prefixes that it routes has an address of this host, so that
-    answers find back; else the network there needs a route to the overlay by this node. `probe`: for such a
-    prefix, an address in it that has to answer pings, or the node tells the others that its route there does
-    not work. `port`: the UDP port of overlay addresses by which members ask for that. A mesh has one such
-    port."""
+    `sites`: for an advertised prefix, the network of the same length that is really there, where that one is
+    another: 10.77.1.5 of the mesh is 192.168.1.5 there. So two sites that have the same addresses are reached
+    by a prefix each. `masquerade`: what this node forwards to the prefixes that it routes has an address of
+    this host, so that answers find back; else the network there needs a route to the overlay by this node.
+    `probe`: for such a prefix, an address in it (of its site, where it has one) that has to answer pings, or
+    the node tells the others that its route there does not work. `port`: the UDP port of overlay addresses by
+    which members ask for that. A mesh has one such port."""
 
     advertise: Annotated[
         tuple[str, ...],
@@ -206,6 +208,13 @@ class RoutesSection(msgspec.Struct, frozen=True):
         tuple[str, ...],
         Meta(max_length=64, description='at most 64 prefixes, e.g. ["10.0.0.0/8"], or ["all"]'),
     ] = ()
+    sites: Annotated[
+        dict[str, str],
+        Meta(
+            max_length=MAX_ROUTES,
+            description='a table of at most 16 advertised prefixes, each = "the network that is there"',
+        ),
+    ] = {}
     exit: Annotated[
         tuple[str, ...],
         Meta(max_length=8, description='at most 8 names of members, e.g. ["gate-a", "gate-b"]'),

@@ -43,6 +43,8 @@ class RoutesView(msgspec.Struct, frozen=True, kw_only=True):
     """The members by which this host's traffic is to leave, by name, the best first."""
     lan: bool
     """Whether the host's own private networks are reached directly all the same."""
+    sites: dict[str, str] = {}
+    """For some of ``advertise``, the network that is really there. Others' are not known here."""
     routes: list[RouteView]
 
 

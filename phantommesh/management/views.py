@@ -71,6 +71,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     whereabouts: Whereabouts = Whereabouts()
     region: str = ""
     """Where this node stands, by `node.region`; empty: it does not say."""
+    routes: dict[str, str] = {}
+    """The prefixes beyond the mesh that this node routes for others now, each with what is really there: a
+    site, or the same."""
     advice: list[str] = []
     """What is weak about the mesh, the worst first: see `topology`."""
     exit: list[str] = []

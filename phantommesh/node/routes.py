@@ -67,20 +67,37 @@ def accepts(section: RoutesSection) -> tuple[Network, ...]:
     return EVERYTHING if section.accept == (ALL_ROUTES,) else tuple(map(parse_prefix, section.accept))
 
 
+def sites(section: RoutesSection) -> dict[Network, Network]:
+    """The networks that are really there, by the advertised prefix that stands for each in the mesh."""
+    return {parse_prefix(prefix): parse_prefix(site) for prefix, site in section.sites.items()}
+
+
+def really_there(section: RoutesSection) -> tuple[Network, ...]:
+    """The networks behind this node that it is to route for others, by the addresses that they have here."""
+    there = sites(section)
+    return tuple(there.get(prefix, prefix) for prefix in map(parse_prefix, section.advertise))
+
+
 class Routes:
     """What one node takes. ``region`` is its own: routers of the region come first, then by node id. ``own``
     are the prefixes that it advertises itself: it takes none of those from others. ``networks``: the
-    addresses that may be taken, so what the host has of its own there matters. ``exits`` are the names of the
-    members by which all other traffic is to leave, the best first."""
+    addresses that may be taken, so what the host has of its own there matters. What is really there for an
+    advertised prefix is such a range, by whatever route: members' packets have to find it here. ``exits`` are
+    the names of the members by which all other traffic is to leave, the best first."""
 
     def __init__(self, section: RoutesSection, overlay: Iterable[Network], region: str = "") -> None:
         self._overlay, self._region = tuple(overlay), region
-        self.own = frozenset(map(parse_prefix, section.advertise))
-        self.networks = accepts(section)
+        self.configure(section)
         self.exits = section.exit
         self.taken: tuple[Taken, ...] = ()
         self.conflicts: tuple[Conflict, ...] = ()
         self.claims: frozenset[Claim] = frozenset()
+
+    def configure(self, section: RoutesSection) -> None:
+        """Judge by these settings from now on."""
+        self.own = frozenset(map(parse_prefix, section.advertise))
+        self.networks = accepts(section)
+        self._sites = tuple(HostRange("route", site, "") for site in sites(section).values())
 
     @property
     def wants_any(self) -> bool:
@@ -105,7 +122,7 @@ class Routes:
             if prefix not in self.own
         ]
         before = {one.prefix: one.routers for one in self.taken}
-        others, self.conflicts = taken(offers, self.networks, self._overlay, host)
+        others, self.conflicts = taken(offers, self.networks, self._overlay, (*host, *self._sites))
         liked: dict[bytes, int] = {
             entry.member.node_id: self.exits.index(entry.member.name)
             for entry in listed

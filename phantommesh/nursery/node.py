@@ -78,6 +78,8 @@ class Node:
         parts.peers.scatter_by(done.config.scatter, parts.settings.intents)
         parts.naming.reload(done.config.dns)
         if not parts.runs.aside.is_set():
+            if any(key.startswith("routes.") for key in done.taken):
+                self._weaving.route_by(done.config.routes)
             self._weaving.peers_changed()
         log.info("configuration taken over", changed=list(done.taken))
         if done.waiting:

@@ -29,6 +29,7 @@ from phantommesh.membership.presets import PRESETS
 from phantommesh.node.carrying import Carrier
 from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.regions import nearness
+from phantommesh.node.routes import really_there
 from phantommesh.node.wiring import Wiring
 from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
@@ -101,7 +102,7 @@ from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
 from phantommesh.proofs.shelf import Shelf
 from phantommesh.records.runs import NOBODY, Run
-from phantommesh.routable import EXITS, parse_prefix
+from phantommesh.routable import EXITS
 from phantommesh.routing.constraints import constraints_of
 from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
@@ -334,7 +335,7 @@ def make_parts(
     beyond = BeyondMesh(
         master, names, carried=lambda: failover.carried, fits=lambda: fits_by_node(peers), mtu=wireguard.mtu,
         allows=lambda network: taking.routes.allows(network), changed=closed, ipv6=lambda: backend.ipv6,
-        own=map(parse_prefix, config.routes.advertise), gates=EXITS if config.routes.exit else (),
+        own=really_there(config.routes), gates=EXITS if config.routes.exit else (),
         lan=config.routes.lan, overlay=overlay.networks,
     )  # fmt: skip
     gateway = GatewayDriver(
@@ -346,8 +347,9 @@ def make_parts(
     )  # fmt: skip
     guarding = make_guarding(
         config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits,
-        beyond=lambda: beyond.closed, beside=lambda: beyond.beside, routes=own.routed,
-        around=lambda: gateway.around, visited=federating.visited, flushed=scattering.kick,
+        beyond=lambda: beyond.closed, beside=lambda: beyond.beside,
+        carriers=lambda: beyond.carriers(peers.entries), routes=own.routed, around=lambda: gateway.around,
+        settings=lambda: gateway.settings, visited=federating.visited, flushed=scattering.kick,
     )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)

@@ -8,12 +8,14 @@ from typing import assert_never
 
 import trio
 
+from phantommesh.config.sections import RoutesSection
 from phantommesh.endpoint import Address
 from phantommesh.gossip import envelope
 from phantommesh.link.effects import Alarm, Opened
 from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.node.peers import Seen
+from phantommesh.node.routes import really_there
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.news import (
     CarriersChanged,
@@ -35,6 +37,7 @@ from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.paths.effects import Turned
 from phantommesh.paths.state import PathState
 from phantommesh.rates import Bucket
+from phantommesh.routable import parse_prefix
 from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import OwnSide
 
@@ -142,6 +145,16 @@ class Weaving:
         await self._parts.taking.look()
         self._take_routes()
         await self._parts.beyond.converge()
+
+    def route_by(self, section: RoutesSection) -> None:
+        """Follow an edited configuration of prefixes beyond the mesh. What is let go of is opened."""
+        parts = self._parts
+        parts.own.advertise(map(parse_prefix, section.advertise))
+        parts.taking.configure(section)
+        parts.gateway.configure(section)
+        parts.guarding.kick()
+        parts.beyond.spare(really_there(section))
+        parts.own.publish()
 
     def _take_routes(self) -> None:
         """Take the prefixes beyond the mesh that are to be taken now, and no others, and route our own."""

@@ -52,6 +52,8 @@ class Drop(IntEnum):
 _ERRORS4: Final = "icmp type { destination-unreachable, redirect, time-exceeded, parameter-problem }"
 _ERRORS6: Final = "icmpv6 type { destination-unreachable, packet-too-big, time-exceeded, parameter-problem }"
 _REDIRECT6: Final = "icmpv6 type nd-redirect"
+_TOO_BIG4: Final = "icmp type destination-unreachable icmp code frag-needed"
+_TOO_BIG6: Final = "icmpv6 type packet-too-big"
 _QUOTED: Final = (
     (4, _ERRORS4, 64 + 96),
     (4, _ERRORS4, 64 + 128),
@@ -103,12 +105,13 @@ class Guard:
     ``control`` and ``wireguard`` the ports of the underlay, ``forward`` the interfaces of machines that use
     the mesh through this node, ``short`` the segments in bytes that those machines may send to peers whose
     route over IPv6 cannot say it. ``beyond`` are the prefixes that this node takes of others, as far as they
-    mean the mesh here, and ``beside`` what stays the host's where a default route is one of them. ``routes``
-    are those that it routes for others, and ``returns`` says that answers come back by the network's own
-    routes, for the members' own addresses, and not by masquerade. ``around`` are the networks of this host's
-    own interfaces, which are no part of a default route that it routes; None while they are not known.
-    ``others`` are those of the networks that are other meshes', and ``visitors`` their members with whom
-    there is a pact."""
+    mean the mesh here, ``carriers`` has for those that a router carries now its overlay address, and
+    ``beside`` what stays the host's where a default route is one of them. ``routes`` are those that this node
+    routes for others; ``sites`` has for some of those the network that is really there (`routing/gateway.py`
+    translates). ``returns`` says that answers come back by the network's own routes, for the members' own
+    addresses, and not by masquerade. ``around`` are the networks of this host's own interfaces, which are no
+    part of a default route that it routes; None while they are not known. ``others`` are those of the
+    networks that are other meshes', and ``visitors`` their members with whom there is a pact."""
 
     device: str
     names: tuple[str, ...]
@@ -119,7 +122,9 @@ class Guard:
     forward: tuple[str, ...] = ()
     short: tuple[tuple[IPv6Address, int], ...] = ()
     beyond: tuple[Network, ...] = ()
+    carriers: tuple[tuple[Network, IPv4Address | IPv6Address], ...] = ()
     routes: tuple[Network, ...] = ()
+    sites: tuple[tuple[Network, Network], ...] = ()
     returns: bool = False
     beside: tuple[Network, ...] = ()
     around: tuple[Network, ...] | None = None
@@ -130,6 +135,17 @@ class Guard:
     def table(self) -> str:
         """The tables' name."""
         return table_name(self.device)
+
+    @property
+    def plain(self) -> tuple[Network, ...]:
+        """The ``prefixes`` that are there by their own addresses."""
+        translated = dict(self.sites)
+        return tuple(prefix for prefix in self.prefixes if prefix not in translated)
+
+    @property
+    def behind(self) -> tuple[Network, ...]:
+        """What is there for the prefixes of ``sites``, each network once."""
+        return tuple(dict.fromkeys(site for prefix, site in self.sites if prefix in self.routes))
 
     @property
     def exit(self) -> bool:
@@ -158,12 +174,14 @@ def render(guard: Guard) -> str:
             ),
             *chain_block("inside", *_inside(guard)),
             *chain_block("quoting", *_quoting(guard)),
+            *chain_block("too_big", *_too_big(guard)),
             *chain_block("entering", _entering(guard)),
             *_outside(guard),
             *_delivered(guard),
             *chain_block(
                 "passing", "type filter hook forward priority filter - 5; policy accept;", *_passing(guard)
             ),
+            *_landing(guard),
             *_clamping(guard),
             *_visiting(guard),
             *chain_block(
@@ -253,9 +271,17 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _arriving(guard: Guard) -> list[str]:
+    # To members, and never to this node's own overlay addresses; `passing` sees the rest.
+    returning = [
+        f"{match} {match.split()[0]} daddr != {guard.own[match.startswith('ip6')]}"
+        for match in _routed(guard, (*guard.plain, *guard.behind), guard.networks)
+        if guard.returns
+    ]
     rules = [
         'iifname "lo" accept',
         f"iifname {_names((guard.device, *guard.names))} goto inside",
+        # The network sees members by their own addresses, so it has errors for them.
+        *(f"{_ERRORS6 if '6' in match.split()[0] else _ERRORS4} {match} accept" for match in returning),
         *(f"{match} jump quoting" for match in (_ERRORS4, _ERRORS6, _REDIRECT6)),
     ]
     rules += [f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "saddr")]
@@ -264,10 +290,7 @@ def _arriving(guard: Guard) -> list[str]:
     rules += [f"{match} goto outside" for match in _ends(guard.beyond, "saddr")]
     if guard.forward:
         rules.append(f"iifname {_names(guard.forward)} accept")
-    if guard.returns:  # to members, and never to this node's own overlay addresses; `passing` sees the rest
-        for match in _routed(guard, guard.prefixes, guard.networks):
-            own = guard.own[match.startswith("ip6")]
-            rules.append(f"{match} {match.split()[0]} daddr != {own} accept")
+    rules += [f"{match} accept" for match in returning]
     return rules + [
         f"{match} {_drop(Drop.FOREIGN)}"
         for match in (*_overlay(guard, "daddr"), *_ends(guard.beyond, "daddr"))
@@ -323,11 +346,10 @@ def _inside(guard: Guard) -> list[str]:
         # A handshake or a WireGuard packet out of the tunnel would have the sender's endpoint roam into it.
         f"udp dport {_outer(guard)} {_drop(Drop.NESTED)}",
         f"tcp dport {guard.control} tcp flags & (syn | ack) == syn {_drop(Drop.NESTED)}",
-        # There is no router in the mesh, and all of its interfaces have one MTU: a member that says otherwise
-        # would set the MTU of other members' paths.
         f"icmp type redirect {_drop(Drop.BEYOND)}",
-        f"icmp type destination-unreachable icmp code frag-needed {_drop(Drop.BEYOND)}",
-        f"icmpv6 type {{ packet-too-big, nd-redirect }} {_drop(Drop.BEYOND)}",
+        f"icmpv6 type nd-redirect {_drop(Drop.BEYOND)}",
+        f"{_TOO_BIG4} goto too_big",
+        f"{_TOO_BIG6} goto too_big",
         *_strange(guard),
         # `visiting` sees the rest, after the kernel has told answers from questions.
         *(f"ip6 saddr {anonymous(guard.others)} ip6 daddr {six} accept" for _ in guard.others[:1]),
@@ -338,6 +360,26 @@ def _inside(guard: Guard) -> list[str]:
         *(f"{match} accept" for match in _there(guard)),
         _drop(Drop.BEYOND),
     ]
+
+
+def _too_big(guard: Guard) -> list[str]:
+    """There is no router in the mesh, and all of its interfaces have one MTU: a member that says otherwise
+    would set the MTU of other members' paths. Beyond the mesh there are others, and who carries a prefix may
+    say so of this node's own packets for the prefix, in its own name or an address there. WireGuard vouches
+    for both: it takes neither from anybody else."""
+    rules = []
+    for network, router in guard.carriers:
+        four = network.version == 4
+        header, match, at, bits = ("ip", _TOO_BIG4, 64 + 96, 32) if four else ("ip6", _TOO_BIG6, 64 + 64, 128)
+        own, prefix = guard.own[not four], int(network.network_address) >> bits - network.prefixlen
+        about, senders = f"@th,{at},{bits} {int(own):#x}", [f"{header} saddr {anonymous((router, network))}"]
+        if network.prefixlen:
+            about += f" @th,{at + bits},{network.prefixlen} {prefix:#x}"
+        else:  # whoever carries all sends in everybody's name but other members'
+            members = [n for n in guard.networks if n.version == network.version]
+            senders = [f"{header} saddr {router}", f"{header} saddr != {anonymous(members)}"]
+        rules += [f"{match} {sender} {header} daddr {own} {about} accept" for sender in senders]
+    return [*rules, _drop(Drop.BEYOND)]
 
 
 def _there(guard: Guard) -> list[str]:
@@ -360,7 +402,7 @@ def _delivered(guard: Guard) -> list[str]:
         f"iifname != {_names((guard.device, *guard.names))} accept",
         f"ip daddr {four} accept",
         f"ip6 daddr {six} accept",
-        *(f"{match} accept" for match in _ends(guard.prefixes, "daddr")),
+        *(f"{match} accept" for match in _ends((*guard.plain, *guard.behind), "daddr")),
         _drop(Drop.BEYOND),
     )
 
@@ -395,10 +437,23 @@ def _passing(guard: Guard) -> list[str]:
             f"iifname {ours} oifname {behind} ct state established,related accept",
             f"iifname {ours} oifname {behind} ct status dnat accept",
         ]
-    back = [*_routed(guard, guard.prefixes, guard.networks), *exits.answered(guard.networks, guard.routes)]
-    rules += [f"iifname {ours} oifname != {ours} {match} accept" for match in _there(guard)]
+    # What is for a site is translated by now. Where nothing did that, it is for somebody else.
+    for there, translated in ((guard.plain, ""), (guard.behind, " ct status dnat")):
+        rules += [
+            f"iifname {ours} oifname != {ours} {match}{translated} accept"
+            for match in _routed(guard, guard.networks, there)
+        ]
+        rules += [
+            f"iifname != {ours} oifname {ours} {match} ct state established,related{translated} accept"
+            for match in _routed(guard, there, guard.networks)
+        ]
     rules += [
-        f"iifname != {ours} oifname {ours} {match} ct state established,related accept" for match in back
+        f"iifname {ours} oifname != {ours} {match} accept"
+        for match in exits.led(guard.networks, guard.routes, guard.around)
+    ]
+    rules += [
+        f"iifname != {ours} oifname {ours} {match} ct state established,related accept"
+        for match in exits.answered(guard.networks, guard.routes)
     ]
     return [*rules, f"iifname {ours} {_drop(Drop.FORWARDED)}", f"oifname {ours} {_drop(Drop.FORWARDED)}"]
 
@@ -428,6 +483,20 @@ def _visiting(guard: Guard) -> list[str]:
             f"iifname {_names((guard.device, *guard.names))} ip6 saddr {anonymous(guard.others)} goto agreed",
         ),
     ]
+
+
+def _landing(guard: Guard) -> list[str]:
+    """The chain that keeps what is for a site and was not translated from this host: the prefix may be its
+    own network, too."""
+    ours = _names((guard.device, *guard.names))
+    matches = _ends([prefix for prefix, _ in guard.sites if prefix in guard.routes], "daddr")
+    if not matches:
+        return []
+    return chain_block(
+        "landing",
+        "type filter hook input priority filter - 5; policy accept;",
+        *(f"iifname {ours} {match} ct status & dnat == 0 {_drop(Drop.BEYOND)}" for match in matches),
+    )
 
 
 def _clamping(guard: Guard) -> list[str]:

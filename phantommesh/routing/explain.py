@@ -271,7 +271,8 @@ def answer(found: Lead, names: Mapping[bytes, str]) -> str:
         case "conflict":
             return f"{NO_ROUTE}: {found.prefix}, which {by} {routes}, is not taken: {found.why}"
         case "own":
-            return f"{NO_ROUTE}: this node advertises {found.prefix} itself, and takes it of nobody"
+            said = f"{NO_ROUTE}: this node advertises {found.prefix} itself, and takes it of nobody"
+            return f"{said}; {found.why}" if found.why else said
         case "offered":
             return f"{NO_ROUTE}: {by} {routes} {found.prefix}, and this node does not take it"
         case "asked":
@@ -300,13 +301,13 @@ def lead_changes(found: Lead, names: Mapping[bytes, str]) -> Iterator[str]:
             yield f"leave by it: put {first} into routes.exit, and start the node again"
         case "refused" if found.stale:
             yield (
-                "a member that routes it again; or take it out of routes.accept and start the node again to "
+                "a member that routes it again; or take it out of routes.accept and send the node SIGHUP to "
                 "have it go by other ways"
             )
         case "conflict":
             yield "renumber one of the two networks, or leave the prefix out of routes.accept"
         case "offered":
-            yield f"accept it: put {found.prefix} into routes.accept, and start the node again"
+            yield f"accept it: put {found.prefix} into routes.accept, and send the node SIGHUP"
         case "asked" | "uncertified":
             yield (
                 f"approve it, if {first} should route it: `phantommesh route approve {first} {found.prefix}` "

@@ -2,8 +2,10 @@
 """The nftables rules of a node that routes prefixes beyond the mesh for other members. Pure.
 
 The guard (`overlay/guard.py`) says what may pass between the mesh and these prefixes. The rules here
-masquerade what leaves for them, and see to it that an interface whose forwarding the node has turned on for
-this forwards nothing else: without them the host would be a router for everybody on its network.
+translate what members send to a prefix whose site has other addresses (RFC 3022, section 2.1: each address
+has one of its own, of the same last bits), masquerade what leaves for the prefixes, and see to it that an
+interface whose forwarding the node has turned on for this forwards nothing else: without them the host would
+be a router for everybody on its network.
 
 Packets between the mesh and the prefixes are counted where they come, behind the guard and before the rules
 of other programs, and where they leave: `Passing` says whether those rules drop them. Container engines' do
@@ -13,11 +15,11 @@ by default.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
-from phantommesh.routable import is_exit
+from phantommesh.routable import is_exit, order
 from phantommesh.routing.forwarding import RELAY_MARK
 from phantommesh.wireguard.device import OUTER_MASK, Network
 
@@ -43,8 +45,9 @@ def table_name(device: str) -> str:
 @dataclass(frozen=True, slots=True)
 class Gateway:
     """``mesh`` are the node's own interfaces, ``networks`` the overlay's, ``routes`` the prefixes that the
-    node routes. ``masquerade``: what leaves for them has an address of this host. ``opened`` are the
-    interfaces whose forwarding the node has turned on."""
+    node routes; ``sites`` has for some of them the network of the same length that is really there.
+    ``masquerade``: what leaves for them has an address of this host. ``opened`` are the interfaces whose
+    forwarding the node has turned on."""
 
     device: str
     mesh: tuple[str, ...]
@@ -52,6 +55,12 @@ class Gateway:
     routes: tuple[Network, ...]
     masquerade: bool
     opened: tuple[str, ...] = ()
+    sites: Mapping[Network, Network] = field(default_factory=dict)
+
+    @property
+    def there(self) -> tuple[Network, ...]:
+        """The networks that are really there, each once."""
+        return tuple(dict.fromkeys(self.sites.get(prefix, prefix) for prefix in self.routes))
 
     @property
     def table(self) -> str:
@@ -62,7 +71,7 @@ class Gateway:
 def render(gateway: Gateway) -> str:
     """The whole ruleset. It takes the place of what the table held before, in one transaction."""
     table, mesh = f"{FAMILY} {gateway.table}", _names(gateway.mesh)
-    there, back = _matches(gateway.networks, gateway.routes), _matches(gateway.routes, gateway.networks)
+    there, back = _matches(gateway.networks, gateway.there), _matches(gateway.there, gateway.networks)
     passing = list[str]()
     if gateway.opened:
         passing = [
@@ -85,6 +94,7 @@ def render(gateway: Gateway) -> str:
         ),
         *chain_block("drop_stray", f"meta mark set {_STRAY} meta mark @{DROPS} drop", "drop"),
         *chain_block("passing", "type filter hook forward priority filter - 5; policy accept;", *passing),
+        *_translating(gateway),
         *chain_block(
             "coming",
             "type filter hook forward priority filter - 4; policy accept;",
@@ -111,6 +121,27 @@ def render(gateway: Gateway) -> str:
 def read_drops(counters: Mapping[int, tuple[int, int]]) -> dict[str, int]:
     """Packets dropped by reason, from the table's set of counters."""
     return {"routes-stray": counters[_STRAY][0]} if _STRAY in counters else {}
+
+
+def _translating(gateway: Gateway) -> list[str]:
+    """The chain that translates, if there is anything to translate. It has its turn before other programs'
+    own: the first to translate a connection is the only one. A rule each, for an anonymous map takes no
+    prefixes that lie in each other; the longest first, as routers would choose."""
+    if not any(prefix in gateway.sites for prefix in gateway.routes):
+        return []
+    mesh, rules = _names(gateway.mesh), list[str]()
+    for prefix in sorted(gateway.routes, key=lambda one: (-one.prefixlen, order(one))):
+        header = "ip" if prefix.version == 4 else "ip6"
+        members = [network for network in gateway.networks if network.version == prefix.version]
+        site, to = gateway.sites.get(prefix), f"iifname {mesh} {header} daddr {prefix}"
+        if site is None:
+            rules.append(f"{to} accept")
+        elif members:
+            rules.append(
+                f"iifname {mesh} {header} saddr {anonymous(members)} "
+                f"dnat {header} prefix to {header} daddr map {anonymous([f'{prefix} : {site}'])}"
+            )
+    return chain_block("translating", "type nat hook prerouting priority dstnat - 5; policy accept;", *rules)
 
 
 class Passing:

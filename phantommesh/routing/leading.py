@@ -26,9 +26,10 @@ NOTHING: Final = Beyond()
 
 @dataclass(frozen=True, slots=True)
 class Prefixes:
-    """What a node knows of prefixes: the mesh's own networks; those that this node routes itself (``own``);
-    those that it takes, cannot take and has carried by which member; what this host's kernel was told
-    (``plan``); what members offer by their certificates, ask an authority for, and only claim."""
+    """What a node knows of prefixes: the mesh's own networks; those that this node routes itself (``own``),
+    for some of which another network is really there (``sites``); those that it takes, cannot take and has
+    carried by which member; what this host's kernel was told (``plan``); what members offer by their
+    certificates, ask an authority for, and only claim."""
 
     overlay: Sequence[Network]
     own: Iterable[Network] = ()
@@ -39,6 +40,7 @@ class Prefixes:
     offers: Sequence[Offer] = ()
     asked: Sequence[Offer] = ()
     claims: Sequence[Offer] = ()
+    sites: Mapping[Network, Network] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def lead(address: Address, known: Prefixes) -> Lead:
     ):
         return _into(address, taken, known)
     if own is not None and (conflict is None or own.prefixlen >= conflict.prefix.prefixlen):
-        return Lead("own", own)
+        return Lead("own", own, why=_translated(address, own, known.sites))
     if conflict is not None:
         return Lead("conflict", conflict.prefix, conflict.routers, why=conflict.why)
     if (closed := _longest(address, ((piece, piece) for piece in known.plan.closed))) is not None:
@@ -114,6 +116,14 @@ def _into(address: Address, taken: Taken, known: Prefixes) -> Lead:
     if more and closed is not None and (routed is None or routed.prefixlen < closed.prefixlen):
         return Lead("refused", closed, stale=True)
     return Lead("carried", taken.prefix, taken.routers, carrier)
+
+
+def _translated(address: Address, prefix: Network, sites: Mapping[Network, Network]) -> str:
+    """What becomes of members' packets for an address of a prefix whose site has other addresses."""
+    if (site := sites.get(prefix)) is None:
+        return ""
+    there = site[int(address) - int(prefix.network_address)]
+    return f"what members send to {address} goes to {there} of {site} here"
 
 
 def _longest(address: Address, found: Iterable[tuple[Network, T]]) -> T | None:

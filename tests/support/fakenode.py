@@ -397,10 +397,9 @@ class FakeNode:
                 ),
             ]  # fmt: skip
         return RoutesView(
-            node=self.name, authority=True, advertise=[], accept=["10.0.0.0/8", "192.168.0.0/16"],
-            exit=["gate-a", "gate-b"],
-            lan=True,
-            routes=rows,
+            node=self.name, authority=True, accept=["10.0.0.0/8", "192.168.0.0/16"], routes=rows,
+            advertise=["10.77.1.0/24"], sites={"10.77.1.0/24": "192.168.1.0/24"},
+            exit=["gate-a", "gate-b"], lan=True,
         )  # fmt: skip
 
     def explain(self, dest: str) -> Explanation:
@@ -411,7 +410,7 @@ class FakeNode:
             return Explanation(
                 dest=dest, leads="offered", address=dest, prefix="192.0.2.0/24",
                 answer="no route of the mesh leads there: pm-1 routes 192.0.2.0/24, and it is not taken here",
-                would_change=["accept it: put 192.0.2.0/24 into routes.accept, and start the node again"],
+                would_change=["accept it: put 192.0.2.0/24 into routes.accept, and send the node SIGHUP"],
             )  # fmt: skip
         return self._explained(find(peers, dest, lambda peer: (peer.name, peer.node_id)), dest)
 

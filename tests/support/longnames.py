@@ -105,6 +105,7 @@ class LongNames(FakeNode):
             uptime_s=273_000.0,
             backend="userspace (wireguard-go)",
             region="eu-north",
+            routes={"10.1.0.0/16": "10.1.0.0/16", "10.77.1.0/24": "192.168.1.0/24"},
             role="authority",
             ip4="100.127.201.114",
             ip6=IPV6.format(0xFFFF),

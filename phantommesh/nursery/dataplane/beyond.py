@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Final
 
@@ -28,8 +29,10 @@ from phantommesh.nursery.overlay import hostview
 from phantommesh.nursery.overlay.hostview import HostView
 from phantommesh.overlay.beyond import Beyond, beyond
 from phantommesh.overlay.exits import NOT_THE_INTERNET
+from phantommesh.records.roster import Entry
 from phantommesh.routable import Places, is_exit
 from phantommesh.routing.prefixes import Taken
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.desired import FIRST_METRIC, MASTER_METRIC
 from phantommesh.wireguard.device import Network, Route
 from phantommesh.wireguard.fits import route_to
@@ -101,6 +104,15 @@ class BeyondMesh:
         """The prefixes that leave by the mesh or not at all."""
         return self.plan.closed
 
+    def carriers(self, members: Iterable[Entry]) -> tuple[tuple[Network, IPv4Address | IPv6Address], ...]:
+        """The networks that are carried now, each with the overlay address of its router in that family."""
+        at = {entry.member.node_id: entry.member for entry in members}
+        return tuple(
+            (network, at[NodeId(router)].ip4 if network.version == 4 else at[NodeId(router)].ip6)
+            for network, router in self.plan.routed
+            if router in at
+        )
+
     @property
     def beside(self) -> tuple[Network, ...]:
         """The host's own networks that are reached directly though all is closed for other ways than an
@@ -112,6 +124,11 @@ class BeyondMesh:
         router carry."""
         fits = self._fits()
         return {network: fits.get(router, self._mtu) for network, router in self.plan.routed}
+
+    def spare(self, own: Iterable[Network]) -> None:
+        """These are the prefixes that this node routes itself, from now on."""
+        self._own = tuple(own)
+        self.kick()
 
     def take(self, taken: Iterable[Taken]) -> bool:
         """Take these prefixes and no others, as far as there is room to close them; return whether that is
@@ -151,7 +168,7 @@ class BeyondMesh:
             if self._allows(prefix):
                 yield NOT_CARRIED.fault(
                     f"{prefix} was taken, and nobody offers it any more: what is for it is refused here",
-                    "wait for its router; or take it out of routes.accept and restart the node, or run "
+                    "wait for its router; or take it out of routes.accept and send the node SIGHUP, or run "
                     "`phantommesh down`, to have it leave by other ways",
                 )
         for one in self.taken:

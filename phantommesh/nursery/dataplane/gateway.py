@@ -2,9 +2,9 @@
 """Routes prefixes beyond the mesh for other members: forwarding, masquerade, and which routes work.
 
 A route works if the kernel has one to the prefix, or to a part of it, by an interface with a carrier, and,
-where the configuration names a target in the prefix, the target answers pings. A default route leads
-anywhere, so it proves nothing of a prefix: it counts only with such a target. Of an exit the default route is
-what is asked for.
+where the configuration names a target there, the target answers pings. Of a prefix whose site has other
+addresses, it is the site's route that counts. A default route leads anywhere, so it proves nothing of a
+prefix: it counts only with such a target. Of an exit the default route is what is asked for.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import trio
 from phantommesh.config.sections import RoutesSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
+from phantommesh.node.routes import sites
 from phantommesh.nursery.host import forwarding as switches
 from phantommesh.nursery.host import hostroutes, waysout
 from phantommesh.nursery.host.leftovers import close_left, opened_beside
@@ -67,10 +68,9 @@ class GatewayDriver:
         self.around: tuple[Network, ...] | None = None
         """The networks of this host's own interfaces, where it is an exit; None while they are not known."""
         self._around_at = float("-inf")  # when they are to be read again
-        self._settings, self._mesh = settings, tuple(mesh)
-        self._routes, self._networks = tuple[Network, ...](), networks
-        self._changed = changed
-        self._targets = targets_of(settings.probe)
+        self._mesh, self._networks = tuple(mesh), networks
+        self._routes, self._changed = tuple[Network, ...](), changed
+        self.settings, self._targets, self._sites = _read(settings)
         self._echo = Echo(self._wanted_targets, PACE)
         self._installed: tuple[str, Fingerprint] | None = None
         self._counted, self._passing = Counter[str](), Passing()
@@ -84,6 +84,11 @@ class GatewayDriver:
         if self._routes != before:
             self.kick()
         return self._routes != before
+
+    def configure(self, settings: RoutesSection) -> None:
+        """Route by these settings from now on."""
+        self.settings, self._targets, self._sites = _read(settings)
+        self.kick()
 
     def asked(self) -> frozenset[Network]:
         """Return what works: a member asks. From now on it is looked at often."""
@@ -101,7 +106,8 @@ class GatewayDriver:
             )
         for prefix, why in sorted(self.why.items(), key=str):
             yield NOT_WORKING.fault(
-                f"the route to {prefix} does not work: {why}",
+                f"the route to {self._sites.get(prefix, prefix)} does not work: {why}"
+                + (f" (members know it as {prefix})" if prefix in self._sites else ""),
                 "see `ip route get` and `ip link` for an address there; members use another router meanwhile",
             )
 
@@ -159,11 +165,13 @@ class GatewayDriver:
             await self._end()
             return
         await self._read_around(routes)
-        found = await trio.to_thread.run_sync(partial(waysout.look, routes, self._mesh, self._targets))
+        there = {prefix: self._sites.get(prefix, prefix) for prefix in routes}
+        targets = {there[prefix]: self._targets[prefix] for prefix in routes if prefix in self._targets}
+        found = await trio.to_thread.run_sync(partial(waysout.look, set(there.values()), self._mesh, targets))
         ways = {
-            prefix: way
-            for prefix, way in found.items()
-            if not way.default or is_exit(prefix) or prefix in self._targets
+            prefix: found[site]
+            for prefix, site in there.items()
+            if site in found and (not found[site].default or is_exit(prefix) or prefix in self._targets)
         }
         await self._forward(routes, ways)
         why = {prefix: self._flaw(prefix, ways.get(prefix)) for prefix in routes}
@@ -225,8 +233,9 @@ class GatewayDriver:
             self._mesh,
             tuple(self._networks()),
             tuple(routes),
-            self._settings.masquerade,
+            self.settings.masquerade,
             opened,
+            self._sites,
         )
         await self._keep(gateway.render(wanted))  # before anything is forwarded
         if unused:
@@ -284,6 +293,8 @@ class GatewayDriver:
         self.problem = error
 
 
-def targets_of(probe: Mapping[str, str]) -> dict[Network, Target]:
-    """The hosts to ping, by prefix. The texts were checked when the configuration was read."""
-    return {ip_network(prefix): ip_address(target) for prefix, target in probe.items()}
+def _read(settings: RoutesSection) -> tuple[RoutesSection, dict[Network, Target], dict[Network, Network]]:
+    """The settings, with the hosts to ping and the sites by prefix. The texts were checked when the
+    configuration was read."""
+    targets = {ip_network(prefix): ip_address(target) for prefix, target in settings.probe.items()}
+    return settings, targets, sites(settings)

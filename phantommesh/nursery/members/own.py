@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from time import time
@@ -30,7 +30,7 @@ from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.working import do
 from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.records.roster import Dispute
-from phantommesh.routable import Network, parse_prefix
+from phantommesh.routable import Network, in_order, parse_prefix
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, make_record, renewal_files
 from phantommesh.trust.certificates import Member, TrustError
@@ -121,6 +121,11 @@ class OwnRecord:
     def routed(self) -> tuple[Network, ...]:
         """The prefixes that this node routes for others now."""
         return self.word.routes.offered
+
+    def advertise(self, prefixes: Iterable[Network]) -> None:
+        """Route these for others from now on, as far as the certificate has them; ask for the rest now."""
+        self.word.routes.advertised = in_order(prefixes)
+        self._approved.set()
 
     def addresses(self) -> tuple[IPv4Address, IPv6Address]:
         """Both of this node's overlay addresses now."""

@@ -60,6 +60,11 @@ class Taking:
         """The prefixes that this node takes, each with its routers in order of preference."""
         return self.routes.taken
 
+    def configure(self, section: RoutesSection) -> None:
+        """Judge by these settings from now on."""
+        self.routes.configure(section)
+        self.kick()
+
     def kick(self) -> None:
         """Look again: members, revocations or the host may have changed."""
         self._kicked.set()

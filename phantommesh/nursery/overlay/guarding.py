@@ -20,13 +20,14 @@ from typing import Final
 import structlog
 import trio
 
-from phantommesh.config.sections import Config
+from phantommesh.config.sections import Config, RoutesSection
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, Fault, FaultKind
 from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nftables.reversepath import is_strict
 from phantommesh.nlattr import NetlinkFormatError
+from phantommesh.node.routes import sites
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.overlay import guard
@@ -194,18 +195,20 @@ def make_guarding(
     config: Config, addresses: Callable[[], tuple[IPv4Address, IPv6Address]],
     ports: Callable[[], tuple[int, ...]], overlay: Overlay, fits: Callable[[], Iterable[Fitted]], *,
     beyond: Callable[[], tuple[Network, ...]], beside: Callable[[], tuple[Network, ...]],
+    carriers: Callable[[], tuple[tuple[Network, IPv4Address | IPv6Address], ...]],
     routes: Callable[[], tuple[Network, ...]], around: Callable[[], tuple[Network, ...] | None],
-    visited: Callable[[], Visited], flushed: Callable[[], None],
+    settings: Callable[[], RoutesSection], visited: Callable[[], Visited], flushed: Callable[[], None],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
-    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``beside`` what stays
-    the host's beside an exit, ``routes`` which prefixes it routes for others, ``around`` the networks that
-    are no part of a default route of these, and ``visited`` who of other meshes may send here."""
+    how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``carriers`` at which
+    addresses, ``beside`` what stays the host's beside an exit, ``routes`` which prefixes it routes for
+    others, ``settings`` how, ``around`` the networks that are no part of a default route of these, and
+    ``visited`` who of other meshes may send here."""
     wireguard = config.wireguard
     master = master_name(wireguard.prefix)
 
     def want() -> Guard:
-        routed, (others, visitors) = routes(), visited()
+        routed, section, (others, visitors) = routes(), settings(), visited()
         return Guard(
             master,
             interface_names(wireguard.prefix),
@@ -216,8 +219,10 @@ def make_guarding(
             config.guard.forward,
             short_segments(fits()) if config.guard.forward or routed else (),
             beyond(),
+            carriers(),
             routed,
-            not config.routes.masquerade,
+            tuple(sites(section).items()),
+            not section.masquerade,
             beside(),
             around(),
             others,

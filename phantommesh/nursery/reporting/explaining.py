@@ -153,6 +153,7 @@ def _prefixes(parts: Parts) -> Prefixes:
         [Offer(prefix, e.member.node_id) for e in offering for prefix in routes.offered(e, revoked)],
         [Offer(prefix, one.node_id) for one in asked for prefix in one.prefixes],
         [Offer(parse_prefix(one.prefix), one.node_id) for e in offering for one in routes.claims(e)],
+        routes.sites(parts.config.routes),
     )
 
 

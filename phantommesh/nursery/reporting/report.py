@@ -99,6 +99,7 @@ class Reporter(Rows):
             ready=self.readiness(faults).ready,
             whereabouts=whereabouts(parts),
             region=parts.config.node.region,
+            routes=routing.routed(parts),
             exit=routing.exits(parts),
             advice=[finding.text for finding in parts.surveying.findings[:ADVICE]],
         )

@@ -43,6 +43,7 @@ def view(parts: Parts) -> RoutesView:
         authority=parts.state.authority is not None,
         advertise=list(section.advertise),
         accept=list(section.accept),
+        sites=section.sites,
         exit=list(section.exit),
         lan=section.lan,
         routes=rows,
@@ -72,6 +73,12 @@ def _rows(parts: Parts, entry: Entry, asked: Sequence[Network]) -> Iterator[Rout
             carried=carried.get(prefix) == node_id,
             conflict=conflict.why if conflict is not None and node_id in conflict.routers else "",
         )
+
+
+def routed(parts: Parts) -> dict[str, str]:
+    """The prefixes that this node routes for others now, each with what is really there."""
+    there = routes.sites(parts.config.routes)
+    return {str(prefix): str(there.get(prefix, prefix)) for prefix in parts.own.routed()}
 
 
 def exits(parts: Parts) -> list[str]:

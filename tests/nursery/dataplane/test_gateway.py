@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -11,11 +12,12 @@ import trio
 from phantommesh.checksum import checksum
 from phantommesh.config.sections import RoutesSection
 from phantommesh.nursery.dataplane.gateway import PACE, GatewayDriver
-from phantommesh.nursery.host import hostroutes
+from phantommesh.nursery.host import hostroutes, waysout
 from phantommesh.nursery.host.waysout import WayOut
 from phantommesh.nursery.sockets.echo import LOST
 from phantommesh.overlay.exits import MAX_AROUND
 from phantommesh.routable import EXITS
+from phantommesh.wireguard.device import Network
 
 LAN, HOST = ip_network("192.168.50.0/24"), ip_address("192.168.50.10")
 
@@ -61,6 +63,31 @@ async def test_members_that_ask_have_the_routes_looked_at_often(
     driver._kicked = trio.Event()
     driver.asked()
     assert not driver._kicked.is_set()
+
+
+async def test_it_is_the_sites_route_that_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefix may be anything on this host; the fault names both."""
+    prefix, way = ip_network("10.77.1.0/24"), WayOut(("lan0",), False)
+    looked, forwarded = list[set[Network]](), list[Mapping[Network, WayOut]]()
+
+    def look(prefixes: set[Network], ours: object, targets: object) -> dict[Network, WayOut]:
+        looked.append(prefixes)
+        return {prefix: WayOut(("wan0",), False)} if len(looked) == 1 else {LAN: way}
+
+    async def forward(self: GatewayDriver, routes: Sequence[Network], ways: Mapping[Network, WayOut]) -> None:
+        forwarded.append(ways)
+
+    monkeypatch.setattr(waysout, "look", look)
+    monkeypatch.setattr(GatewayDriver, "_forward", forward)
+    section = RoutesSection(advertise=(str(prefix),), sites={str(prefix): str(LAN)})
+    driver = GatewayDriver(section, ("pm", "pm0"), networks=lambda: ())
+    driver.offer([prefix])
+    await driver._look()
+    assert looked == [{LAN}] and driver.works == frozenset()
+    (fault,) = driver.faults()
+    assert str(LAN) in fault.text and str(prefix) in fault.text
+    await driver._look()
+    assert driver.works == {prefix} and forwarded[1] == {prefix: way}
 
 
 async def test_a_default_route_is_what_an_exit_needs(monkeypatch: pytest.MonkeyPatch) -> None:

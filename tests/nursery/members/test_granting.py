@@ -9,6 +9,7 @@ from pathlib import Path
 from time import time
 
 import pytest
+from msgspec import structs
 from structlog.testing import capture_logs
 
 from phantommesh.nursery.members import own
@@ -112,3 +113,32 @@ async def test_slips_of_the_operator_are_named(tmp_path: Path) -> None:
             with pytest.raises(Exception, match="nobody"):
                 await desk.approve("nobody", [SITE])
     assert not (tmp_path / "a" / "state" / "routes.json").exists()
+
+
+def follow(node: Node, **keys: object) -> None:
+    """The node follows other keys of `[routes]`, as after SIGHUP."""
+    config = node.parts.config
+    node.reload(structs.replace(config, routes=structs.replace(config.routes, **keys)), {})
+
+
+async def test_a_running_node_follows_what_it_is_to_advertise(tmp_path: Path) -> None:
+    make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        me, desk, gateway = alpha.parts.own.member.node_id, alpha.parts.desk, alpha.parts.gateway
+        with capture_logs():
+            await desk.approve("alpha", [SITE])
+            follow(alpha, advertise=(str(SITE),))
+            assert alpha.parts.settings.waiting == ()
+            await until(lambda: seen(alpha, me) == ((SITE,), (str(SITE),)))
+            await until(lambda: gateway._routes == (SITE,))
+            follow(alpha, sites={str(SITE): str(LAB)}, masquerade=False)
+            guard = alpha.parts.guarding._want()
+            assert guard.behind == (LAB,) and guard.returns
+            assert alpha.parts.beyond._own == (LAB,)
+            assert gateway._sites == {SITE: LAB} and not gateway.settings.masquerade
+            assert alpha.reporter.routes().sites == {str(SITE): str(LAB)}
+            assert alpha.reporter.status().routes == {str(SITE): str(LAB)}
+            follow(alpha, advertise=(), sites={})
+            assert seen(alpha, me) == ((SITE,), ()) and gateway._routes == ()
+            follow(alpha, advertise=(str(SITE),))  # what was granted needs nobody's word again
+            assert seen(alpha, me) == ((SITE,), (str(SITE),))

@@ -20,9 +20,10 @@ from phantommesh.nursery.node import Node
 from phantommesh.nursery.overlay import hostview
 from phantommesh.nursery.overlay.hostview import HostView
 from phantommesh.nursery.reporting import routing
+from phantommesh.nursery.reporting.localcauses import ROUTE_STOLEN
 from phantommesh.overlay.prefixes import HostRange
 from phantommesh.routing.prefixes import Taken
-from tests.nursery.members.test_granting import advertise
+from tests.nursery.members.test_granting import advertise, follow
 from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 # RFC 5737: no host that runs this has the first of these itself.
@@ -45,7 +46,7 @@ def accept(at: Path, *prefixes: str) -> None:
 def codes(node: Node) -> set[str]:
     """The faults of the trust side: no packet moves here."""
     found = {fault.code for fault in node.reporter.faults() if fault.code.startswith("route")}
-    return found - {beyond.NOT_CARRIED.code}
+    return found - {beyond.NOT_CARRIED.code, ROUTE_STOLEN.code}
 
 
 def kinds(node: Node) -> list[str]:
@@ -150,6 +151,25 @@ async def test_a_member_that_claims_a_prefix_without_a_certificate_moves_nothing
                 await until(lambda: codes(alpha) == {routes.NOT_CERTIFIED.code})
                 entry = alpha.parts.keeper.roster.get(liar)
                 assert entry is not None and entry.record.routes == (str(SITE),)
+
+
+async def test_a_running_node_follows_what_it_accepts(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "a")
+    advertise(tmp_path / "a", str(SITE))
+    async with serving(tmp_path / "a") as alpha:
+        router = alpha.parts.own.member.node_id
+        await join(tmp_path / "b", make_invite(state), "beta")
+        async with serving(tmp_path / "b") as beta:
+            with capture_logs():
+                await alpha.reporter.approve_routes("alpha", [str(SITE)])
+                await until(lambda: any(row.claimed for row in beta.reporter.routes().routes))
+                assert beta.parts.taking.taken == ()
+                follow(beta, accept=("198.51.100.0/22",))
+                await until(lambda: beta.parts.beyond.taken == (Taken(SITE, (router,)),))
+                assert beta.parts.beyond._allows(SITE)
+                follow(beta, accept=())
+                assert not beta.parts.beyond._allows(SITE)  # it is opened, whoever offers it
+                await until(lambda: beta.parts.beyond.taken == ())
 
 
 async def test_a_router_that_stops_carries_nothing_from_then_on(tmp_path: Path) -> None:

@@ -85,6 +85,30 @@ def test_render_reads_back_equal() -> None:
         ("[relay]\nport = 51825", "relay.port = 51825", "set relay.port to another port"),
         ("[routes]\nport = 51801", "routes.port = 51801", "set routes.port to another port"),
         ('[routes]\nprobe = { "10.1.0.0/16" = "10.2.0.1" }', "10.2.0.1 is not in 10.1.0.0/16", "name a host"),
+        *(
+            (f'[routes]\nadvertise = ["10.77.1.0/24"]\nsites = {{ "{prefix}" = "{site}" }}', said, fix)
+            for prefix, site, said, fix in (
+                (
+                    "10.77.2.0/24",
+                    "192.168.1.0/24",
+                    "not in routes.advertise",
+                    "add it there",
+                ),
+                ("10.77.1.0/24", "192.168.1.1/24", "write 192.168.1.0/24", '"192.168.1.0/24"'),
+                ("10.77.1.0/24", "192.168.0.0/16", "are not of one size", "IPv4 with /24"),
+                ("10.77.1.0/24", "fd00::/24", "are not of one size", "IPv4 with /24"),
+                ("10.77.1.0/24", "10.77.1.0/24", "by its own addresses", "take it out"),
+                ("10.77.1.0/24", "127.0.0.0/24", "has loopback addresses", "really there"),
+            )
+        ),
+        (
+            (
+                '[routes]\nadvertise = ["10.77.1.0/24"]\n'
+                'sites = { "10.77.1.0/24" = "192.168.1.0/24" }\nprobe = { "10.77.1.0/24" = "10.77.1.9" }'
+            ),
+            "10.77.1.9 is not in 192.168.1.0/24",
+            "name a host in 192.168.1.0/24",
+        ),
         ('[routes]\nprobe = { "10.1.0.0/16" = "gateway" }', "routes.probe", "an address in it"),
         ('[routes]\nprobe = { "10.1.0.1/16" = "10.1.0.9" }', "routes.probe", "an address in it"),
         ("[relay]\nquota = 0", "relay.quota = 0", "a number of bytes above 1000000"),
@@ -282,6 +306,17 @@ def test_an_endpoint_in_the_overlay_is_refused_by_whoever_knows_it(endpoint: str
         with pytest.raises(ConfigError, match=rf"{key}: .*overlay") as caught:
             refuse_overlay(config, networks)
         assert caught.value.fix
+
+
+def test_a_site_lies_not_in_the_overlay_and_its_probe_in_the_site() -> None:
+    text = (
+        '[node]\nname = "a"\nmesh = "m"\n[routes]\nadvertise = ["10.77.1.0/24"]\n'
+        'sites = { "10.77.1.0/24" = "100.64.1.0/24" }\nprobe = { "10.77.1.0/24" = "100.64.1.9" }'
+    )
+    config = parse(text)
+    refuse_overlay(config, [IPv4Network("10.99.0.0/16")])
+    with pytest.raises(ConfigError, match="overlaps the overlay"):
+        refuse_overlay(config, [IPv4Network("100.64.0.0/10")])
 
 
 @pytest.mark.parametrize(

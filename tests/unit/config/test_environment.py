@@ -17,6 +17,7 @@ from phantommesh.config.writing import renamed, render
 NODE = {"PHANTOMMESH_NODE_NAME": "pm-1", "PHANTOMMESH_NODE_MESH": "lab"}
 
 # For each key another value than the default, as text and as it is read.
+ADVERTISED = "10.3.0.0/16"  # a site's prefix has to be
 OTHERS: dict[str, tuple[str, Any]] = {
     "node.name": ("pm-2", "pm-2"),
     "node.mesh": ("home", "home"),
@@ -72,6 +73,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "routes.exit": ("gate-a,gate-b", ("gate-a", "gate-b")),
     "routes.lan": ("true", True),
     "routes.masquerade": ("false", False),
+    "routes.sites": (f"{ADVERTISED}=10.2.0.0/16", {ADVERTISED: "10.2.0.0/16"}),
     "routes.probe": ("10.1.0.0/16=10.1.0.9", {"10.1.0.0/16": "10.1.0.9"}),
     "paths.probe_seconds": ("1", 1.0),
     "api.socket": ("/run/x.sock", "/run/x.sock"),
@@ -94,7 +96,8 @@ def test_every_key_has_its_variable(key: str, tmp_path: Path) -> None:
     section, _, name = key.partition(".")
     text, wanted = OTHERS[key]
     file = tmp_path / "pm.toml"
-    routed = ("10.1.0.0/16",) if key == "routes.probe" else ()  # only what is routed may be probed
+    # Only what is routed may be probed, or have a site.
+    routed = ("10.1.0.0/16", ADVERTISED) if key in ("routes.probe", "routes.sites") else ()
     config = Config(node=NodeSection(name="pm-1", mesh="lab"), routes=RoutesSection(advertise=routed))
     file.write_text(render(config))
     assert getattr(getattr(load(file, {}), section), name) != wanted

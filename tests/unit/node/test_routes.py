@@ -115,3 +115,13 @@ def test_a_node_takes_nothing_that_it_advertises() -> None:
     routes = Routes(RoutesSection(accept=("all",), advertise=(str(SITE),)), OVERLAY)
     routes.look(entries, frozenset(), ())
     assert routes.taken == (Taken(LAB, (ONE.node_id,)),)
+
+
+def test_what_is_there_for_a_prefix_of_ones_own_is_taken_of_nobody() -> None:
+    """Members' packets for the prefix have to find the site here, by whatever route."""
+    mapped = RoutesSection(advertise=("10.77.0.0/16",), sites={"10.77.0.0/16": str(SITE)}, accept=("all",))
+    routes = Routes(mapped, OVERLAY)
+    routes.look([entry(ONE, "one", (SITE, LAB), (SITE, LAB))], frozenset(), ())
+    assert routes.taken == (Taken(LAB, (ONE.node_id,)),)
+    (conflict,) = routes.conflicts
+    assert conflict.prefix == SITE and str(SITE) in conflict.why

@@ -153,7 +153,7 @@ def test_a_router_takes_from_the_mesh_what_members_send_to_its_prefixes_and_no_m
 def test_answers_to_members_own_addresses_come_in_only_where_they_are_not_masqueraded() -> None:
     assert not any("10.1" in rule for rule in chains(render(replace(GUARD, routes=(LAN,))))["arriving"])
     there = chains(render(replace(GUARD, routes=(LAN,), returns=True)))["arriving"]
-    (rule,) = [rule for rule in there if "10.1" in rule]
+    _, rule = [rule for rule in there if "10.1" in rule]
     assert rule.endswith("ip daddr != 100.64.0.1 accept")
     assert there.index(rule) < there.index("ip daddr { 100.64.0.0/10 } goto drop_foreign")
 
@@ -182,3 +182,66 @@ def test_members_of_another_mesh_reach_what_a_pact_opens() -> None:
     # With nobody there, all of the other mesh is closed; without pacts nothing is as before.
     assert chains(render(replace(visited, visitors=())))["agreed"] == ["goto drop_agreed"]
     assert "visiting" not in chains(render(GUARD))
+
+
+HERE, THERE = IPv4Network("10.77.1.0/24"), IPv4Network("192.168.1.0/24")
+
+
+def test_a_prefix_with_a_site_passes_translated_or_not_at_all() -> None:
+    guard = replace(GUARD, routes=(LAN, HERE), sites=((HERE, THERE),))
+    there = chains(render(guard))
+    assert there["inside"][-2] == "ip saddr { 100.64.0.0/10 } ip daddr { 10.1.0.0/16, 10.77.1.0/24 } accept"
+    passing = [rule for rule in there["passing"] if "ip daddr" in rule]
+    assert not any(str(HERE) in rule for rule in passing)
+    out, back = [rule for rule in passing if str(THERE) in rule]
+    assert out.endswith("ip daddr { 192.168.1.0/24 } ct status dnat accept")
+    assert "ip saddr { 192.168.1.0/24 }" in back and back.endswith("ct status dnat accept")
+    (landing,) = [rule for rule in there["landing"] if "policy" not in rule]
+    assert landing.endswith("ip daddr { 10.77.1.0/24 } ct status & dnat == 0 goto drop_beyond")
+    returning = chains(render(replace(guard, returns=True)))["arriving"]
+    _, rule = [rule for rule in returning if str(THERE) in rule]
+    assert rule.startswith("ip saddr { 10.1.0.0/16, 192.168.1.0/24 }") and rule.endswith("accept")
+
+
+def test_a_site_of_a_prefix_that_is_not_offered_is_nobodys() -> None:
+    assert render(replace(GUARD, routes=(LAN,), sites=((HERE, THERE),))) == render(
+        replace(GUARD, routes=(LAN,))
+    )
+
+
+def test_only_who_carries_a_prefix_says_that_a_packet_for_it_was_too_big() -> None:
+    assert chains(render(replace(GUARD, beyond=(LAN,))))["too_big"] == ["goto drop_beyond"]
+    six = IPv6Network("fd77:1::/64")
+    carriers = (LAN, IPv4Address("100.64.0.9")), (six, IPv6Address("fd00::9"))
+    there = chains(render(replace(GUARD, beyond=(LAN, six), carriers=carriers)))
+    one, other, last = there["too_big"]
+    assert last == "goto drop_beyond"
+    # Who says so, to whom, and about which packet: this node's own, for the prefix.
+    assert one == (
+        "icmp type destination-unreachable icmp code frag-needed "
+        "ip saddr { 100.64.0.9, 10.1.0.0/16 } ip daddr 100.64.0.1 "
+        f"@th,160,32 {int(GUARD.own[0]):#x} @th,192,16 0xa01 accept"
+    )
+    assert "ip6 saddr { fd00::9, fd77:1::/64 } ip6 daddr fd00::1" in other
+    assert other.endswith(f"@th,128,128 {int(GUARD.own[1]):#x} @th,256,64 0xfd77000100000000 accept")
+    inside = there["inside"]
+    assert inside.index("icmpv6 type packet-too-big goto too_big") < inside.index(
+        "ip daddr 100.64.0.1 accept"
+    )
+
+
+def test_whoever_carries_all_says_so_in_nobody_elses_name() -> None:
+    everything = IPv4Network("0.0.0.0/0"), IPv4Address("100.64.0.9")
+    there = chains(render(replace(GUARD, beyond=(everything[0],), carriers=(everything,))))["too_big"]
+    assert [rule.partition(" ip daddr")[0].rpartition("frag-needed ")[2] for rule in there[:-1]] == [
+        "ip saddr 100.64.0.9",
+        "ip saddr != { 100.64.0.0/10 }",
+    ]
+    assert all(rule.endswith(f"@th,160,32 {int(GUARD.own[0]):#x} accept") for rule in there[:-1])
+
+
+def test_errors_about_members_packets_come_back_where_they_are_not_masqueraded() -> None:
+    there = chains(render(replace(GUARD, routes=(LAN,), returns=True)))["arriving"]
+    error, answer = [rule for rule in there if "10.1" in rule]
+    assert error.startswith("icmp type {") and error.endswith(answer)
+    assert there.index(error) < next(n for n, rule in enumerate(there) if "jump quoting" in rule)

@@ -56,6 +56,47 @@ def test_the_table_is_told_from_others_that_are_left() -> None:
     assert device_of(table_name("pm")) == "pm"
 
 
+HERE, PART, THERE = (ip_network(text) for text in ("10.77.0.0/16", "10.77.9.0/24", "172.16.0.0/16"))
+SIX, SITE6 = ip_network("fd77:1::/64"), ip_network("fd01:1::/64")
+
+
+def rules(gateway: Gateway, chain: str) -> list[str]:
+    lines = [line.strip() for line in render(gateway).splitlines()]
+    start = lines.index(f"chain {chain} {{") + 2
+    return lines[start : lines.index("}", start)]
+
+
+def test_a_prefix_with_a_site_is_translated_for_members_alone() -> None:
+    assert "dnat" not in render(GATEWAY)
+    gateway = replace(GATEWAY, routes=(HERE, SIX), sites={HERE: THERE, SIX: SITE6})
+    assert rules(gateway, "translating") == [
+        (
+            'iifname { "pm", "pm0" } ip6 saddr { fd00::/48 } '
+            "dnat ip6 prefix to ip6 daddr map { fd77:1::/64 : fd01:1::/64 }"
+        ),
+        (
+            'iifname { "pm", "pm0" } ip saddr { 100.64.0.0/10 } '
+            "dnat ip prefix to ip daddr map { 10.77.0.0/16 : 172.16.0.0/16 }"
+        ),
+    ]
+    leaving = rules(gateway, "leaving")
+    assert leaving[0].endswith("ip daddr { 172.16.0.0/16 } masquerade")
+    assert leaving[1].endswith("ip6 daddr { fd01:1::/64 } masquerade")
+
+
+def test_a_longer_prefix_in_one_that_is_translated_has_its_turn_first() -> None:
+    for sites, first in (
+        ({HERE: THERE}, f'iifname {{ "pm", "pm0" }} ip daddr {PART} accept'),
+        ({HERE: THERE, PART: ip_network("192.168.9.0/24")}, f"map {{ {PART} : 192.168.9.0/24 }}"),
+    ):
+        one, other = rules(replace(GATEWAY, routes=(HERE, PART), sites=sites), "translating")
+        assert one.endswith(first) and str(THERE) in other
+
+
+def test_a_site_of_a_prefix_that_is_not_routed_is_not_translated() -> None:
+    assert render(replace(GATEWAY, sites={HERE: THERE})) == render(GATEWAY)
+
+
 def test_packets_of_a_direction_that_come_and_never_leave_are_blocked() -> None:
     passing = Passing()
 

@@ -95,6 +95,12 @@ def test_a_longer_prefix_of_ones_own_or_in_conflict_is_not_the_takers() -> None:
     assert lead(HERE, replace(known, own=(IPv4Network("10.0.0.0/7"),))).leads == "carried"
 
 
+def test_an_address_of_ones_own_prefix_with_a_site_is_told_as_it_is_there() -> None:
+    there = ip_network("172.16.0.0/16")
+    known = replace(NONE, own=(LONG,), sites={LONG: there})
+    assert "goes to 172.16.2.3 of 172.16.0.0/16" in lead(HERE, known).why
+
+
 def test_all_that_leads_nowhere_else_leaves_by_the_exit() -> None:
     far, lan = ip_address("9.9.9.9"), IPv4Network("192.168.7.0/24")
     known = replace(
