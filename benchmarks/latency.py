@@ -171,8 +171,8 @@ class Cables:
 
     def close(self) -> None:
         """End the program."""
-        self._program.kill()
-        self._program.wait()
+        with self._program:
+            self._program.kill()
 
 
 @contextmanager
