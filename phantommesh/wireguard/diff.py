@@ -189,7 +189,7 @@ def _diff_peers(
             continue
         if _keyed_anew(before, peer, now) and (renews(key) or _was_random(applied.get(key))):
             yield PeerDiff(key, remove=True)
-            yield _new_peer(peer if astray else replace(peer, endpoint=peer.endpoint or before.endpoint))
+            yield _new_peer(peer)  # not where it was: the other end may have to call first
             continue
         added, removed = peer.allowed_ips - before.allowed_ips, before.allowed_ips - peer.allowed_ips
         # Replacing leaves the peer without networks for a moment, so it is done only when one has to go.
