@@ -15,6 +15,7 @@ from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept
 from phantommesh.cli.configuring import config
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
+from phantommesh.cli.federation import federation
 from phantommesh.cli.inspect import identity, revoke, rotate, status
 from phantommesh.cli.lab import lab
 from phantommesh.cli.lists import links, paths, peers, scatter
@@ -66,7 +67,7 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 for _verb in (
     init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, topology, scatter,
-    route, proofs, events, rotate, revoke, rename, identity, config, lab,
+    route, federation, proofs, events, rotate, revoke, rename, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

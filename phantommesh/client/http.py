@@ -12,13 +12,14 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.explainview import Explanation
+from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -155,6 +156,22 @@ class NodeClient:
 
     def revoke_routes(self, node: str, prefixes: Sequence[str], *, idempotency_key: str) -> RouteResult:
         return self._decide("/v1/routes/withdrawals", node, prefixes, idempotency_key)
+
+    def federation(self) -> FederationView:
+        return self.get("/v1/federation", FederationView)
+
+    def federate(self, *, idempotency_key: str, **offer: Any) -> FederationInvited:
+        return self._do("/v1/federation/invites", offer, FederationInvited, idempotency_key)
+
+    def accept_pact(self, line: str, *, idempotency_key: str, **offer: Any) -> PactResult:
+        return self._do("/v1/federation/pacts", {"line": line, **offer}, PactResult, idempotency_key)
+
+    def end_pact(self, pact: str, *, idempotency_key: str) -> PactResult:
+        return self._do("/v1/federation/ends", {"pact": pact}, PactResult, idempotency_key)
+
+    def _do(self, path: str, body: object, kind: type[T], key: str) -> T:
+        headers = {"Content-Type": "application/json", "Idempotency-Key": key}
+        return decode(self.request("POST", path, body=msgspec.json.encode(body), headers=headers), kind)
 
     def netcheck(self) -> NetCheck:
         return self.get("/v1/netcheck", NetCheck)

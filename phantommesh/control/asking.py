@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
 from phantommesh import idtree
-from phantommesh.control import messages
+from phantommesh.control import messages, pactmessages
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import antientropy
@@ -118,19 +118,26 @@ def compare(
 
 class Shut(NamedTuple):
     """A member's revocations and group keys, as far as it gave them: packed statements that are new here, the
-    keys."""
+    keys; and what it knows of pacts where we do not know the same."""
 
     statements: Sequence[bytes]
     keys: messages.KeysAre
+    pacts: Sequence[bytes] = ()
 
 
-def keys(held: Revocations) -> Talk[Shut]:
-    """Ask for revocations and group keys."""
+def keys(held: Revocations, pacts: bytes = b"") -> Talk[Shut]:
+    """Ask for revocations and group keys, and for pacts where the other end's differ from ours, of which
+    ``pacts`` is the digest."""
     answer = yield messages.AskKeys()
     if not isinstance(answer, messages.KeysAre):
         raise AskingError("not an answer to a request for keys")
     came = [] if answer.revoked == held.digest() else (yield from revocations(held))
-    return Shut(came, answer)
+    if answer.pacts in (b"", pacts):
+        return Shut(came, answer)
+    told = yield pactmessages.AskPacts()
+    if not isinstance(told, pactmessages.PactsAre):
+        raise AskingError("not an answer to a request for pacts")
+    return Shut(came, answer, told.bundles)
 
 
 def revocations(held: Revocations) -> Talk[list[bytes]]:

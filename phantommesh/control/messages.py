@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from phantommesh.control.channel import MAX_FRAME
+from phantommesh.control.pactmessages import MAX_TOLD, AskPact, AskPacts, MakePact, PactIs, PactMade, PactsAre
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.idtree import MAX_DEPTH
@@ -179,11 +180,13 @@ class AskKeys(msgspec.Struct, frozen=True, tag="ask-keys"):
 
 
 class KeysAre(msgspec.Struct, frozen=True, tag="keys"):
-    """The digest of the revocations, the group keys, and the id of the key that is sent with."""
+    """The digest of the revocations, the group keys, the id of the key that is sent with, and the digest of
+    what is known of pacts with other meshes, empty where there are none."""
 
     revoked: bytes
     keys: bytes
     active_key: bytes
+    pacts: bytes = b""
 
     def __repr__(self) -> str:
         return "KeysAre(***)"
@@ -488,7 +491,8 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Request = (
-    Enrol | Renew | Return | Rename | Route | Approved | Replace | Announce | AskKeys
+    AskPacts | AskPact | MakePact
+    | Enrol | Renew | Return | Rename | Route | Approved | Replace | Announce | AskKeys
     | CompareRevocations | FetchRevocations | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
     | Attend | Look | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
@@ -496,7 +500,8 @@ Request = (
     | Bridge | Bridged | AskNeighbours
 )  # fmt: skip
 Answer = (
-    Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
+    PactsAre | PactIs | PactMade
+    | Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
     | Differs | Records | SyncAnswer | Relayed | Sighting | Refused
     | Frame | TcpChecked | NeighboursAre
 )  # fmt: skip
@@ -514,8 +519,10 @@ def answer_limit(request: Request) -> int:
             return MAX_DIFFERENCE + _AROUND
         case SyncOpen():
             return MAX_SYNC + _AROUND
-        case AskKeys() | Enrol() | Return():
+        case AskKeys() | Enrol() | Return() | AskPacts():
             return MAX_FRAME
+        case AskPact() | MakePact():
+            return SMALL + MAX_TOLD * (MAX_RECORD_BYTES + _AROUND)
         case _:
             return SMALL
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random as JitterRandom
 
@@ -52,12 +52,14 @@ def no_agreement(dimension: int, theirs: bytes) -> bytes | None:
 @dataclass(frozen=True, slots=True)
 class Gate:
     """One secret that the first MAC may be keyed with. ``mac_in`` is the key of what comes to this node.
-    ``current`` is False for an admission secret that was replaced: nodes revoked since hold it as well."""
+    ``current`` is False for an admission secret that was replaced: nodes revoked since hold it as well.
+    ``only``: the gate is for these node ids, members of another mesh; None: for members of this one."""
 
     mode: wire.Mode
     secret: Secret
     mac_in: bytes = field(repr=False)
     current: bool = True
+    only: frozenset[bytes] | None = None
 
     def mac_out(self, node_id: bytes) -> bytes:
         """The key of what goes to ``node_id``."""
@@ -130,14 +132,20 @@ class Context:
     elsewhere: Elsewhere = lambda peer: ()
     ways: Elsewhere = lambda peer: ()
     gates: tuple[Gate, ...] = field(init=False)  # members': the first is sent with
+    pact_gates: tuple[Gate, ...] = ()
     enrol_gate: Gate | None = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive the keys of the first MAC of what is sent to this node, for the modes it serves."""
         self.set_admission([self.admission], [])
-        self.enrol_gate = None
-        if self.enrolment is not None:
-            root = self.enrolment.root_hash
+        self.enrol_by(self.enrolment)
+
+    def enrol_by(self, enrolment: Enrolment | None) -> None:
+        """Take handshakes of nodes without a certificate of this mesh by this from now on; None: take
+        none."""
+        self.enrolment, self.enrol_gate = enrolment, None
+        if enrolment is not None:
+            root = enrolment.root_hash
             self.enrol_gate = Gate(wire.Mode.ENROL, Secret(root), keys.enrol_mac_key(root, self.node_id))
 
     def set_admission(self, current: Sequence[Secret], replaced: Sequence[Secret]) -> None:
@@ -148,10 +156,22 @@ class Context:
             for secret, is_current in secrets
         )
 
+    def set_pacts(self, pacts: Iterable[tuple[Secret, frozenset[bytes]]]) -> None:
+        """Take over the secrets of pacts with other meshes, each with the node ids that it is for. Who knows
+        one can claim any of those, as a revoked node can under a secret that was replaced."""
+        self.pact_gates = tuple(
+            Gate(wire.Mode.MEMBER, secret, keys.member_mac_key(secret, self.node_id), False, only)
+            for secret, only in pacts
+        )
+
+    def gates_to(self, node_id: bytes) -> tuple[Gate, ...]:
+        """The gates for a peer, the one to send with first."""
+        return tuple(g for g in self.pact_gates if g.only and node_id in g.only) or self.gates
+
     def passed(self, datagram: bytes, mode: wire.Mode, *, with_cookie: bool) -> Gate | None:
         """The gate that the datagram's first MAC opens; None where there is none, so that it is to be
         dropped."""
-        gates = self.gates if mode is wire.Mode.MEMBER else (self.enrol_gate,)
+        gates = (*self.gates, *self.pact_gates) if mode is wire.Mode.MEMBER else (self.enrol_gate,)
         for gate in gates:
             if gate is not None and wire.first_mac_ok(datagram, gate.mac_in, with_cookie=with_cookie):
                 return gate

@@ -67,7 +67,7 @@ class Starter:
         peer.initiation = Initiation(
             handshake,
             candidates=candidates,
-            macs=[(gate.mac_out(peer.node_id), gate.mac_in) for gate in context.gates],
+            macs=[(gate.mac_out(peer.node_id), gate.mac_in) for gate in context.gates_to(peer.node_id)],
             cookie=cookie,
             random=context.random,
             now=now,

@@ -7,7 +7,7 @@ It never raises for anything that came from the network: what it cannot use is c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from random import Random as JitterRandom
 
 from phantommesh.dimensions import bits, has
@@ -117,6 +117,16 @@ class Links:
         """Take over the mesh's admission secrets. The first of ``current`` is sent with, and tried first;
         ``replaced`` are those that a member which was away since may still have, newest first."""
         self._context.set_admission(current, replaced)
+
+    def set_pacts(self, pacts: Iterable[tuple[Secret, frozenset[bytes]]]) -> None:
+        """Take over the secrets of pacts with other meshes, each with the node ids of those members of theirs
+        that links are kept with."""
+        self._context.set_pacts(pacts)
+
+    def enrol_by(self, enrolment: Enrolment | None) -> None:
+        """Take handshakes of nodes without a certificate of this mesh by this from now on; None: take
+        none."""
+        self._context.enrol_by(enrolment)
 
     def set_wg_keys(self, wg_keys: Sequence[bytes], now: float) -> list[Effect]:
         """This node has replaced some of its own WireGuard keys; ``wg_keys`` are all seven public ones."""

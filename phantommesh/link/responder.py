@@ -67,7 +67,12 @@ class Answerer:
         return [Send(reply.encode(gate.mac_out(request.node_id)), source)]
 
     def _may_enter(self, gate: Gate, node_id: bytes) -> bool:
-        """Whether a node id may be claimed under this secret: under one that was replaced only a member's."""
+        """Whether a node id may be claimed under this secret: under one that was replaced only a member's,
+        under a pact's only that of a member of the other mesh, who may be claimed under no other."""
+        if gate.only is not None:
+            return node_id in gate.only
+        if any(node_id in pact.only for pact in self._context.pact_gates if pact.only):
+            return False
         return gate.current or node_id in self._context.peers
 
     def receive(self, fragment: Fragment, datagram: bytes, source: Address, now: float) -> list[Effect]:

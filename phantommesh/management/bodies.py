@@ -46,6 +46,37 @@ class RouteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefixes: Annotated[list[str], msgspec.Meta(min_length=1, max_length=MAX_ROUTES)]
 
 
+class FederationOffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What this mesh puts into a pact: members by name or node id; services as ``MEMBER:PORTS:USERS``, ports
+    as ``tcp/443``; gateways, none for this node; how many seconds it holds."""
+
+    members: Annotated[list[str], msgspec.Meta(max_length=1024)] = []
+    services: Annotated[list[str], msgspec.Meta(max_length=1024)] = []
+    gateways: Annotated[list[str], msgspec.Meta(max_length=4)] = []
+    life: Annotated[float, msgspec.Meta(gt=0)] = 365 * 86_400.0
+
+
+class FederationInviteRequest(FederationOffer, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /v1/federation/invites: an offer, and for how many seconds the line is good."""
+
+    ttl: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 3600.0
+
+
+class FederationAcceptRequest(FederationOffer, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /v1/federation/pacts: the other mesh's line, and an offer."""
+
+    line: Annotated[str, msgspec.Meta(max_length=4096)]
+
+    def __repr__(self) -> str:
+        return "FederationAcceptRequest(***)"
+
+
+class PactRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/federation/ends: a pact's id, or the beginning of it."""
+
+    pact: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+
+
 class NameRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/names: this node's next name."""
 

@@ -10,8 +10,11 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from phantommesh.management.bodies import (
+    FederationAcceptRequest,
+    FederationInviteRequest,
     IdentityRequest,
     NameRequest,
+    PactRequest,
     PingRequest,
     Probe,
     RevocationRequest,
@@ -19,6 +22,7 @@ from phantommesh.management.bodies import (
     RouteRequest,
 )
 from phantommesh.management.explainview import Explanation
+from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -172,6 +176,43 @@ WITHDRAWALS = Endpoint(
     answer=RouteResult,
     errors=_WRITE | {403, 404},
 )
+_PACTS = RootOnly("only root may make and end pacts", fix="run this with sudo on an authority")
+FEDERATION_INVITES = Endpoint(
+    name="invite_mesh",
+    method="POST",
+    path="/v1/federation/invites",
+    summary="Make a line by which another mesh makes a pact with this one.",
+    scope=Scope.ADMIN,
+    root=_PACTS,
+    body=FederationInviteRequest,
+    example='{"services": ["db:tcp/5432:web"]}',
+    answer=FederationInvited,
+    errors=_WRITE | {403, 404},
+)
+FEDERATION_PACTS = Endpoint(
+    name="accept_pact",
+    method="POST",
+    path="/v1/federation/pacts",
+    summary="Make a pact with the mesh that gave out a line.",
+    scope=Scope.ADMIN,
+    root=_PACTS,
+    body=FederationAcceptRequest,
+    example='{"line": "pmf1_...", "members": ["web"]}',
+    answer=PactResult,
+    errors=_WRITE | {403, 404},
+)
+FEDERATION_ENDS = Endpoint(
+    name="end_pact",
+    method="POST",
+    path="/v1/federation/ends",
+    summary="End a pact with another mesh, for both.",
+    scope=Scope.ADMIN,
+    root=_PACTS,
+    body=PactRequest,
+    example='{"pact": "ID"}',
+    answer=PactResult,
+    errors=_WRITE | {403},
+)
 REVOCATIONS = Endpoint(
     name="revocations",
     method="POST",
@@ -233,6 +274,11 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         scope=Scope.READ, answer=RoutesView,
     ),
     Endpoint(
+        name="federation", method="GET", path="/v1/federation",
+        summary="Pacts with other meshes, and their members that this node links with.",
+        scope=Scope.READ, answer=FederationView,
+    ),
+    Endpoint(
         name="explain_route", method="GET", path="/v1/routes/explain",
         summary="Which way traffic to a member or an address goes, why, and what would change it.",
         scope=Scope.READ, answer=Explanation, query=("dest",), errors=frozenset({404, 409}),
@@ -264,4 +310,7 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     REVOCATIONS,
     APPROVALS,
     WITHDRAWALS,
+    FEDERATION_INVITES,
+    FEDERATION_PACTS,
+    FEDERATION_ENDS,
 )  # fmt: skip

@@ -17,7 +17,8 @@ from phantommesh.management.views import Event
 from phantommesh.moments import rfc3339
 
 FAMILIES = (
-    "peer", "link", "path", "nat", "scatter", "route", "topology", "agent", "threat", "config", "health",
+    "peer", "link", "path", "nat", "scatter", "route", "pact", "topology", "agent", "threat", "config",
+    "health",
 )  # fmt: skip
 GAP = "gap"
 

@@ -230,6 +230,12 @@ class Metrics:
             ["state"],
             registry=self.registry,
         )
+        self._pacts = Gauge(
+            PREFIX + "pacts",
+            "Pacts with other meshes that name this node, by state; ended ones whether they did or not.",
+            ["state"],
+            registry=self.registry,
+        )
         self._advice = Gauge(
             PREFIX + "topology_advice",
             "What is weak about the mesh now, by kind; 0 once there was one.",
@@ -367,6 +373,11 @@ class Metrics:
         """Set how many prefixes beyond the mesh there are in each state."""
         for state, count in by_state.items():
             self._routes.labels(state).set(count)
+
+    def set_pacts(self, by_state: Mapping[str, int]) -> None:
+        """Set how many pacts there are in each state."""
+        for state, count in by_state.items():
+            self._pacts.labels(state).set(count)
 
     def set_advice(self, by_kind: Mapping[str, int]) -> None:
         """Set how much advice of each kind there is. One seen before and absent now becomes 0."""

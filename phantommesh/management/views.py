@@ -13,6 +13,7 @@ import msgspec
 
 from phantommesh.faults import Fault
 from phantommesh.management.explainview import Explanation
+from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -431,6 +432,38 @@ class NodePort(Protocol):
 
     async def withdraw_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
         """Withdraw these prefixes from a member, which stays one."""
+        ...
+
+    def federation(self) -> FederationView:
+        """Pacts with other meshes, and their members that this node links with."""
+        ...
+
+    async def invite_mesh(
+        self,
+        members: Sequence[str],
+        services: Sequence[str],
+        gateways: Sequence[str],
+        *,
+        life: float,
+        ttl: float,
+    ) -> FederationInvited:
+        """Make a line for another mesh, good for ``ttl`` seconds; the pact holds for ``life``."""
+        ...
+
+    async def accept_pact(
+        self,
+        line: str,
+        members: Sequence[str],
+        services: Sequence[str],
+        gateways: Sequence[str],
+        *,
+        life: float,
+    ) -> PactResult:
+        """Make a pact with the mesh that gave out a line."""
+        ...
+
+    async def end_pact(self, pact: str) -> PactResult:
+        """End a pact, by its id or the beginning of it, for both meshes."""
         ...
 
     async def netcheck(self) -> NetCheck:

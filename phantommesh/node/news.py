@@ -80,11 +80,14 @@ class News:
         reachable: Callable[[Sequence[bytes]], Sequence[NodeId]],
         linked: Callable[[NodeId], bool],
         carry_out: Callable[[list[Effect]], None],
+        pacts: Callable[[], bytes] = lambda: b"",
     ) -> None:
         """``where`` gives the addresses of a member's record that may be used; ``may`` says whether somebody
         may be spoken to at an address; ``reachable`` returns the members that can be called, the given ones
         first; ``linked`` says whether a member can be called. ``carry_out`` takes gossip's effects while a
-        conversation goes on. ``requests`` seals questions to whoever is at an address."""
+        conversation goes on. ``requests`` seals questions to whoever is at an address. ``pacts`` is the
+        digest of what is known of pacts."""
+        self._pacts = pacts
         self._roster, self._revocations, self._gossip = roster, revocations, gossip
         self._requests, self._where, self._may = requests, where, may
         self._reachable, self._linked, self._carry_out = reachable, linked, carry_out
@@ -248,7 +251,7 @@ class News:
         for member in members[:ASKED]:  # the first may be away
             if not self._linked(member):
                 return  # no link with it yet: its next datagram says the same
-            told = yield asking.Call(member, asking.keys(self._revocations))
+            told = yield asking.Call(member, asking.keys(self._revocations, self._pacts()))
             if not isinstance(told, asking.Shut):
                 continue
             new = yield Take(member, told)

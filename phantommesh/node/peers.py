@@ -24,6 +24,7 @@ which:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
@@ -41,10 +42,12 @@ from phantommesh.routing.choice import Need
 from phantommesh.routing.classlimits import ClassLimits, Hand, passing
 from phantommesh.routing.ways import Ways
 from phantommesh.scatter.epochs import ScatterPeer
-from phantommesh.scatter.goals import schedule_of
+from phantommesh.scatter.goals import SCHEDULES, schedule_of
 from phantommesh.scatter.intents import Intents
-from phantommesh.trust.certificates import Role
+from phantommesh.secret import Secret
+from phantommesh.trust.certificates import Mesh, Role
 from phantommesh.trust.identity import NodeId, format_node_id
+from phantommesh.trust.pacts import Allowed
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide, PeerReading, read_peer
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, Network
 from phantommesh.wireguard.fits import Fitted
@@ -105,8 +108,23 @@ class _Turns:
     since: list[float | None] = field(default_factory=lambda: [None] * DIMENSIONS)
 
 
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """A member of another mesh with which a pact lets this node link. ``allowed`` is what the two may do,
+    ``secret`` that of ``pact``."""
+
+    entry: Entry
+    mesh: Mesh
+    allowed: Allowed
+    pact: bytes
+    secret: Secret
+
+
 class Peers:
     """The other members, for one node's links and interfaces.
+
+    `visitors` are members of other meshes, which links and interfaces have too, and nobody else: no list of
+    members names them.
 
     ``where`` gives the addresses of a member's control port, as far as they may be used, the likeliest first;
     ``uplinks`` the same hosts by endpoint, where one endpoint may have several (a name); ``ways`` has what
@@ -132,6 +150,7 @@ class Peers:
         self.entries: list[Entry] = []
         self.standing: set[NodeId] = set()  # all others in good standing
         self.authorities: list[Entry] = []
+        self.visitors: dict[NodeId, Visitor] = {}
         self.fits: frozenset[Fitted] = frozenset()
         self._me, self._links, self._scatter, self._where = me, links, scatter, where
         self._intents, self.class_limits = intents, ClassLimits(intents.constrained)
@@ -175,19 +194,42 @@ class Peers:
         self._turns = {peer: turns for peer, turns in self._turns.items() if peer in self._entry}
         self._ways.retain(self._entry)
 
+    def visit(self, visitors: Iterable[Visitor], roster: Roster) -> None:
+        """Note who of other meshes there is a pact with now. A WireGuard key that a member of this mesh has
+        is not used for any of them, nor one that two of them claim: a peer's packets go where its key is."""
+        self.visitors = {visitor.entry.member.node_id: visitor for visitor in visitors}
+        if not self.visitors:
+            return
+        taken = Counter(
+            key for visitor in self.visitors.values() for key in set(visitor.entry.record.wg_keys)
+        )
+        taken.update({key: 2 for entry in roster for key in entry.record.wg_keys if key in taken})
+        for node_id, visitor in self.visitors.items():
+            keys = visitor.entry.record.wg_keys
+            self._left[node_id] = tuple(NO_KEY if taken[key] > 1 else key for key in keys)
+
     def get(self, peer: bytes) -> Entry | None:
         """One of `entries` by its node id."""
         return self._entry.get(NodeId(peer))
 
+    def _reachable(self) -> list[Entry]:
+        """All that links are kept with: `entries`, and then `visitors`."""
+        return [*self.entries, *(visitor.entry for visitor in self.visitors.values())]
+
+    def _linked(self, peer: bytes) -> Entry | None:
+        visitor = self.visitors.get(NodeId(peer))
+        return self.get(peer) if visitor is None else visitor.entry
+
     def wg_keys_of(self, entry: Entry) -> tuple[bytes, ...]:
-        """The WireGuard keys that this node uses for one of `entries`, by dimension: see `usable_keys`."""
+        """The WireGuard keys that this node uses for one of `entries` or `visitors`, by dimension: see
+        `usable_keys`."""
         return self._left.get(entry.member.node_id, entry.record.wg_keys)
 
     def auths(self, now: float, wall: float) -> dict[bytes, PeerAuth]:
         """The peers as the links take them, by node id. ``now`` is the links' clock, ``wall`` unix time. UDP
         comes first, then TCP at the same addresses."""
         peers: dict[bytes, PeerAuth] = {}
-        for entry in self.entries:
+        for entry in self._reachable():
             member, addresses = entry.member, self._where(entry)
             peers[member.node_id] = PeerAuth(
                 member.node_id,
@@ -203,7 +245,7 @@ class Peers:
         those of the records of all peers that name it, up to `MOST_TCP_PORTS`."""
         found: dict[Address, tuple[int, ...]] = {}
         for peer, addresses in where.items():
-            ports = () if (entry := self.get(peer)) is None else entry.record.tcp_ports
+            ports = () if (entry := self._linked(peer)) is None else entry.record.tcp_ports
             for address in addresses:
                 both = dict.fromkeys((*found.get(address, ()), *ports))
                 found[address] = tuple(both)[:MOST_TCP_PORTS]
@@ -235,14 +277,14 @@ class Peers:
     def arrange(self, own: OwnSide) -> list[ScatterPeer]:
         """Make the interfaces anew for all `entries`; ``own`` is our own end. Return the peers that traffic
         is scattered to. The links must know the entries already."""
-        placed = [entry for entry in self.entries if self._placed(entry)]
+        placed = [entry for entry in self._reachable() if self._placed(entry)]
         self._desired.replace(own, map(self._mesh_peer, placed))
         return [self._scatter_peer(entry) for entry in placed]
 
     def keyed(self, peer: bytes) -> Keyed | None:
         """Have one peer's part of the interfaces follow its desired PSKs (`Install`) and the dimensions on
         which it may be dialled. None for a peer that is kept out of the interfaces."""
-        entry = self.get(peer)
+        entry = self._linked(peer)
         if entry is None or not self._placed(entry):
             return None
         self._desired.change(self._mesh_peer(entry))
@@ -338,7 +380,7 @@ class Peers:
         held = without(self._ways.held(member.node_id), bits(way is not None for way in ways))
         return MeshPeer(
             member.node_id,
-            IPv4Network(member.ip4),
+            None if member.node_id in self.visitors else IPv4Network(member.ip4),
             IPv6Network(member.ip6),
             self.wg_keys_of(entry),
             tuple(port for _, port in where),
@@ -351,15 +393,17 @@ class Peers:
         )
 
     def _scatter_peer(self, entry: Entry) -> ScatterPeer:
-        member = entry.member
-        classes = self._intents.classes(member.name)
+        member, visitor = entry.member, self.visitors.get(entry.member.node_id)
+        # Goals and intents name members of this mesh, and nobody measures paths to those of others.
+        order = SCHEDULES["order"]
+        classes = () if visitor else self._intents.classes(member.name)
         concerned = self.class_limits.concern(classes)
         return ScatterPeer(
             member.node_id,
-            member.ip4,
+            None if visitor else member.ip4,
             member.ip6,
             self._links.scatter(member.node_id),
-            schedule_of(member.name, self._scatter),
+            order if visitor else schedule_of(member.name, self._scatter),
             classes,
             self.class_limits.limits(classes, self.hands(member.node_id) if concerned else ()),
         )

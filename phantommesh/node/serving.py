@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from phantommesh.control import messages
+from phantommesh.control import messages, pactmessages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
@@ -39,6 +39,9 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.AskRelay: (4.0, 200),  # seven leases each at most: see `routing.leases`
     messages.LeaveRelay: (4.0, 200),
     messages.OfferRelay: (4.0, 200),
+    pactmessages.AskPacts: (1.0, 20),
+    pactmessages.AskPact: (2.0, 20),
+    pactmessages.MakePact: (0.2, 10),  # each has a half signed
     messages.Renew: (0.2, 20),  # fewer are granted: see `node.desk`
     messages.Rename: (0.2, 20),  # likewise
     messages.Route: (0.5, 20),  # likewise: see `node.granting`
@@ -58,6 +61,13 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Pass: (20.0, 200),
     messages.Passed: (100.0, 1000),
 }
+OF_OTHERS: Final = (
+    pactmessages.MakePact,
+    pactmessages.AskPact,
+    messages.CompareRevocations,
+    messages.FetchRevocations,
+)
+"""What nodes may ask that are no members: those that come by the door of a pact (`node.federation`)."""
 OTHERS: Final = 10.0, 200  # of a kind that is not named above
 REFUSALS: Final = 4.0, 100  # of all kinds: more is an attack, or an error that asking again does not mend
 PATIENCE: Final = 20.0  # s that a request waits at most; then it is refused
@@ -135,8 +145,27 @@ class Echoing:
     request: messages.Echo
 
 
+@dataclass(frozen=True, slots=True)
+class Federal:
+    """Answer a question about pacts with other meshes: of a member, or of somebody of another mesh. The
+    result is the answer; PhantomMeshError may be thrown."""
+
+    party: Party
+    request: messages.Request
+
+
 ServingStep = (
-    Step | Wait | AnswerSync | FinishSync | Account | Sight | CheckTcp | Carrying | Meeting | Echoing
+    Federal
+    | Step
+    | Wait
+    | AnswerSync
+    | FinishSync
+    | Account
+    | Sight
+    | CheckTcp
+    | Carrying
+    | Meeting
+    | Echoing
 )
 ServingWork = Generator[ServingStep, Any, T]
 
@@ -147,7 +176,7 @@ class Serving:
     answers for the relay that this node is; None: it is none. ``offered`` takes a relay's word of a lease;
     None: this node uses no relays. ``bridged`` takes a member's word that another waits there.
     ``neighbours`` says what links this node has. ``approved`` is called when an authority says that it has
-    approved routes of this node."""
+    approved routes of this node. ``pacts`` is the digest of what is known of pacts with other meshes."""
 
     def __init__(
         self,
@@ -162,7 +191,9 @@ class Serving:
         bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
         neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
         approved: Callable[[], None] | None = None,
+        pacts: Callable[[], bytes] = lambda: b"",
     ) -> None:
+        self._pacts = pacts
         self._neighbours, self._approved = neighbours, approved
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
         self._relay, self._offered, self._bridged = relay, offered, bridged
@@ -196,7 +227,10 @@ class Serving:
                 return (yield from self._desk.enrol(party, request, at))
             if isinstance(request, messages.Return):
                 return (yield from self._desk.returning.take_back(party, request, at))
-            return (yield from self._answer(self._member(party, at.wall), request, at))
+            if party.invite and isinstance(request, OF_OTHERS):
+                answer: messages.Answer = yield Federal(party, request)
+                return answer
+            return (yield from self._answer(party, self._member(party, at.wall), request, at))
         except (antientropy.AntiEntropyError, IdTreeError) as error:
             return messages.Refused(str(error))
         except GossipError as error:
@@ -206,7 +240,9 @@ class Serving:
             yield Told("roster", "request refused", about, "warning")
             return messages.Refused(str(error), error.fix)
 
-    def _answer(self, entry: Entry, request: messages.Request, at: Moment) -> ServingWork[messages.Answer]:
+    def _answer(
+        self, party: Party, entry: Entry, request: messages.Request, at: Moment
+    ) -> ServingWork[messages.Answer]:
         """Answer a member."""
         node, peer = self._node, entry.member.node_id
         match request:
@@ -229,7 +265,12 @@ class Serving:
                 return messages.Done()
             case messages.AskKeys():
                 active = NO_KEY if self._ring.active is None else self._ring.active.id
-                return messages.KeysAre(node.revocations.digest(), encode_keys(self._ring.keys), active)
+                return messages.KeysAre(
+                    node.revocations.digest(), encode_keys(self._ring.keys), active, self._pacts()
+                )
+            case pactmessages.AskPacts():
+                told: messages.Answer = yield Federal(party, request)
+                return told
             case messages.CompareRevocations(prefix, parts):
                 return messages.RevocationsDiffer(node.revocations.tree.differing(prefix, parts))
             case messages.FetchRevocations(ids, certs):
@@ -287,6 +328,8 @@ class Serving:
                 if self._bridged is not None:
                     self._bridged(peer, request)
                 return messages.Done()
+            case pactmessages.AskPact() | pactmessages.MakePact():
+                return messages.Refused("only another mesh may ask this")
             case messages.Enrol() | messages.Return():
                 raise TrustError("a member has no need to enrol")
 

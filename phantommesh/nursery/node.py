@@ -214,6 +214,7 @@ class Node:
             "wireguard-keys": parts.rekeying.run,
             "udp": partial(parts.udp.receive, self._weaving.receive),
             "gossip": parts.gossip.run,
+            "federation": parts.federating.run,
             "roster-disk": parts.keeper.keep,
             "standing": partial(ask_standing, parts.state, parts.keeper, parts.gossip.quiet, parts.places.of),
             "group-keys": parts.keys.run,

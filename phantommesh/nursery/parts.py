@@ -21,6 +21,7 @@ from phantommesh.dimensions import all_names, interface_names, master_name
 from phantommesh.endpoint import Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link.copies import Copies
+from phantommesh.link.effects import Enrolment
 from phantommesh.link.machine import Links
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
@@ -56,10 +57,11 @@ from phantommesh.nursery.members.bridging import Bridging
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.carrying import Carrying
 from phantommesh.nursery.members.checking import TcpChecks
+from phantommesh.nursery.members.federating import Federating
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
 from phantommesh.nursery.members.lifetimes import LifetimeDriver, make_lifetimes
-from phantommesh.nursery.members.linking import make_links
+from phantommesh.nursery.members.linking import make_enrolment, make_links
 from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.mapping import Mapping
 from phantommesh.nursery.members.own import OwnRecord
@@ -148,6 +150,8 @@ class Parts:
     bridging: Bridging
     naming: Naming
     copies: Copies
+    federating: Federating
+    enrolment: Enrolment
     links: Links
     driver: LinkDriver
     wgports: WireguardPorts
@@ -229,7 +233,9 @@ def make_parts(
     caller = Caller(state, keeper, sessions, where, lent)
     attending = Attending(caller)
     desk = AuthorityDesk(state, keeper, keys)
-    links = make_links(config, state, own, desk, where)
+    federating = Federating(state, keeper, own=lambda: own.member, may=places.may, changed=peers_changed)
+    enrolment = make_enrolment(state, desk, where, federating.secret_of)
+    links = make_links(config, state, own, federating.enrolment(enrolment))
     driver = LinkDriver(
         links,
         state.identity,
@@ -342,8 +348,8 @@ def make_parts(
     guarding = make_guarding(
         config, own.addresses, lambda: own.ports, overlay, lambda: peers.fits,
         beyond=lambda: beyond.closed, beside=lambda: beyond.beside,
-        carriers=lambda: beyond.carriers(peers.entries), routes=own.routed,
-        around=lambda: gateway.around, settings=lambda: gateway.settings, flushed=scattering.kick,
+        carriers=lambda: beyond.carriers(peers.entries), routes=own.routed, around=lambda: gateway.around,
+        settings=lambda: gateway.settings, visited=federating.visited, flushed=scattering.kick,
     )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
@@ -372,7 +378,7 @@ def make_parts(
         generation=generation, params=PRESETS[config.gossip.preset], seeds=partial(_seeds, places, peers),
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree, near=nearness(config.node.region, keeper.roster.get),
-        further=lambda address: tcp.callable.get(address, ()),
+        further=lambda address: tcp.callable.get(address, ()), federating=federating,
     )  # fmt: skip
     gossip.hinted = finding.hinted
     runs = RunWatch(
@@ -409,7 +415,7 @@ def make_parts(
         usable=partial(_usable, sessions, gossip), homes_changed=lambda: _homes_changed(links, driver),
     )  # fmt: skip
     driver.by_way = carrying.send
-    links.carry_by(carrying.ways)
+    links.carry_by(lambda peer: () if peer in peers.visitors else carrying.ways(peer))
     wgports = WireguardPorts(places.forbids)
     lending, borrower = make_relays(
         config, state, keeper, peers, places, caller, links, ways, paths, gossip.membership, own, wgports,
@@ -436,6 +442,7 @@ def make_parts(
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
         bridged=framed.prompted, neighbours=surveying.answer, approved=own.routes_approved,
+        federal=federating.answer, pacts=federating.federation.pacts.digest,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
     further = FurtherPorts(config.control.tcp_ports, own.publish)
@@ -475,6 +482,8 @@ def make_parts(
         bridging=bridging,
         naming=Naming(config.dns, state.mesh, link=names[0], me=own.me, answered=metrics.count_query),
         copies=copies,
+        federating=federating,
+        enrolment=enrolment,
         links=links,
         driver=driver,
         wgports=wgports,

@@ -79,6 +79,8 @@ class Weaving:
                 self._read_back(news)
             case CopyGone():
                 parts.driver.anew()
+            case EpochOver(peer, _) if peer in parts.peers.visitors:
+                pass  # scatter proofs are a mesh's own matter
             case EpochOver(peer, ended):
                 found = parts.scattering.snapshot(peer)
                 parts.proving.epoch(peer, ended, None if found is None else found.current)
@@ -110,6 +112,11 @@ class Weaving:
         parts = self._parts
         now, wall = moment()
         parts.wiring.look(wall)
+        visitors = parts.federating.look()
+        parts.peers.visit(visitors, parts.keeper.roster)
+        parts.links.set_pacts(parts.federating.gates(visitors))
+        parts.links.enrol_by(parts.federating.enrolment(parts.enrolment))
+        parts.overlay.join_with(parts.federating.networks)
         parts.tcp.close_channels(parts.state.revocations)
         parts.places.look(parts.peers.entries)
         parts.finding.retain(parts.peers.standing)
@@ -133,6 +140,7 @@ class Weaving:
     async def begin_routes(self) -> None:
         """Close what this node takes for all other ways: before anything else, for an earlier run has left it
         closed. Raises BackendError."""
+        self._parts.overlay.join_with(self._parts.federating.former)
         self._parts.wiring.look(moment()[1])
         await self._parts.taking.look()
         self._take_routes()
@@ -201,9 +209,10 @@ class Weaving:
             keyed = parts.peers.keyed(peer)
             if keyed is not None:
                 parts.scattering.change(keyed.scatter)
+            if keyed is not None and peer not in parts.peers.visitors:
                 parts.paths.set_ready(keyed.reached.node_id, keyed.reached.ready)
                 parts.framed.stir(peer)
-        parts.borrower.doubt(peers)
+        parts.borrower.doubt([peer for peer in peers if peer not in parts.peers.visitors])
         parts.reconciler.kick()
 
     def _adopt_keys(self) -> None:
@@ -236,6 +245,10 @@ class Weaving:
             if parts.peers.turn(seen.peer, parts.paths.paths.dark(seen.peer), now):
                 self._install((seen.peer,))
             parts.driver.carry_out(effects)
+        for visitor in parts.peers.visitors.values():
+            seen, effects = parts.wiring.read_back(visitor.entry, actual, now, wall)
+            settled &= parts.links.settled(seen.peer, seen.handshakes, now)
+            parts.driver.carry_out(effects)
         if not settled:
             parts.calm.stir()
         parts.gossip.read_interfaces({seen.peer: seen.received for seen in shown})
@@ -246,6 +259,8 @@ class Weaving:
 
     def _opened(self, opened: Opened) -> None:
         parts = self._parts
+        if opened.peer in parts.peers.visitors and not opened.invite:
+            return  # no channel is opened on it: members of other meshes ask gateways alone
         if not parts.wiring.opened(opened, trio.current_time()):
             return
         parts.finding.linked(opened.peer, opened.at)
@@ -274,5 +289,6 @@ class Weaving:
         self._recorder.member_changed(changed)
 
     def _alarmed(self, alarm: Alarm) -> None:
-        self._parts.wiring.alarmed(alarm, trio.current_time())
+        if alarm.peer not in self._parts.peers.visitors:
+            self._parts.wiring.alarmed(alarm, trio.current_time())
         self._recorder.alarmed(alarm)

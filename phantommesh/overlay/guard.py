@@ -44,6 +44,7 @@ class Drop(IntEnum):
     CLEAR = 4  # for the overlay, about to leave by an interface that is not the mesh's
     NESTED = 5  # WireGuard's or the control port's, about to enter the mesh that it carries, or out of it
     ARP = 6  # a neighbour's question for an overlay address, or one of ours to the neighbours
+    AGREED = 7  # from a member of another mesh, and not what the pact with that mesh allows
 
 
 # RFC 792, RFC 4443, RFC 4861: an error quotes the packet that it is about behind eight bytes of its own; a
@@ -68,9 +69,28 @@ _REASONS: Final = {
     Drop.CLEAR: "guard-clear",
     Drop.NESTED: "guard-nested",
     Drop.ARP: "guard-arp",
+    Drop.AGREED: "guard-agreed",
 }
 
 Network = IPv4Network | IPv6Network
+
+
+Range = tuple[str, int, int]
+"""Ports of a protocol, ``tcp`` or ``udp``, from the first to the last."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Visitor:
+    """A member of another mesh: its address; the ports of this node that it may use, and its ports that this
+    node may use."""
+
+    ip6: IPv6Address
+    inbound: tuple[Range, ...]
+    outbound: tuple[Range, ...]
+
+
+Visited = tuple[tuple[IPv6Network, ...], tuple[Visitor, ...]]
+"""The networks of other meshes, and their members with whom there is a pact."""
 
 
 def table_name(device: str) -> str:
@@ -90,7 +110,8 @@ class Guard:
     routes for others; ``sites`` has for some of those the network that is really there (`routing/gateway.py`
     translates). ``returns`` says that answers come back by the network's own routes, for the members' own
     addresses, and not by masquerade. ``around`` are the networks of this host's own interfaces, which are no
-    part of a default route that it routes; None while they are not known."""
+    part of a default route that it routes; None while they are not known. ``others`` are those of the
+    networks that are other meshes', and ``visitors`` their members with whom there is a pact."""
 
     device: str
     names: tuple[str, ...]
@@ -107,6 +128,8 @@ class Guard:
     returns: bool = False
     beside: tuple[Network, ...] = ()
     around: tuple[Network, ...] | None = None
+    others: tuple[IPv6Network, ...] = ()
+    visitors: tuple[Visitor, ...] = ()
 
     @property
     def table(self) -> str:
@@ -160,6 +183,7 @@ def render(guard: Guard) -> str:
             ),
             *_landing(guard),
             *_clamping(guard),
+            *_visiting(guard),
             *chain_block(
                 "leaving", "type filter hook postrouting priority 300; policy accept;", *_leaving(guard)
             ),
@@ -327,6 +351,9 @@ def _inside(guard: Guard) -> list[str]:
         f"{_TOO_BIG4} goto too_big",
         f"{_TOO_BIG6} goto too_big",
         *_strange(guard),
+        # `visiting` sees the rest, after the kernel has told answers from questions.
+        *(f"ip6 saddr {anonymous(guard.others)} ip6 daddr {six} accept" for _ in guard.others[:1]),
+        *(f"ip6 saddr {anonymous(guard.others)} {_drop(Drop.AGREED)}" for _ in guard.others[:1]),
         f"ip daddr {four} accept",
         f"ip6 daddr {six} accept",
         # A prefix that this node routes: members' own addresses may send there, by WireGuard's word.
@@ -398,6 +425,8 @@ def _strange(guard: Guard) -> list[str]:
 
 def _passing(guard: Guard) -> list[str]:
     ours, rules = _names((guard.device, *guard.names)), list[str]()
+    if guard.others:  # a port that the host publishes by DNAT is none that `visiting` sees
+        rules += [f"iifname {ours} ip6 saddr {anonymous(guard.others)} {_drop(Drop.FORWARDED)}"]
     if guard.exit:  # what carries the mesh is for this host: nobody behind it goes by the mark that it gets
         rules.append(f"oifname != {ours} {_marked()} {_drop(Drop.FORWARDED)}")
     if guard.forward:
@@ -441,6 +470,33 @@ def _landing(guard: Guard) -> list[str]:
         "type filter hook input priority filter - 5; policy accept;",
         *(f"iifname {ours} {match} ct status & dnat == 0 {_drop(Drop.BEYOND)}" for match in matches),
     )
+
+
+def _visiting(guard: Guard) -> list[str]:
+    """The chain for what members of other meshes send to this node: to the ports that the pact opens to them;
+    and answers from those that it opens to this node. The ports are looked at in each packet, so what is
+    closed is closed for connections that are open, too."""
+    if not guard.others:
+        return []
+    rules = list[str]()
+    for one in guard.visitors:
+        rules += [
+            f"ip6 saddr {one.ip6} {protocol} dport {first}-{last} accept"
+            for protocol, first, last in one.inbound
+        ]
+        answers = "ct direction reply ct state established"
+        rules += [
+            f"ip6 saddr {one.ip6} {protocol} sport {first}-{last} {answers} accept"
+            for protocol, first, last in one.outbound
+        ]
+    return [
+        *chain_block("agreed", *rules, _drop(Drop.AGREED)),
+        *chain_block(
+            "visiting",
+            "type filter hook input priority filter - 5; policy accept;",
+            f"iifname {_names((guard.device, *guard.names))} ip6 saddr {anonymous(guard.others)} goto agreed",
+        ),
+    ]
 
 
 def _clamping(guard: Guard) -> list[str]:

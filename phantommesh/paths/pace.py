@@ -21,8 +21,8 @@ LIGHT: Final = 2.0  # s between probes of a path at most while there is any traf
 READ: Final = 1.0  # s of counters at least that a rate is taken from
 # Of a path that has a peer's traffic because it is the quickest, so many probes in an interval, and while a
 # loss of late makes it suspect. The other paths of that peer have one in so many intervals.
-CLOSER, SUSPECT, FURTHER = 4.0, 15.0, 2.0
-CLOSEST: Final = 45.0, 80.0  # such probes a second, and at once: fewer than are answered (`peer.ANSWERS`)
+CLOSER, SUSPECT, FURTHER = 7.5, 30.0, 2.0
+CLOSEST: Final = 110.0, 250.0  # such probes a second, and at once: fewer than are answered (`peer.ANSWERS`)
 
 
 @dataclass(slots=True)

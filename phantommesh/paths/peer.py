@@ -14,7 +14,7 @@ from phantommesh.paths.weights import FULL
 from phantommesh.rates import Bucket
 
 # Tuning.
-ANSWERS: Final = 50.0, 100.0  # pings of a path that are answered, a second and at once
+ANSWERS: Final = 120.0, 300.0  # pings of a path that are answered, a second and at once
 
 
 @dataclass(slots=True)
@@ -73,6 +73,6 @@ def candidate(path: Path, score: float, now: float, *, held: bool) -> Candidate:
         quality.loss,
         quality.standing.least(now) if held else None,
         quality.standing.queue(now) if held else 0.0,
-        quality.alarm.sure,
+        quality.alarm.sure(now),
         not path.misses,
     )

@@ -67,7 +67,7 @@ class Quality:
     def missed(self, number: int, now: float) -> None:
         """No answer to the probe of this number came in time."""
         self.standing.missed(now)
-        self.alarm.missed(number)
+        self.alarm.missed(number, now)
         self._outcome(1.0, now)
 
     def came_late(self, number: int) -> None:

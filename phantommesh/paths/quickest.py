@@ -22,8 +22,11 @@ from phantommesh.paths.cost import MARGIN, cost, worth
 
 # Tuning.
 SETTLE: Final = 2.0  # s that the first choice waits for paths that have not answered yet
-SMOOTH: Final = 10.0  # s that a cost is smoothed over
-PATIENT: Final = 10.0  # s for which another path has to have cost less, as smoothed,
+# s that a cost is smoothed over: of a path without the traffic these are 300 probes, so that three slow ones
+# in the mean are among them
+SMOOTH: Final = 60.0
+LEAST_SMOOTH: Final = 1.0
+PATIENT: Final = 20.0  # s for which another path has to have cost less, as smoothed,
 # s from a change to the next one for cost's sake; doubled by each change because a path became worse.
 HOLD, MOST_HOLD = 30.0, 960.0
 # s from a change because a path became worse to the next one for that reason; doubled by each that follows,
@@ -74,6 +77,7 @@ class Quickest:
         self._cheaper: tuple[int, float] | None = None  # another path that costs less, and since when
         self._costs: dict[int, float] = {}  # smoothed, as of
         self._looked = float("-inf")
+        self._measured: dict[int, float] = {}  # since when without a break
 
     @property
     def costs(self) -> Mapping[int, float]:
@@ -114,8 +118,12 @@ class Quickest:
         return self.chosen
 
     def _smooth(self, costs: dict[int, float], now: float) -> dict[int, float]:
-        keep, self._looked = exp((self._looked - now) / SMOOTH), now
-        self._costs = {i: c + keep * (self._costs.get(i, c) - c) for i, c in costs.items()}
+        """Smooth the costs; of a path that is measured only of late over the time since then, so that its
+        first answer, which may have waited for a handshake, counts for little soon."""
+        passed, self._looked = now - self._looked, now
+        self._measured = {i: self._measured.get(i, now) for i in costs}
+        over = {i: min(SMOOTH, max(LEAST_SMOOTH, now - since)) for i, since in self._measured.items()}
+        self._costs = {i: c + exp(-passed / over[i]) * (self._costs.get(i, c) - c) for i, c in costs.items()}
         return self._costs
 
     def _others(self, seen: Sequence[Candidate], costs: dict[int, float], held: int) -> dict[int, float]:

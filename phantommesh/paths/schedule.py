@@ -15,9 +15,9 @@ from phantommesh.paths.state import MISSES, SILENT, Path, PathState
 # Tuning.
 SLOW: Final = 10.0  # s between probes of a path while there is no traffic to its peer
 RETURN: Final = 1.0  # s between probes of a dark path of a peer that answers on others
-BUDGET: Final = (
-    150.0  # fast probes a second at most, over all peers: each is answered by a node that is as busy
-)
+# Fast probes a second at most, over all peers: each is answered by a node that is as busy. Two peers whose
+# traffic takes the quickest path are watched as closely as that needs.
+BUDGET: Final = 220.0
 COUNT: Final = 0.25  # s between two counts of what probing fast would take
 SLOW_BUDGET: Final = 20.0  # slow ones
 SPREAD: Final = 0.15  # of the interval, either way: an observer should not find seven probes at one moment

@@ -22,7 +22,7 @@ PROVE_PLANNED: Final = 3
 PROVE: Final = 10  # the same after it alone went dark
 STEADY: Final = 60.0  # s up, below which going dark again doubles what the path has to prove
 MOST_FLAPS: Final = 4  # doublings at most: 160 answers, about 16 s
-LATE_KEPT: Final = 32  # unanswered probes that a late answer is still recognised for
+LATE_KEPT: Final = 128  # unanswered probes that a late answer is recognised for: 0.4 s of the fastest probes
 SHED_STEP, GROW_STEP = 0.7, 0.05  # what the share is multiplied by and grows by, each second
 SHED_FROM, SHED_RATIO = 0.002, 1.5  # how much more than the best one at most a path must lose to be shed
 GROW_WITHIN: Final = 0.001  # and how much more it may lose to come back
@@ -165,9 +165,10 @@ class Path:
             self._late[sent.number] = sent
             if len(self._late) > LATE_KEPT:
                 self._late.popitem(last=False)
-            if not self.misses:
-                self.first_missed = sent.at
-            self.misses += 1
+            if sent.at > self.latest:  # else a later probe was answered: it is lost, and the path not silent
+                if not self.misses:
+                    self.first_missed = sent.at
+                self.misses += 1
             self._streak = 0
             self.quality.missed(sent.number, now)
         return self.misses

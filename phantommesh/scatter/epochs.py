@@ -101,10 +101,11 @@ class Keying:
 @dataclass(frozen=True, slots=True)
 class ScatterPeer:
     """A peer as the roster and its link have it now, and how to scatter to it; ``keying`` is None while its
-    keys are random. ``limits`` say which dimensions its ``classes`` may take."""
+    keys are random. ``limits`` say which dimensions its ``classes`` may take. A member of another mesh has no
+    IPv4 address here."""
 
     node_id: bytes
-    ip4: IPv4Address
+    ip4: IPv4Address | None
     ip6: IPv6Address
     keying: tuple[int, Secret] | None
     schedule: Schedule
@@ -160,7 +161,7 @@ class PeerScatter:
         self,
         sender: bytes,
         slot: int,
-        addresses: tuple[IPv4Address, IPv6Address],
+        addresses: tuple[IPv4Address | None, IPv6Address],
         schedule: Schedule,
         batch: int,
         numbers: Numbers,

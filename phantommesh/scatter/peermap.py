@@ -41,7 +41,7 @@ class PeerMap:
     the dimensions that carry traffic."""
 
     slot: int
-    ip4: IPv4Address
+    ip4: IPv4Address | None
     ip6: IPv6Address
     scheduler: Scheduler
     length: int

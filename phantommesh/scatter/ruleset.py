@@ -187,8 +187,10 @@ def render_peer(frame: Frame, peer: PeerMap) -> str:
             )
         ),
         *(add_elements(table, CONFINED, [str(part.bare)]) for part in peer.classes if part.confined),
-        add_elements(table, PEERS[0], [f"{peer.ip4} : goto peer_{peer.slot}"]),
-        add_elements(table, PEERS[1], [f"{peer.ip6} : goto peer_{peer.slot}"]),
+        *(
+            add_elements(table, name, [f"{address} : goto peer_{peer.slot}"])
+            for name, address in _addressed(peer)
+        ),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
@@ -197,8 +199,7 @@ def render_removal(frame: Frame, peer: PeerMap) -> str:
     """Take a peer out of the ruleset: its packets are dropped and counted from then on."""
     table = f"{frame.family} {frame.table}"
     lines = [
-        f"delete element {table} {PEERS[0]} {{ {peer.ip4} }}",
-        f"delete element {table} {PEERS[1]} {{ {peer.ip6} }}",
+        *(f"delete element {table} {name} {{ {address} }}" for name, address in _addressed(peer)),
         *(f"flush chain {table} peer_{part.suffix}" for part in peer.each),
         *(f"delete chain {table} peer_{part.suffix}" for part in peer.each),
     ]
@@ -208,6 +209,12 @@ def render_removal(frame: Frame, peer: PeerMap) -> str:
         lines += [f"delete element {table} {HITS} {{ {', '.join(map(str, _counted(part)))} }}"]
         lines += [f"delete element {table} {CONFINED} {{ {part.bare} }}"] if part.confined else []
     return "\n".join(lines) + "\n"
+
+
+def _addressed(peer: PeerMap) -> list[tuple[str, IPv4Address | IPv6Address]]:
+    """The maps in which packets find a peer, each with the peer's address there."""
+    both = zip(PEERS, (peer.ip4, peer.ip6), strict=True)
+    return [(name, address) for name, address in both if address is not None]
 
 
 def _objects(table: str, part: PeerMap) -> list[str]:

@@ -67,6 +67,7 @@ class NodeState:
     authority: Authority | None
     invites: InviteBook
     approvals: tuple[Approval, ...] = ()  # of routes, as they were at the start
+    pacts: bytes = b""  # with other meshes, as they were at the start
     keyring: bytes = b""  # as `Keyring.encode` gave it; empty before the first key
 
     def root_key(self, what: str = "make another an authority") -> Identity:
@@ -176,6 +177,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
             authority = Authority(root, load_certificate(authority_cert, "authority"), key)
     with _blame(state, directory.APPROVALS):
         approvals = read_approvals(state)
+    pacts = state.read_secret(directory.PACTS).reveal() if state.has(directory.PACTS) else b""
     return NodeState(
         state=state,
         identity=identity,
@@ -192,6 +194,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         invites=InviteBook(state),
         approvals=approvals,
         keyring=keyring,
+        pacts=pacts,
     )
 
 

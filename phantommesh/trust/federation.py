@@ -321,6 +321,14 @@ class FederationInvite:
         head = _HEAD.pack(self.root_hash, self.pact, self.secret.reveal(), self.authority, self.expires)
         return LINE.encode(head + join_texts((self.mesh, *self.endpoints)))
 
+    def check_expiry(self, now: float) -> None:
+        """Raise TrustError if the line has run out at ``now``, by this machine's clock."""
+        if now >= self.expires:
+            raise TrustError(
+                f"the federation invite expired {span(now - self.expires)} ago, by this machine's clock",
+                fix="check the clock, or ask the other mesh for a new one",
+            )
+
     @classmethod
     def parse_untrusted(cls, text: str) -> Self:
         """Read a line. Raises TrustError, and only that, naming what is wrong but not the line."""

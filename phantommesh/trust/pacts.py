@@ -54,6 +54,10 @@ class Allowed:
     def __bool__(self) -> bool:
         return bool(self.inbound or self.outbound)
 
+    def with_more(self, more: Allowed) -> Allowed:
+        """What two pacts let them do."""
+        return Allowed(_each(self.inbound + more.inbound), _each(self.outbound + more.outbound))
+
 
 @dataclass(frozen=True, slots=True)
 class Pact:
@@ -115,7 +119,11 @@ def _exposed(terms: Terms, member: Member, user: Member) -> tuple[Ports, ...]:
         if _among(member, (service.member,)) and _among(user, service.users)
         for ports in service.ports
     )
-    return tuple(sorted(set(found), key=lambda ports: (ports.protocol, ports.first, ports.last)))
+    return _each(found)
+
+
+def _each(ports: Iterable[Ports]) -> tuple[Ports, ...]:
+    return tuple(sorted(set(ports), key=lambda one: (one.protocol, one.first, one.last)))
 
 
 @dataclass(slots=True)
@@ -177,6 +185,7 @@ class Pacts:
         self.root = root
         self._revoked = revoked
         self._held: dict[bytes, _Held] = {}
+        self._digest: bytes | None = None  # until something changes: each datagram of gossip has it
 
     def __len__(self) -> int:
         return len(self._held)
@@ -217,6 +226,11 @@ class Pacts:
 
     def digest(self) -> bytes:
         """32 bytes that differ between nodes that know different halves or secrets; empty for no pact."""
+        if self._digest is None:
+            self._digest = self._digested()
+        return self._digest
+
+    def _digested(self) -> bytes:
         if not self._held:
             return b""
         digest = hashlib.sha3_256(b"phantommesh pacts")
@@ -249,12 +263,14 @@ class Pacts:
 
     def _unlock(self, pact: bytes, secret: bytes) -> bool:
         held = self._held[pact]
-        if held.secret is not None or len(secret) != SECRET_BYTES:
+        if len(secret) != SECRET_BYTES or held.secret == Secret(secret):
+            return False
+        if held.secret is not None and lock_of(held.secret) == held.ours[0].lock:
             return False
         locks = {held.ours[0].lock, b"" if held.theirs is None else held.theirs[0].lock}
         if lock_of(Secret(secret)) not in locks:
             raise TrustError("the secret of the pact is another than the meshes signed")
-        held.secret = Secret(secret)
+        held.secret, self._digest = Secret(secret), None
         return True
 
     def take_ours(self, half: Half, now: float) -> bool:
@@ -270,13 +286,13 @@ class Pacts:
                     f"a mesh has {MAX_PACTS} pacts at most, with those that were ended and have not run out",
                     fix="let some run out",
                 )
-            self._held[terms.pact] = _Held((terms, half))
+            self._held[terms.pact], self._digest = _Held((terms, half)), None
             return True
         if held.ours[0].other != terms.other:
             raise TrustError("the pact is with another mesh", fix="make another pact")
         if not _newer(terms, half, held.ours):
             return False
-        held.ours = terms, half
+        held.ours, self._digest = (terms, half), None
         return True
 
     def take_theirs(self, half: Half, root: bytes, now: float, *, revoked: Container[NodeId]) -> bool:
@@ -292,7 +308,7 @@ class Pacts:
             raise TrustError("the two halves are of two pacts", fix="have both meshes sign for one pact")
         if held.theirs is not None and not _newer(terms, half, held.theirs):
             return False
-        held.root, held.theirs = root, (terms, half)
+        held.root, held.theirs, self._digest = root, (terms, half), None
         return True
 
     def in_force(self, now: float, their_revoked: Mapping[bytes, Container[NodeId]]) -> list[Pact]:
@@ -318,6 +334,7 @@ class Pacts:
         for pact, held in list(self._held.items()):
             if now >= held.ours[0].until:
                 del self._held[pact]
+                self._digest = None
 
 
 def _newer(terms: Terms, half: Half, held: tuple[Terms, Half]) -> bool:

@@ -35,13 +35,14 @@ class MeshPeer:
     modulo their number, and nowhere if that is empty. ``dials`` is a bitmap of dimensions: on the others the
     peer gets no endpoint and no keepalive, so that nothing is sent to it, not even a WireGuard handshake: so
     it is while its PSK is random. ``wg_keys``: zeros where there is no key for it
-    (`node.peers.usable_keys`); it has no part in that dimension then. ``keepalives`` are seconds by
+    (`node.peers.usable_keys`); it has no part in that dimension then. A member of another mesh has no
+    ``ip4``: both meshes may have one IPv4 range. ``keepalives`` are seconds by
     dimension; none: as configured. ``routes`` are prefixes beyond the mesh that the peer carries for this
     node: no other peer has one of them at the same time. ``keyed``: the dimensions whose PSK is not random,
     as a bitmap."""
 
     node_id: bytes
-    ip4: IPv4Network
+    ip4: IPv4Network | None
     ip6: IPv6Network
     wg_keys: tuple[bytes, ...]
     wg_ports: tuple[int, ...]
@@ -111,7 +112,7 @@ class Desired:
         del self._held[held.node_id]
         self._made = None
         for key, peers in zip(held.wg_keys, self._peers, strict=True):
-            if key in peers and held.ip4 in peers[key].allowed_ips:  # else it is another peer's by now
+            if key in peers and held.ip6 in peers[key].allowed_ips:  # else it is another peer's by now
                 del peers[key]
 
     def devices(self) -> dict[str, DeviceConfig]:
@@ -155,7 +156,7 @@ def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:
         peer.wg_keys[dimension],
         peer.psks[dimension],
         endpoint,
-        frozenset({peer.ip4, peer.ip6, *peer.routes}),
+        frozenset({*(() if peer.ip4 is None else (peer.ip4,)), peer.ip6, *peer.routes}),
         keepalive if dials else 0,
         has(peer.keyed, dimension),
     )

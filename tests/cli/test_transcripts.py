@@ -106,6 +106,13 @@ CASES: Final[dict[str, list[Case]]] = {
     ],
     "route approve": [Case("route approve nas 10.1.0.0/16"), Case("route approve nas")],
     "route revoke": [Case("route revoke nas 10.1.0.0/16 2001:db8:1234:5678::/64")],
+    "federation list": [Case("federation list"), Case(f"federation list {ALONE}")],
+    "federation invite": [
+        Case("federation invite --service db:tcp/5432:web"),
+        Case("federation invite --life soon"),
+    ],
+    "federation accept": [Case("federation accept pmf1_line --member web"), Case("federation accept")],
+    "federation end": [Case("federation end 0011"), Case("federation end")],
     "scatter": [Case("scatter"), Case(f"scatter {ALONE}")],
     "proofs": [
         Case("proofs"),
@@ -361,6 +368,7 @@ ASKING: Final = (
     "netcheck",
     "topology",
     "route explain",
+    "federation list",
     "scatter",
     "proofs",
     "events",

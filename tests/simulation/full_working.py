@@ -170,6 +170,8 @@ class Worker:
                 raise AssertionError("nobody has a raw socket, so nobody asks to meet")
             case serving.Echoing():
                 raise AssertionError("nobody has WireGuard's ports, so nobody measures")
+            case serving.Federal():
+                raise AssertionError("no mesh of the simulator has a pact with another")
             case serving.Account():
                 raise AssertionError("no traffic is simulated, so there is nothing to prove")
             case steps.Hold(made):

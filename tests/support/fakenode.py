@@ -17,6 +17,14 @@ from phantommesh.management.explainview import (
     Explanation,
     Refused,
 )
+from phantommesh.management.federationview import (
+    FederationInvited,
+    FederationView,
+    PactResult,
+    PactView,
+    ServiceView,
+    VisitorView,
+)
 from phantommesh.management.finding import find
 from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import (
@@ -482,6 +490,48 @@ class FakeNode:
             raise self.failure
         self.decided.append(("withdraw", wanted, tuple(prefixes)))
         return RouteResult(name=wanted, node_id="id002", prefixes=list(prefixes), certified=[], waiting=[])
+
+    def federation(self) -> FederationView:
+        service = ServiceView(member="pm-0", ports=["tcp/5432"], users=["web"])
+        return FederationView(
+            node=self.name, authority=True,
+            pacts=[
+                PactView(
+                    pact="00" * 16, mesh="other", state="in force", part=True, expires="2027-01-01T00:00:00Z",
+                    members=["pm-0"], services=[service], their_services=[], gateways=["id900"], silent=[],
+                )
+            ],
+            visitors=[
+                VisitorView(
+                    name="web", mesh="other", node_id="id901", ip6="fd99::1", linked=True,
+                    inbound=["tcp/5432"], outbound=[],
+                )
+            ],
+        )  # fmt: skip
+
+    async def invite_mesh(
+        self, members: Sequence[str], services: Sequence[str], gateways: Sequence[str], *, life: float,
+        ttl: float,
+    ) -> FederationInvited:  # fmt: skip
+        if self.failure is not None:
+            raise self.failure
+        self.decided.append(("invite-mesh", ",".join(members), tuple(services)))
+        return FederationInvited(invite="pmf1_line", pact="00" * 16, expires="2026-01-01T00:00:00Z")
+
+    async def accept_pact(
+        self, line: str, members: Sequence[str], services: Sequence[str], gateways: Sequence[str], *,
+        life: float,
+    ) -> PactResult:  # fmt: skip
+        if self.failure is not None:
+            raise self.failure
+        self.decided.append(("accept-pact", line, tuple(services)))
+        return PactResult(pact="00" * 16, mesh="other")
+
+    async def end_pact(self, pact: str) -> PactResult:
+        if self.failure is not None:
+            raise self.failure
+        self.decided.append(("end-pact", pact, ()))
+        return PactResult(pact="00" * 16, mesh="other")
 
     async def rename(self, name: str) -> NameResult:
         old, self.name = self.name, name

@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from time import time
 from typing import assert_never
 
@@ -23,6 +24,7 @@ from phantommesh.membership.effects import Changed, FetchRecord, Persist, Sync
 from phantommesh.membership.machine import Membership
 from phantommesh.membership.messages import MAX_GENERATION, GossipError
 from phantommesh.membership.presets import Params
+from phantommesh.node.federation import together
 from phantommesh.node.news import WORKERS, Kind, News, Step, Take, Task, agreement
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import Due
@@ -30,6 +32,7 @@ from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.keeping.saver import Patience, Saver
 from phantommesh.nursery.members.calling import Caller, converse
+from phantommesh.nursery.members.federating import Federating
 from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
@@ -95,6 +98,7 @@ class GossipDriver:
         agree: Callable[[int, bytes], bytes | None],
         further: Callable[[Address], Sequence[int]] = lambda address: (),
         near: Callable[[bytes], bool] | None = None,
+        federating: Federating | None = None,
     ) -> None:
         """``generation`` is the number of this start; no rumour changes the number of the next start.
         ``where`` gives the addresses of a member's record that may be used, ``seeds`` those to try for ever;
@@ -102,6 +106,9 @@ class GossipDriver:
         interfaces read soon; ``agree`` is `WgKeys.agree` of this node's keys; ``further`` gives more
         TCP ports of an address. For ``near`` see `Membership`."""
         self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
+        self._federating = federating
+        pacts = (lambda: b"") if federating is None else federating.federation.pacts.digest
+        digest = partial(together, keys.digest, pacts)
         self._where, self._changed, self._look = where, changed, look
         self._may, self._agree_on, self._further = may, agree, further
         self._mine, self._seeds = node.identity.node_id, seeds
@@ -127,19 +134,17 @@ class GossipDriver:
             keys.ring,
             start=generation,
             revoked=node.revocations,
-            digest=keys.digest,
+            digest=digest,
         )
         self._requests = Envelope(
             self._mine,
             keys.ring,
             start=generation,
             revoked=node.revocations,
-            digest=keys.digest,
+            digest=digest,
             label=envelope.REQUEST,
         )
-        self.gossip = Gossip(
-            self.membership, sealed, where=where, digest=keys.digest, in_use=keys.in_use, may=may
-        )
+        self.gossip = Gossip(self.membership, sealed, where=where, digest=digest, in_use=keys.in_use, may=may)
         self.news = News(
             self._mine,
             keeper.roster,
@@ -153,6 +158,7 @@ class GossipDriver:
             reachable=caller.callable,
             linked=lambda member: caller.sessions.newest(member) is not None,
             carry_out=self._carry_out,
+            pacts=pacts,
         )
         self._send_framed: Callable[[bytes, Address], None] = lambda datagram, to: None
         self._dropped = self.news.dropped
@@ -351,6 +357,8 @@ class GossipDriver:
                 await self._ask_unlinked(step)
             case Take(member, told):
                 news = await self._keeper.hear(member, told.statements)
+                if self._federating is not None and told.pacts:
+                    news |= self._federating.take(told.pacts, member)
                 return self._keys.merge(told.keys.keys, told.keys.active_key, member) or news
             case _:
                 assert_never(step)

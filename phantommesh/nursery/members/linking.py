@@ -25,18 +25,21 @@ from phantommesh.state.start import NodeState
 from phantommesh.trust.identity import NodeId
 
 
-def make_links(
-    config: Config, state: NodeState, own: OwnRecord, desk: AuthorityDesk,
-    where: Callable[[NodeId], Sequence[Address]],
-) -> Links:  # fmt: skip
-    """Make the links of this node. ``where`` gives the addresses of a member."""
+def make_enrolment(
+    state: NodeState, desk: AuthorityDesk, where: Callable[[NodeId], Sequence[Address]],
+    door: Callable[[bytes], Secret | None],
+) -> Enrolment:  # fmt: skip
+    """Make what handshakes of nodes without a certificate of this mesh are taken by. ``where`` gives the
+    addresses of a member, ``door`` the secret of members of other meshes."""
+    return Enrolment(
+        state.mesh.root_hash, state.identity.spki, partial(_find_invite, state, desk, door),
+        lambda node_id: where(NodeId(node_id)),
+    )  # fmt: skip
+
+
+def make_links(config: Config, state: NodeState, own: OwnRecord, enrolment: Enrolment | None) -> Links:
+    """Make the links of this node."""
     settings = config.link
-    enrolment = None
-    if state.authority is not None:
-        enrolment = Enrolment(
-            state.mesh.root_hash, state.identity.spki, partial(_find_invite, state, desk),
-            lambda node_id: where(NodeId(node_id)),
-        )  # fmt: skip
     links = Links(
         node_id=state.identity.node_id,
         wg_keys=own.wg_keys.public,
@@ -57,7 +60,15 @@ def make_links(
     return links
 
 
-def _find_invite(state: NodeState, desk: AuthorityDesk, invite: bytes, node_id: bytes) -> Secret | None:
+def _find_invite(
+    state: NodeState,
+    desk: AuthorityDesk,
+    door: Callable[[bytes], Secret | None],
+    invite: bytes,
+    node_id: bytes,
+) -> Secret | None:
+    if (secret := door(invite)) is not None or state.authority is None:
+        return secret
     try:
         if invite == RETURNING:
             return desk.desk.returning.secret_of(node_id)

@@ -32,8 +32,8 @@ async def _unchecked(_entry: Entry) -> messages.TcpChecked:
 class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
     `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
-    connects to it there. For ``relay``, ``offered``, ``bridged``, ``neighbours`` and ``approved`` see
-    `serving.Serving`."""
+    connects to it there. ``federal`` answers questions about pacts with other meshes. For ``relay``,
+    ``offered``, ``bridged``, ``neighbours``, ``approved`` and ``pacts`` see `serving.Serving`."""
 
     def __init__(
         self,
@@ -55,7 +55,10 @@ class ControlServer:
         bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
         neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
         approved: Callable[[], None] | None = None,
+        federal: Callable[[steps.Party, messages.Request], Awaitable[messages.Answer]] | None = None,
+        pacts: Callable[[], bytes] = lambda: b"",
     ) -> None:
+        self._federal = federal
         self._worker = desk.worker
         self._sync_answer, self._sync_finish = sync_answer, sync_finish
         self._proving, self._sight, self._carry, self._meet = proving, sight, carry, meet
@@ -63,7 +66,7 @@ class ControlServer:
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
             proofs=proving is not None, relay=relay, offered=offered, bridged=bridged,
-            neighbours=neighbours, approved=approved,
+            neighbours=neighbours, approved=approved, pacts=pacts,
         )  # fmt: skip
 
     async def serve(
@@ -97,6 +100,10 @@ class ControlServer:
                 if self._meet is None:
                     return messages.Refused("this node knocks at nobody's ports")
                 return self._meet(peer, request)
+            case serving.Federal(party, request):
+                if self._federal is None:
+                    return messages.Refused("this node keeps no pacts")
+                return await self._federal(party, request)
             case serving.Echoing(entry, request):
                 if self._echo is None:
                     return messages.Refused("this node answers no echoes")

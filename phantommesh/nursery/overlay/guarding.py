@@ -31,7 +31,7 @@ from phantommesh.node.routes import sites
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.overlay import guard
-from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard
+from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard, Visited
 from phantommesh.scatter.ruleset import table_name as scatter_table
 from phantommesh.wireguard.device import Network
 from phantommesh.wireguard.fits import Fitted, short_segments
@@ -197,17 +197,18 @@ def make_guarding(
     beyond: Callable[[], tuple[Network, ...]], beside: Callable[[], tuple[Network, ...]],
     carriers: Callable[[], tuple[tuple[Network, IPv4Address | IPv6Address], ...]],
     routes: Callable[[], tuple[Network, ...]], around: Callable[[], tuple[Network, ...] | None],
-    settings: Callable[[], RoutesSection], flushed: Callable[[], None],
+    settings: Callable[[], RoutesSection], visited: Callable[[], Visited], flushed: Callable[[], None],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
     how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``carriers`` at which
     addresses, ``beside`` what stays the host's beside an exit, ``routes`` which prefixes it routes for
-    others, ``settings`` how, and ``around`` the networks that are no part of a default route of these."""
+    others, ``settings`` how, ``around`` the networks that are no part of a default route of these, and
+    ``visited`` who of other meshes may send here."""
     wireguard = config.wireguard
     master = master_name(wireguard.prefix)
 
     def want() -> Guard:
-        routed, section = routes(), settings()
+        routed, section, (others, visitors) = routes(), settings(), visited()
         return Guard(
             master,
             interface_names(wireguard.prefix),
@@ -224,6 +225,8 @@ def make_guarding(
             not section.masquerade,
             beside(),
             around(),
+            others,
+            visitors,
         )
 
     return Guarding(want, beside=scatter_table(master), flushed=flushed)

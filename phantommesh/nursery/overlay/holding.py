@@ -44,6 +44,8 @@ class Overlay:
         interval: float,
     ) -> None:
         self.networks, self.names = tuple(networks), tuple(names)
+        self._others: tuple[Network, ...] = ()
+        self._former = set[Network]()  # of others, all there have been: what closed them is to go
         self.plan = plan(self.networks, {}, ())
         self.problem: PhantomMeshError | None = None
         self.contest = Contest()
@@ -62,6 +64,13 @@ class Overlay:
         """``routed``, for those that ask again and again."""
         return self.plan.routed
 
+    def join_with(self, others: Sequence[Network]) -> None:
+        """Have these networks of other meshes mean the overlay, too, from the next look on."""
+        if self._others != tuple(others):
+            self._former.update(self._others, others)
+            self._others = tuple(others)
+            self.kick()
+
     def kick(self) -> None:
         """Look again now: the members may have changed."""
         self._kicked.set()
@@ -70,7 +79,7 @@ class Overlay:
         """Say what would be routed and closed, before anything is done. Raises OverlapError where the host's
         own range is in the way, and BackendError."""
         view = await self._look()
-        found = plan(self.networks, self._members(), view.ranges)
+        found = plan((*self.networks, *self._others), self._members(), view.ranges)
         if (error := refusal(found)) is not None:
             raise error
         self._tell(found)
@@ -78,7 +87,7 @@ class Overlay:
     async def converge(self) -> None:
         """Look once, and put right what is not as it should be. Raises BackendError."""
         view = await self._look()
-        found = plan(self.networks, self._members(), view.ranges)
+        found = plan((*self.networks, *self._others), self._members(), view.ranges)
         before, self._closed = self._closed, found.closed
         rerouted = found.routed != self.plan.routed
         self._tell(found)
@@ -131,7 +140,9 @@ class Overlay:
             log.debug("changes of routes and rules are not heard of", error=str(error))
 
     async def _look(self) -> hostview.HostView:
-        return await trio.to_thread.run_sync(partial(hostview.look, self.networks, self.names))
+        return await trio.to_thread.run_sync(
+            partial(hostview.look, (*self.networks, *self._former), self.names)
+        )
 
     async def _close(self, found: Plan, view: hostview.HostView) -> bool:
         return await trio.to_thread.run_sync(partial(closing.close, found.closed, view.closed))

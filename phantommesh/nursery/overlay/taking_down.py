@@ -24,6 +24,7 @@ from phantommesh.config.sections import Config, ConfigError
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.names import hosts as hosts_file
+from phantommesh.node.pactmaking import networks_of
 from phantommesh.nursery.host import beyond, leftovers, marking, netlink
 from phantommesh.nursery.host.leftovers import Found
 from phantommesh.nursery.host.owning import owned
@@ -100,7 +101,7 @@ async def down(state_dir: Path, config_path: Path) -> Down:
         return await _without_state(error)
     found = await _find(config)
     async with _stopped(state) as how:
-        return await _remove(config, mesh, found, how)
+        return await _remove(config, state, mesh, found, how)
 
 
 async def leave(state_dir: Path, config_path: Path, *, force: bool, now: float) -> Left:
@@ -116,7 +117,7 @@ async def leave(state_dir: Path, config_path: Path, *, force: bool, now: float) 
     suffix = datetime.fromtimestamp(now, UTC).strftime(".left-%Y%m%dT%H%M%SZ")
     found = await _find(config)
     async with _stopped(state) as how:
-        done = await _remove(config, mesh, found, how)
+        done = await _remove(config, state, mesh, found, how)
         aside = await trio.to_thread.run_sync(_move, state.path, suffix)
         settings = None
         if await trio.Path(config_path).exists():  # else the environment has all of it
@@ -275,12 +276,13 @@ async def _find(config: Config) -> list[str]:
     return sorted(name for name, link in links.items() if link.ours)
 
 
-async def _remove(config: Config, mesh: Mesh, interfaces: list[str], how: How) -> Down:
+async def _remove(config: Config, state: StateDir, mesh: Mesh, interfaces: list[str], how: How) -> Down:
     if config.dns.mode == "hosts":
         await trio.to_thread.run_sync(
             hosts_file.write, Path(config.dns.hosts), partial(hosts_file.without_block, mesh=mesh.name)
         )
-    networks, device = (mesh.network4, mesh.network6), master_name(config.wireguard.prefix)
+    device = master_name(config.wireguard.prefix)
+    networks = (mesh.network4, mesh.network6, *await trio.to_thread.run_sync(_of_others, state))
 
     def belongs(found: Found) -> bool:
         # Under other names: what has no interface is of no use to anybody, and with one it may be another
@@ -291,6 +293,14 @@ async def _remove(config: Config, mesh: Mesh, interfaces: list[str], how: How) -
     seen = set() if device in done.running else set(interfaces)  # a stop removes them, too
     removed = sorted(seen.union(done.interfaces))
     return msgspec.structs.replace(done, mesh=mesh.name, node=how, interfaces=removed)
+
+
+def _of_others(state: StateDir) -> tuple[Network, ...]:
+    """The networks of meshes that there is a pact with, as far as the state says."""
+    try:
+        return networks_of(state.read(directory.PACTS)) if state.has(directory.PACTS) else ()
+    except PhantomMeshError:
+        return ()
 
 
 async def _without_state(error: PhantomMeshError) -> Down:

@@ -24,7 +24,7 @@ from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.members.runs import FIX
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import intentfaults, routing
+from phantommesh.nursery.reporting import federation, intentfaults, routing
 from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
@@ -99,7 +99,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
             "restart the node, or take the change back and reload (SIGHUP)",
             subject=waiting[0],
         )
-    for disk in (parts.keeper.disk, parts.keys.disk, parts.gossip.disk):
+    for disk in (parts.keeper.disk, parts.keys.disk, parts.gossip.disk, parts.federating.disk):
         if (refusal := disk.problem) is not None:
             yield saver.NOT_WRITTEN.fault(
                 f"what this node should remember is not on disk: {refusal}",
@@ -136,6 +136,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         )
     yield from _shared(parts)
     yield from _equivocations(parts)
+    yield from federation.faults(parts)
     yield from parts.places.faults()
     yield from parts.tcp.further.faults()
     yield from parts.wgports.faults()

@@ -18,7 +18,7 @@ from phantommesh.membership.messages import State
 from phantommesh.node.peers import generation_of
 from phantommesh.node.routes import Change
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import health, routing
+from phantommesh.nursery.reporting import federation, health, routing
 from phantommesh.nursery.reporting.netchecking import nats_of, said
 from phantommesh.nursery.reporting.pathnews import Moved, PathNews
 from phantommesh.nursery.reporting.report import Reporter
@@ -86,6 +86,7 @@ class Recorder:
         self._unsaid: Counter[tuple[str, bytes]] = Counter()
         self._ways, self._relayed = PathNews(), 0
         self._advised = frozenset[tuple[Weakness, tuple[NodeId, ...]]]()
+        self._pacts = dict[str, str]()
         self._nat = Bucket(EVENT_RATE, EVENT_BURST, trio.current_time())
         parts.taking.told = self.routed
 
@@ -155,6 +156,17 @@ class Recorder:
         entry = self._parts.keeper.roster.get(NodeId(peer))
         name = None if entry is None else entry.member.name
         return {"peer": name, "node_id": format_node_id(NodeId(peer))}
+
+    def _tell_pacts(self) -> None:
+        """Say which pacts with other meshes have come into force, rest or were ended since the last time."""
+        shown = federation.states(self._parts)
+        for pact, one in shown.items():
+            if one.state != self._pacts.get(pact):
+                data = {"pact": pact, "mesh": one.mesh}
+                self._parts.events.publish(f"pact.{federation.STATES[one.state]}", None, data)
+        self._pacts = {pact: one.state for pact, one in shown.items()}
+        counts = Counter(self._pacts.values())
+        self._metrics.set_pacts({state: counts[state] for state in federation.STATES})
 
     def _tell_copies(self) -> None:
         """Say at once which identities seem to be in use on two machines."""
@@ -280,6 +292,7 @@ class Recorder:
         )
         self._tell_ways(paths)
         self._metrics.set_routes(routing.counts(parts))
+        self._tell_pacts()
         self._metrics.set_scatter(
             ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
             for view in self._reporter.scatter()

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
-`revoke`, `rename`, `new_identity`, `approve_routes` and `withdraw_routes`."""
+`revoke`, `rename`, `new_identity`, `approve_routes`, `withdraw_routes`,
+`invite_mesh`, `accept_pact` and `end_pact`."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from phantommesh.faults import Fault
 from phantommesh.link.psk import PskPhase
 from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import Explanation
+from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.finding import find
 from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import NetCheck
@@ -34,7 +36,7 @@ from phantommesh.management.views import (
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import explaining, health, pinging, routing, topology
+from phantommesh.nursery.reporting import explaining, federation, health, pinging, routing, topology
 from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.nursery.reporting.netchecking import NetChecks
 from phantommesh.nursery.reporting.rows import Rows
@@ -183,6 +185,28 @@ class Reporter(Rows):
     async def withdraw_routes(self, wanted: str, prefixes: Sequence[str]) -> RouteResult:
         """Withdraw these prefixes from a member. Raises PhantomMeshError."""
         return await routing.withdraw(self._parts, wanted, prefixes)
+
+    def federation(self) -> FederationView:
+        """Pacts with other meshes, and their members that this node links with."""
+        return federation.view(self._parts)
+
+    async def invite_mesh(
+        self, members: Sequence[str], services: Sequence[str], gateways: Sequence[str], *, life: float,
+        ttl: float,
+    ) -> FederationInvited:  # fmt: skip
+        """Make a line for another mesh. Raises PhantomMeshError."""
+        return await federation.invite(self._parts, members, services, gateways, life, ttl)
+
+    async def accept_pact(
+        self, line: str, members: Sequence[str], services: Sequence[str], gateways: Sequence[str], *,
+        life: float,
+    ) -> PactResult:  # fmt: skip
+        """Make a pact with the mesh that gave out a line. Raises PhantomMeshError."""
+        return await federation.accept(self._parts, line, members, services, gateways, life)
+
+    async def end_pact(self, pact: str) -> PactResult:
+        """End a pact for both meshes. Raises PhantomMeshError."""
+        return await federation.end(self._parts, pact)
 
     async def netcheck(self) -> NetCheck:
         """This host's network, and how members reach this node."""

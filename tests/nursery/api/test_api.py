@@ -26,6 +26,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.management.explainview import Explanation
+from phantommesh.management.federationview import FederationView
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -132,6 +133,9 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
         "/v1/names",
         "/v1/routes/approvals",
         "/v1/routes/withdrawals",
+        "/v1/federation/invites",
+        "/v1/federation/pacts",
+        "/v1/federation/ends",
     ]
     for endpoint in writing:
         refused = await problem(
@@ -334,6 +338,30 @@ async def test_routes_are_what_the_node_knows_and_only_root_decides_on_them() ->
     assert node.decided == [
         ("approve", "pm-1", ("10.1.0.0/16",)),
         ("withdraw", "pm-1", ("10.1.0.0/16",)),
+    ]
+
+
+async def test_pacts_with_other_meshes_are_read_made_and_ended_by_root_alone() -> None:
+    node = FakeNode()
+    app = app_of(node)
+    response = await ask(app, "GET", "/v1/federation")
+    assert msgspec.json.decode(await response.get_data(), type=FederationView) == node.federation()
+    service = ["db:tcp/5432:web"]
+    for path, body in (
+        ("/v1/federation/invites", {"services": service}),
+        ("/v1/federation/pacts", {"line": "pmf1_line", "services": service}),
+        ("/v1/federation/ends", {"pact": "00"}),
+    ):
+        denied = await ask(app, "POST", path, json=body, scope_base={"state": {"uid": 65_534}})
+        assert "only root may" in (await problem(denied, 403)).detail
+        root = {"state": {"uid": os.geteuid()}}
+        wrong = await ask(app, "POST", path, json={**body, "more": 1}, scope_base=root)
+        assert wrong.status_code == 400
+        assert (await ask(app, "POST", path, json=body, scope_base=root)).status_code == 200
+    assert node.decided == [
+        ("invite-mesh", "", tuple(service)),
+        ("accept-pact", "pmf1_line", tuple(service)),
+        ("end-pact", "00", ()),
     ]
 
 

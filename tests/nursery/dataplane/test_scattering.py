@@ -516,7 +516,9 @@ async def test_without_an_egress_hook_marks_do_it(kernel: Kernel, autojump_clock
 
 
 def fitted(number: int, mtu: int) -> Fitted:
-    return Fitted(peer(number).ip4, peer(number).ip6, mtu)
+    one = peer(number)
+    assert one.ip4 is not None
+    return Fitted(one.ip4, one.ip6, mtu)
 
 
 async def test_the_routes_of_marks_are_kept_to_what_a_peers_paths_carry(

@@ -30,7 +30,7 @@ def test_each_code_is_declared_once_and_has_its_section_in_the_runbook() -> None
     kinds = declared()
     codes = sorted(kind.code for kind in kinds)
     assert codes == sorted(set(codes))
-    assert all(re.fullmatch(r"[a-z]+(-[a-z]+)+", code) for code in codes)
+    assert all(re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)+", code) for code in codes)
     sections = re.findall(r"^### `(.+)`\nSeverity: (\w+)\. \S", RUNBOOK.read_text(), re.MULTILINE)
     assert sorted(sections) == sorted((kind.code, kind.severity) for kind in kinds)
     assert len(sections) == len(re.findall(r"^### ", RUNBOOK.read_text(), re.MULTILINE))

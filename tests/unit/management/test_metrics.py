@@ -45,6 +45,7 @@ NAMES = {
     "phantommesh_region_info",
     "phantommesh_topology_advice",
     "phantommesh_routes",
+    "phantommesh_pacts",
 }
 
 
@@ -63,6 +64,7 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.set_paths([PathSample("pm-2", 3, 0.02, 0.01, 1376), PathSample("pm-2", 4, None, 1.0)])
     metrics.set_regions({"pm-2": "eu-north"})
     metrics.set_routes({"taken": 2})
+    metrics.set_pacts({"resting": 3})
     metrics.set_scatter([ScatterSample("pm-2", (0.0, 0.4, 0.6, 0.0, 0.0, 0.0, 0.0), 0.97)])
     metrics.scatter_proofs.labels(result="signed").inc()
     metrics.class_packets.labels("ssh").inc()
@@ -117,6 +119,7 @@ def test_labels_are_those_of_the_interface() -> None:
     assert value(metrics, "phantommesh_path_mtu_bytes", peer="pm-2", dimension="3") == 1376
     assert value(metrics, "phantommesh_path_mtu_bytes", peer="pm-2", dimension="4") is None
     assert value(metrics, "phantommesh_routes", state="taken") == 2
+    assert value(metrics, "phantommesh_pacts", state="resting") == 3
     assert value(metrics, "phantommesh_region_info", peer="pm-2", region="eu-north") == 1
     assert value(metrics, "phantommesh_path_moves_total", way="direct") == 0
     metrics.set_ways({"direct": 5, "relayed": 2})

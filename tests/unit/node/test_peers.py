@@ -24,7 +24,7 @@ from phantommesh.endpoint import Address, parse_endpoint
 from phantommesh.kem import CryptographyKem
 from phantommesh.link.effects import Install
 from phantommesh.link.machine import Links
-from phantommesh.node.peers import MOST_TCP_PORTS, TURN, Peers
+from phantommesh.node.peers import MOST_TCP_PORTS, TURN, Peers, Visitor
 from phantommesh.records.candidate import Candidate, Kind
 from phantommesh.records.record import NO_KEY, NodeRecord, SignedRecord
 from phantommesh.records.roster import Entry, Roster
@@ -34,6 +34,7 @@ from phantommesh.scatter.intents import Intents
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import NodeId
+from phantommesh.trust.pacts import Allowed
 from phantommesh.trust.revocations import Revocations
 from phantommesh.wireguard.desired import Desired, MeshPeer, OwnSide
 from phantommesh.wireguard.device import DeviceState, Endpoint
@@ -109,6 +110,34 @@ def test_the_others_in_good_standing_are_the_peers() -> None:
     assert world.peers.standing == {entry(1).member.node_id, entry(2).member.node_id}
     assert world.placed == [{key(1, i), key(2, i)} for i in range(DIMENSIONS)]
     assert {peer.node_id for peer in world.scattered} == world.peers.standing
+
+
+def test_members_of_another_mesh_are_linked_apart_from_our_own_and_by_ipv6_alone() -> None:
+    world = World(entry(1))
+    copied = replace(entry(4), record=structs.replace(entry(4).record, wg_keys=entry(1).record.wg_keys))
+    shared = (*entry(3).record.wg_keys[:6], key(5, 6))
+    both = replace(entry(5), record=structs.replace(entry(5).record, wg_keys=shared))
+    mesh = make_mesh("there").mesh
+    visitors = [
+        Visitor(one, mesh, Allowed(), bytes(16), Secret(bytes(32))) for one in (entry(3), copied, both)
+    ]
+    world.peers.visit(visitors, roster_of(entry(1)))
+    auths = world.peers.auths(0.0, NOW)
+    assert auths.keys() == {one.member.node_id for one in (entry(1), entry(3), copied, both)}
+    world.links.set_peers(auths, 0.0)
+    scattered = {peer.node_id: peer for peer in world.peers.arrange(world.own)}
+    # No list of members has them.
+    assert world.peers.entries == [entry(1)] and world.peers.standing == {entry(1).member.node_id}
+    assert world.peers.get(entry(3).member.node_id) is None
+    assert [peer.node_id for peer in world.peers.reached()] == [entry(1).member.node_id]
+    # A key that one of ours has, or two of them claim, leads to nobody of theirs.
+    assert world.placed == [{key(1, i)} for i in range(6)] + [{key(1, 6), key(3, 6), key(5, 6)}]
+    peer = world.peers.devices["pm6"].peers[key(3, 6)]
+    assert peer.allowed_ips == {IPv6Network(entry(3).member.ip6)}
+    assert scattered[entry(3).member.node_id].ip4 is None
+    world.peers.visit([], roster_of(entry(1)))
+    world.look(entry(1))
+    assert world.placed == [{key(1, i)} for i in range(DIMENSIONS)]
 
 
 def test_a_node_that_was_revoked_has_no_peers_but_knows_where_the_authorities_are() -> None:

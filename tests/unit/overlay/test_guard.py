@@ -8,7 +8,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 from phantommesh.overlay.beyond import beyond
-from phantommesh.overlay.guard import Drop, Guard, read_drops, render, render_arp
+from phantommesh.overlay.guard import Drop, Guard, Visitor, read_drops, render, render_arp
 from phantommesh.overlay.prefixes import HostRange
 
 GUARD = Guard(
@@ -219,3 +219,29 @@ def test_errors_about_members_packets_come_back_where_they_are_not_masqueraded()
     error, answer = [rule for rule in there if "10.1" in rule]
     assert error.startswith("icmp type {") and error.endswith(answer)
     assert there.index(error) < next(n for n, rule in enumerate(there) if "jump quoting" in rule)
+
+
+def test_members_of_another_mesh_reach_what_a_pact_opens() -> None:
+    theirs, web = IPv6Network("fd99::/48"), IPv6Address("fd99::2")
+    visited = replace(
+        GUARD, networks=(*GUARD.networks, theirs), others=(theirs,), forward=("docker0",),
+        visitors=(Visitor(web, (("tcp", 443, 443), ("udp", 50, 60)), (("udp", 53, 53),)),),
+    )  # fmt: skip
+    there = chains(render(visited))
+    hook, into = there["visiting"]
+    assert "hook input" in hook and into.endswith("ip6 saddr { fd99::/48 } goto agreed")
+    assert there["agreed"] == [
+        f"ip6 saddr {web} tcp dport 443-443 accept",
+        f"ip6 saddr {web} udp dport 50-60 accept",
+        f"ip6 saddr {web} udp sport 53-53 ct direction reply ct state established accept",
+        "goto drop_agreed",
+    ]
+    # To this node's own address alone, and never to what the host publishes or forwards.
+    inside = there["inside"]
+    at = inside.index("ip6 saddr { fd99::/48 } ip6 daddr fd00::1 accept")
+    assert inside[at + 1] == "ip6 saddr { fd99::/48 } goto drop_agreed"
+    assert not [rule for rule in inside[:at] if rule.endswith("accept")]
+    assert there["passing"][1].endswith("ip6 saddr { fd99::/48 } goto drop_forwarded")
+    # With nobody there, all of the other mesh is closed; without pacts nothing is as before.
+    assert chains(render(replace(visited, visitors=())))["agreed"] == ["goto drop_agreed"]
+    assert "visiting" not in chains(render(GUARD))

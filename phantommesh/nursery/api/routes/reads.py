@@ -61,6 +61,9 @@ def reads(node: NodePort) -> Handlers:
     async def topology() -> Response:
         return json(await node.topology())
 
+    async def federation() -> Response:
+        return json(node.federation())
+
     async def export_proofs() -> Response:
         wanted = request.args.get("peer")
         chosen = None
@@ -92,6 +95,7 @@ def reads(node: NodePort) -> Handlers:
         "paths": paged(node.paths),
         "netcheck": netcheck,
         "routes": routes,
+        "federation": federation,
         "explain_route": explain_route,
         "topology": topology,
         "scatter": paged(node.scatter),

@@ -10,8 +10,11 @@ import msgspec
 from quart import Response, request
 
 from phantommesh.management.bodies import (
+    FederationAcceptRequest,
+    FederationInviteRequest,
     IdentityRequest,
     NameRequest,
+    PactRequest,
     PingRequest,
     RevocationRequest,
     RotationRequest,
@@ -19,6 +22,9 @@ from phantommesh.management.bodies import (
 )
 from phantommesh.management.endpoints import (
     APPROVALS,
+    FEDERATION_ENDS,
+    FEDERATION_INVITES,
+    FEDERATION_PACTS,
     IDENTITIES,
     JSON,
     NAMES,
@@ -29,6 +35,7 @@ from phantommesh.management.endpoints import (
     Endpoint,
     RootOnly,
 )
+from phantommesh.management.federationview import FederationInvited, PactResult
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult
 from phantommesh.management.views import (
@@ -75,6 +82,19 @@ def writes(node: NodePort) -> Handlers:
     async def withdraw(wanted: RouteRequest, _dry_run: bool) -> RouteResult:
         return await node.withdraw_routes(wanted.node, wanted.prefixes)
 
+    async def invite_mesh(wanted: FederationInviteRequest, _dry_run: bool) -> FederationInvited:
+        return await node.invite_mesh(
+            wanted.members, wanted.services, wanted.gateways, life=wanted.life, ttl=wanted.ttl
+        )
+
+    async def accept_pact(wanted: FederationAcceptRequest, _dry_run: bool) -> PactResult:
+        return await node.accept_pact(
+            wanted.line, wanted.members, wanted.services, wanted.gateways, life=wanted.life
+        )
+
+    async def end_pact(wanted: PactRequest, _dry_run: bool) -> PactResult:
+        return await node.end_pact(wanted.pact)
+
     async def revoke(wanted: RevocationRequest, dry_run: bool) -> RevocationResult:
         return await node.revoke(
             wanted.node, force=wanted.force, dry_run=dry_run, undo=wanted.undo, undo_all=wanted.undo_all
@@ -96,6 +116,9 @@ def writes(node: NodePort) -> Handlers:
         REVOCATIONS.name: writing(REVOCATIONS, revoke),
         APPROVALS.name: writing(APPROVALS, approve),
         WITHDRAWALS.name: writing(WITHDRAWALS, withdraw),
+        FEDERATION_INVITES.name: writing(FEDERATION_INVITES, invite_mesh),
+        FEDERATION_PACTS.name: writing(FEDERATION_PACTS, accept_pact),
+        FEDERATION_ENDS.name: writing(FEDERATION_ENDS, end_pact),
     }
 
 
