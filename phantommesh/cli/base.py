@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -114,7 +115,19 @@ def _folding() -> Iterator[None]:
     except click.UsageError as error:
         message = one_line(error.format_message())
         lines = folded(f"Error: {message}", columns_of(sys.stderr), len("Error: "))
-        raise click.UsageError("\n".join(lines).removeprefix("Error: "), error.ctx) from None
+        raise _FoldedError("\n".join(lines).removeprefix("Error: "), error.ctx) from None
+
+
+class _FoldedError(click.UsageError):
+    """Wrong usage whose lines fit the terminal, click's hint at `--help` among them."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Write the usage, the hint and the message."""
+        shown, columns = StringIO(), columns_of(sys.stderr)
+        super().show(shown)
+        for line in shown.getvalue().splitlines():
+            fits = columns is None or len(line) <= columns
+            click.echo(line if fits else "\n".join(folded(line, columns, 0)), file=file, err=True)
 
 
 def _fail(ctx: click.Context, error: BaseException) -> NoReturn:
