@@ -99,11 +99,6 @@ class Routes:
         self.networks = accepts(section)
         self._sites = tuple(HostRange("route", site, "") for site in sites(section).values())
 
-    @property
-    def wants_any(self) -> bool:
-        """Whether the operator lets this node take anything."""
-        return bool(self.networks or self.exits)
-
     def allows(self, prefix: Network) -> bool:
         """Whether the operator lets this node take a prefix of any member."""
         return bool(self.exits) if is_exit(prefix) else accepted(prefix, self.networks)
