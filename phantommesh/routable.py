@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from functools import cached_property
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Final, Generic, TypeVar
 
 Network = IPv4Network | IPv6Network
@@ -100,6 +100,30 @@ def overlap(one: Network, other: Network) -> bool:
 def within(prefix: Network, network: Network) -> bool:
     """Whether a network holds all of a prefix."""
     return overlap(prefix, network) and prefix.prefixlen >= network.prefixlen
+
+
+def collapse(networks: Iterable[Network]) -> list[Network]:
+    """Merge networks, those of each version by themselves."""
+    listed = list(networks)
+    four = [network for network in listed if isinstance(network, IPv4Network)]
+    six = [network for network in listed if isinstance(network, IPv6Network)]
+    return [*collapse_addresses(four), *collapse_addresses(six)]
+
+
+def less(network: Network, holes: Iterable[Network], most: float) -> list[Network] | None:
+    """The network less the holes; None if that takes more than ``most`` pieces."""
+    pieces: list[Network] = [network]
+    for hole in collapse(holes):
+        left: list[Network] = []
+        for piece in pieces:
+            if not overlap(piece, hole):
+                left.append(piece)
+            elif piece.prefixlen < hole.prefixlen:
+                left += piece.address_exclude(hole)  # type: ignore[arg-type]  # both of one version
+        pieces = left
+        if len(pieces) > most:
+            return None
+    return pieces
 
 
 class Places(Generic[T]):

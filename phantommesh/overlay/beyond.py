@@ -16,8 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from phantommesh.overlay.exits import beside
-from phantommesh.overlay.prefixes import HostRange, collapse, plan
-from phantommesh.routable import Places, is_exit, order, within
+from phantommesh.overlay.prefixes import HostRange, plan
+from phantommesh.routable import Places, collapse, is_exit, order, within
 from phantommesh.wireguard.device import Network
 
 

@@ -10,19 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import (
-    IPv4Address,
-    IPv4Network,
-    IPv6Address,
-    IPv6Network,
-    collapse_addresses,
-    ip_network,
-)
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_network
 from typing import Final, Literal, NamedTuple
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
-from phantommesh.routable import overlap
+from phantommesh.routable import collapse, less, overlap
 from phantommesh.wireguard.device import Network
 
 OVERLAY_CONFLICT = FaultKind("overlay-conflict", "high")
@@ -115,7 +108,7 @@ def _plan(network: Network, members: Mapping[Address, str], host: Iterable[HostR
         else:
             avoided.append(own)
     holes = collapse(own.network for own in met)
-    pieces = _without(network, holes)
+    pieces = less(network, holes, MAX_PIECES)
     if pieces is None:
         conflicts.append(f"this host has more ranges in the overlay {network} than can be gone round")
     outside = [a for a in here if not any(a in piece for piece in pieces or ())]
@@ -161,27 +154,3 @@ def _conflict(met: HostRange, network: Network, held: Sequence[tuple[Address, st
     named = ", ".join(f"{name} ({address})" for address, name in held[:_NAMED])
     more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
     return f"this host's {met} overlaps the overlay {network} where it has {named}{more}"
-
-
-def _without(network: Network, holes: Iterable[Network]) -> list[Network] | None:
-    """The network less the holes; None if that takes more than MAX_PIECES."""
-    pieces: list[Network] = [network]
-    for hole in collapse(holes):
-        left: list[Network] = []
-        for piece in pieces:
-            if not overlap(piece, hole):
-                left.append(piece)
-            elif piece.prefixlen < hole.prefixlen:
-                left += piece.address_exclude(hole)  # type: ignore[arg-type]  # both of one version
-        pieces = left
-        if len(pieces) > MAX_PIECES:
-            return None
-    return pieces
-
-
-def collapse(networks: Iterable[Network]) -> list[Network]:
-    """Merge networks, those of each version by themselves."""
-    listed = list(networks)
-    four = [network for network in listed if isinstance(network, IPv4Network)]
-    six = [network for network in listed if isinstance(network, IPv6Network)]
-    return [*collapse_addresses(four), *collapse_addresses(six)]

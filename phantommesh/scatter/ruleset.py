@@ -19,7 +19,7 @@ from typing import Final, Literal, assert_never
 
 from phantommesh.config.intents import CGROUP_MARKS, MAX_CLASSES
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.nftables.text import add_elements, chain_block, map_block, set_block
+from phantommesh.nftables.text import add_elements, anonymous, chain_block, map_block, set_block
 from phantommesh.routable import is_exit
 from phantommesh.scatter.peermap import CLOSED, DROPPED, MISSED, SPLIT, PeerMap, mark
 
@@ -64,7 +64,8 @@ def table_name(device: str) -> str:
 class Frame:
     """The node's own part of the ruleset. ``device`` is the interface that the overlay's routes point at,
     ``networks`` the prefixes that they are for, ``own`` this node's overlay addresses, ``seed`` of the flows'
-    hash, ``flowlet_ms`` the pause after which a flow may change its way."""
+    hash, ``flowlet_ms`` the pause after which a flow may change its way, ``overlay`` those of the prefixes
+    that have members' addresses."""
 
     hook: Hook
     table: str
@@ -73,6 +74,7 @@ class Frame:
     own: tuple[IPv4Address, IPv6Address]
     seed: int
     flowlet_ms: int
+    overlay: Sequence[IPv4Network | IPv6Network] = ()
 
     @property
     def family(self) -> str:
@@ -152,10 +154,17 @@ def clear_beyond(frame: Frame) -> str:
 
 def render_beyond(frame: Frame, beyond: Iterable[Beyond]) -> str:
     """Have these prefixes lead to their peers, the longest first. In one transaction after `clear_beyond` no
-    packet finds the chain empty."""
+    packet finds the chain empty. What is left of the overlay is for nobody, and for no exit."""
     rule = f"add rule {frame.family} {frame.table} {BEYOND}"
     longest = sorted(beyond, key=lambda one: (-one.prefix.prefixlen, one.prefix.version, one))
-    return "".join(f"{rule} {_leads_to(one.prefix)} goto peer_{one.slot}\n" for one in longest)
+    lines = list[str]()
+    for one in longest:
+        version = one.prefix.version
+        overlay = [network for network in frame.overlay if network.version == version]
+        if is_exit(one.prefix) and overlay:
+            lines.append(f"{rule} {'ip' if version == 4 else 'ip6'} daddr {anonymous(overlay)} return\n")
+        lines.append(f"{rule} {_leads_to(one.prefix)} goto peer_{one.slot}\n")
+    return "".join(lines)
 
 
 def _leads_to(prefix: IPv4Network | IPv6Network) -> str:

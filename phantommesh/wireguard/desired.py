@@ -5,11 +5,13 @@ prove."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
+from math import inf
 
 from phantommesh.config.sections import WireguardSection
 from phantommesh.dimensions import DIMENSIONS, bits, has, interface_names
+from phantommesh.routable import EXITS, less
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member
 from phantommesh.wireguard.device import (
@@ -121,10 +123,25 @@ class Desired:
         if self._own is None:
             return {}
         if self._made is None:
-            self._made = {name: self._device(name, i, self._own) for i, name in enumerate(self._names)}
+            pieces = self._outside(self._own)
+            self._made = {
+                name: self._device(name, i, self._own, pieces) for i, name in enumerate(self._names)
+            }
         return self._made
 
-    def _device(self, name: str, dimension: int, own: OwnSide) -> DeviceConfig:
+    def _outside(self, own: OwnSide) -> Mapping[Network, frozenset[Network]]:
+        """The default routes that peers carry, each as what is left of it without the overlay and without
+        other peers' routes. WireGuard takes the longest match: an exit would get what is for an overlay
+        address that no peer has now (a revoked member's), and could send in that address's name."""
+        routes = {route for peer in self._held.values() for route in peer.routes}
+        return {
+            gate: frozenset(less(gate, own.networks, inf) or ()) - routes
+            for gate in routes.intersection(EXITS)
+        }
+
+    def _device(
+        self, name: str, dimension: int, own: OwnSide, pieces: Mapping[Network, frozenset[Network]]
+    ) -> DeviceConfig:
         addresses: frozenset[Interface] = frozenset(
             {IPv4Interface(own.member.ip4), IPv6Interface(own.member.ip6)}
         )
@@ -142,9 +159,17 @@ class Desired:
                 self._settings.mtu,
                 self._fits if not dimension else (),
             ),
-            peers=peers_by_key(self._peers[dimension].values()),
+            peers=peers_by_key(_without_gates(peer, pieces) for peer in self._peers[dimension].values()),
             fwmark=OUTER_MARK,
         )
+
+
+def _without_gates(peer: PeerConfig, pieces: Mapping[Network, frozenset[Network]]) -> PeerConfig:
+    """A peer with the pieces of the default routes that it carries in their place."""
+    gates = peer.allowed_ips & pieces.keys()
+    if not gates:
+        return peer
+    return replace(peer, allowed_ips=(peer.allowed_ips - gates).union(*(pieces[gate] for gate in gates)))
 
 
 def _peer(peer: MeshPeer, dimension: int, keepalive: int) -> PeerConfig:

@@ -33,6 +33,7 @@ pytestmark = pytest.mark.lab
 
 FOUR, SIX = "1.1.1.1", "2606:4700::1111"  # of the internet
 RESOLVER = "9.9.9.9"
+GATE4, GATE6 = "128.0.0.0/1", "::/1"  # of each default route: WireGuard has them without the overlay
 LAN, LAN6 = "10.201.0.250", "2001:db8:7::250"  # the gateway, by its addresses in the member's own network
 _ALL = 3  # ETH_P_ALL, linux/if_ether.h: with any other a socket hears nothing that leaves
 _OUTGOING = 4  # PACKET_OUTGOING, linux/if_packet.h
@@ -197,7 +198,7 @@ async def test_nothing_leaves_beside_an_exit(three: LabSpec) -> None:
     both families, questions for names among it."""
     async with meshed(three) as nodes:
         first, second, member = nodes
-        await until(lambda: carried(member, "0.0.0.0/0", first) and carried(member, "::/0", first))
+        await until(lambda: carried(member, GATE4, first) and carried(member, GATE6, first))
         with watched(member, [first, second]) as seen, noise(member, "up0"), noise(member):
             await until(partial(answers, member, FOUR))
             await until(partial(answers, member, SIX))
@@ -210,23 +211,23 @@ async def test_nothing_leaves_beside_an_exit(three: LabSpec) -> None:
             assert f"IPv4 by {first.name}, IPv6 by {first.name}" in said
 
             await net.kill([first.name])
-            await until(lambda: carried(member, "0.0.0.0/0", second) and carried(member, "::/0", None))
+            await until(lambda: carried(member, GATE4, second) and carried(member, GATE6, None))
             await until(partial(answers, member, FOUR))
             assert not answers(member, SIX), "the second exit has no IPv6"
             said = await phantommesh(member, "status")
             assert f"IPv4 by {second.name}, IPv6 is refused" in said
 
             await net.kill([second.name])
-            await until(lambda: carried(member, "0.0.0.0/0", None))
+            await until(lambda: carried(member, GATE4, None))
             assert not answers(member, FOUR)
             await start(second)
-            await until(lambda: carried(member, "0.0.0.0/0", second))
+            await until(lambda: carried(member, GATE4, second))
             await until(partial(answers, member, FOUR))
 
             await stop(member)
             await trio.sleep(0.5)
             await start(member)
-            await until(lambda: carried(member, "0.0.0.0/0", second))
+            await until(lambda: carried(member, GATE4, second))
             kill(member)
             await trio.sleep(0.5)
             for name in ("pm", *(f"pm{i}" for i in range(7))):
@@ -241,7 +242,7 @@ async def test_nothing_leaves_beside_an_exit(three: LabSpec) -> None:
             run_in(member, "nft", "flush", "ruleset")  # the routes hold without the rules
             await trio.sleep(1.0)
             await start(member)  # and the node is closed before it has found anybody
-            await until(lambda: carried(member, "0.0.0.0/0", second))
+            await until(lambda: carried(member, GATE4, second))
             run_in(member, "nft", "flush", "ruleset")
             await until(partial(answers, member, FOUR))
         assert set(seen) <= {"mesh", "link"}, dict(seen)
@@ -256,7 +257,7 @@ async def test_nothing_leaves_beside_an_exit(three: LabSpec) -> None:
 
         edit(member.config, routes={"lan": True})
         await start(member)
-        await until(lambda: carried(member, "0.0.0.0/0", second))
+        await until(lambda: carried(member, GATE4, second))
         with watched(member, [first, second]) as seen, noise(member):
             await until(partial(answers, member, FOUR))
             assert answers(member, LAN)

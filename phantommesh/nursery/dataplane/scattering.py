@@ -438,6 +438,7 @@ class Scattering:
             self._addresses(),
             self._seed,
             self.settings.flowlet_ms,
+            tuple(self._wanted()),
         )
 
     def _all_networks(self) -> tuple[Network, ...]:

@@ -187,3 +187,8 @@ def test_an_exit_has_what_is_routed_to_the_mesh_and_nothing_that_comes_from_else
     leads = render_beyond(FRAME, [Beyond(gates[0], 1), Beyond(IPv4Network("10.0.0.0/8"), 2)]).splitlines()
     assert leads[0].endswith("ip daddr 10.0.0.0/8 goto peer_2")
     assert leads[1].endswith("meta protocol ip goto peer_1")
+    known = replace(FRAME, overlay=(IPv4Network("100.64.0.0/10"),))
+    nobody, exit_ = render_beyond(known, [Beyond(gates[0], 1)]).splitlines()
+    assert nobody.endswith("ip daddr { 100.64.0.0/10 } return"), "an address that no peer has is nobody's"
+    assert exit_.endswith("meta protocol ip goto peer_1")
+    assert len(render_beyond(known, [Beyond(gates[1], 1)]).splitlines()) == 1

@@ -7,6 +7,7 @@ import pytest
 from phantommesh.config.sections import WireguardSection
 from phantommesh.dimensions import DIMENSIONS, interface_names, master_name
 from phantommesh.nursery.host.fake import apply
+from phantommesh.routable import EXITS, collapse, overlap
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.wireguard.desired import MASTER_METRIC, Desired, MeshPeer, OwnSide, read_peer
@@ -70,6 +71,24 @@ def test_a_peer_has_its_own_key_psk_port_and_uplink_on_each_device() -> None:
     assert [peer.endpoint for peer in found] == [Endpoint(hosts[i % 3], 40000 + i) for i in range(7)]
     assert {peer.allowed_ips for peer in found} == {frozenset({PEER.ip4, PEER.ip6})}
     assert {peer.keepalive for peer in found} == {7}
+
+
+def test_an_exit_has_all_but_the_overlay_and_what_others_carry() -> None:
+    """WireGuard takes the longest match, and a revoked member's address is nobody's."""
+    gate = replace(PEER, routes=frozenset(EXITS))
+    router = replace(
+        PEER, node_id=identity("c").node_id, ip4=IPv4Network("100.64.0.3/32"), ip6=IPv6Network("fd00::3/128"),
+        wg_keys=tuple(bytes([i + 151]) * 32 for i in range(DIMENSIONS)),
+        routes=frozenset({IPv4Network("101.0.0.0/8")}),
+    )  # fmt: skip
+    for device in devices(gate, router).values():
+        keys = [next(key for key in device.peers if key in one.wg_keys) for one in (gate, router)]
+        has, others = (device.peers[key].allowed_ips for key in keys)
+        assert not has & others and {gate.ip4, gate.ip6} < has and not has & set(EXITS)
+        left = has - {gate.ip4, gate.ip6}
+        assert not any(overlap(one, network) for one in left for network in NETWORKS)
+        everything = collapse([*left, *NETWORKS, IPv4Network("101.0.0.0/8")])
+        assert tuple(everything) == EXITS
 
 
 @pytest.mark.parametrize("change", [{"dials": 0}, {"hosts": ()}], ids=["closed", "no-host"])
