@@ -66,17 +66,18 @@ def beside(connected: Iterable[Network]) -> tuple[Network, ...]:
     return in_order(found)[:MAX_BESIDE]
 
 
-def arriving(linked: Sequence[Network]) -> list[str]:
+def arriving(linked: Sequence[Network], taken: Sequence[Network]) -> list[str]:
     """The guard's rules for what comes to a node with an exit by other interfaces than the mesh's, and is
-    taken. ``linked`` is what the node keeps beside the exit."""
+    taken. ``linked`` is what the node keeps beside the exit. Prefixes that it has ``taken`` of members are no
+    part of that, however wide a network the host is told that it is in."""
     return [
-        *(f"{match} accept" for match in _matches(linked, "saddr")),
+        *(f"{match} accept" for match in _matches(linked, "saddr", taken)),
         f"{_LINK_IN} accept",
         *(f"udp sport {server} udp dport {client} accept" for client, server in _DHCP),
     ]
 
 
-def leaving(linked: Sequence[Network], drop: str) -> list[str]:
+def leaving(linked: Sequence[Network], taken: Sequence[Network], drop: str) -> list[str]:
     """The same for what leaves by other interfaces than the mesh's. Questions for names do not: ``drop`` is
     the end of their rules."""
     names = f"meta l4proto {{ tcp, udp }} th dport {anonymous(_DNS)} {drop}"
@@ -84,7 +85,7 @@ def leaving(linked: Sequence[Network], drop: str) -> list[str]:
         f"{_LINK_OUT} accept",
         *(f"udp sport {client} udp dport {server} accept" for client, server in _DHCP),
         *(f"{match} {names}" for match in _matches(linked, "daddr")),
-        *(f"{match} accept" for match in _matches(linked, "daddr")),
+        *(f"{match} accept" for match in _matches(linked, "daddr", taken)),
     ]
 
 
@@ -108,9 +109,13 @@ def answered(overlay: Sequence[Network], routes: Iterable[Network]) -> list[str]
     return _matches([one for one in overlay if one.version in versions], "daddr")
 
 
-def _matches(networks: Sequence[Network], end: str) -> list[str]:
+def _matches(networks: Sequence[Network], end: str, less: Sequence[Network] = ()) -> list[str]:
+    """Matches of packets whose ``end`` is in one of the networks and in none that is ``less``, one a
+    family."""
     found = []
     for version, header in ((4, "ip"), (6, "ip6")):
-        if mine := [one for one in networks if one.version == version]:
-            found.append(f"{header} {end} {anonymous(mine)}")
+        mine, but = ([one for one in some if one.version == version] for some in (networks, less))
+        if mine:
+            besides = f" {header} {end} != {anonymous(but)}" if but else ""
+            found.append(f"{header} {end} {anonymous(mine)}{besides}")
     return found

@@ -158,6 +158,11 @@ class Guard:
         return (*self.beside, *exits.LINK) if self.beside else ()
 
     @property
+    def taken(self) -> tuple[Network, ...]:
+        """What this node takes beside default routes."""
+        return tuple(network for network in self.beyond if not is_exit(network))
+
+    @property
     def prefixes(self) -> tuple[Network, ...]:
         """The routes that are no default routes."""
         return tuple(route for route in self.routes if not is_exit(route))
@@ -309,7 +314,7 @@ def _outside(guard: Guard) -> list[str]:
             "outside",
             *([f"iifname {_names(guard.forward)} accept"] if guard.forward else ()),
             *(f"{match} {_drop(Drop.FOREIGN)}" for match in _overlay(guard, "daddr")),
-            *exits.arriving(guard.linked),
+            *exits.arriving(guard.linked, guard.taken),
             mark,
             f"udp dport {_outer(guard)} accept",
             f"tcp dport {guard.control} accept",
@@ -367,19 +372,32 @@ def _too_big(guard: Guard) -> list[str]:
     would set the MTU of other members' paths. Beyond the mesh there are others, and who carries a prefix may
     say so of this node's own packets for the prefix, in its own name or an address there. WireGuard vouches
     for both: it takes neither from anybody else."""
-    rules = []
-    for network, router in guard.carriers:
+    rules = [f"{_about(network)} {_drop(Drop.BEYOND)}" for network in guard.networks if guard.carriers]
+    # A packet went to who carries the longest of the prefixes that it was for, and nobody else has seen it.
+    for network, router in sorted(guard.carriers, key=lambda one: -one[0].prefixlen):
         four = network.version == 4
         header, match, at, bits = ("ip", _TOO_BIG4, 64 + 96, 32) if four else ("ip6", _TOO_BIG6, 64 + 64, 128)
-        own, prefix = guard.own[not four], int(network.network_address) >> bits - network.prefixlen
-        about, senders = f"@th,{at},{bits} {int(own):#x}", [f"{header} saddr {anonymous((router, network))}"]
-        if network.prefixlen:
-            about += f" @th,{at + bits},{network.prefixlen} {prefix:#x}"
-        else:  # whoever carries all sends in everybody's name but other members'
+        own, senders = guard.own[not four], [f"{header} saddr {anonymous((router, network))}"]
+        about = f"{header} daddr {own} @th,{at},{bits} {int(own):#x}"
+        if is_exit(network):  # whoever carries all sends in everybody's name but other members'
             members = [n for n in guard.networks if n.version == network.version]
             senders = [f"{header} saddr {router}", f"{header} saddr != {anonymous(members)}"]
-        rules += [f"{match} {sender} {header} daddr {own} {about} accept" for sender in senders]
+        else:
+            about += f" {_quoted(network)}"
+        rules += [f"{match} {sender} {about} accept" for sender in senders]
+        rules += [] if is_exit(network) else [f"{_about(network)} {_drop(Drop.BEYOND)}"]
     return [*rules, _drop(Drop.BEYOND)]
+
+
+def _about(network: Network) -> str:
+    """A match of the errors that say of a packet for a network that it was too big."""
+    return f"{_TOO_BIG4 if network.version == 4 else _TOO_BIG6} {_quoted(network)}"
+
+
+def _quoted(network: Network) -> str:
+    """A match of such errors of the network's family whose packet was for the network, no default route."""
+    at, bits = (64 + 128, 32) if network.version == 4 else (64 + 192, 128)
+    return f"@th,{at},{network.prefixlen} {int(network.network_address) >> bits - network.prefixlen:#x}"
 
 
 def _there(guard: Guard) -> list[str]:
@@ -415,8 +433,11 @@ def _strange(guard: Guard) -> list[str]:
     for version, header in ((4, "ip"), (6, "ip6")):
         beyond = [n for n in guard.beyond if n.version == version]
         if any(map(is_exit, beyond)):
-            if beside := [n for n in guard.beside if n.version == version]:
-                rules.append(f"{header} saddr {anonymous(beside)} {_drop(Drop.BEYOND)}")
+            # Nor for a link's: a router's advertisement would make routes into one of the mesh's interfaces.
+            here = [n for n in (*guard.beside, *exits.LINK) if n.version == version]
+            taken = [n for n in guard.taken if n.version == version]
+            but = f"{header} saddr != {anonymous(taken)} " if taken else ""
+            rules.append(f"{header} saddr {anonymous(here)} {but}{_drop(Drop.BEYOND)}")
         elif beyond:
             known = [n for n in (*guard.networks, *guard.beyond) if n.version == version]
             rules.append(f"{header} saddr != {anonymous(known)} {_drop(Drop.BEYOND)}")
@@ -539,6 +560,6 @@ def _leaving(guard: Guard) -> list[str]:
         # What carries the mesh goes to routers whose own address is in a taken prefix.
         *(f"{_marked()} udp sport {_outer(guard)} accept" for _ in guard.beyond[:1]),
         *(f"{_marked()} meta l4proto tcp accept" for _ in guard.beyond[:1]),
-        *(exits.leaving(guard.linked, _drop(Drop.CLEAR)) if guard.exit else ()),
+        *(exits.leaving(guard.linked, guard.taken, _drop(Drop.CLEAR)) if guard.exit else ()),
         *(f"{match} {_drop(Drop.CLEAR)}" for match in _ends(guard.beyond, "daddr")),
     ]

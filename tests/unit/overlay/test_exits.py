@@ -36,6 +36,28 @@ def test_names_are_asked_by_no_network_beside_the_exit() -> None:
     assert any(str(LAN) in rule and rule.endswith("goto drop_beyond") for rule in arriving["inside"])
 
 
+def test_what_an_exit_sends_is_from_no_address_of_a_link() -> None:
+    """A router's advertisement out of the mesh would give this host routes into one of the interfaces."""
+    there = chains(render(replace(GUARD, beyond=EXITS)))["inside"]
+    (four,) = [rule for rule in there if rule.startswith("ip saddr")]
+    (six,) = [rule for rule in there if rule.startswith("ip6 saddr")]
+    assert "224.0.0.0/4" in four and "fe80::/10" in six
+    assert four.endswith("goto drop_beyond") and six.endswith("goto drop_beyond")
+    assert there.index(six) < there.index("ip6 daddr fd00::1 accept")
+
+
+def test_a_taken_prefix_is_no_part_of_a_wider_network_beside_the_exit() -> None:
+    """Whoever runs the host's network says how wide that is."""
+    taken, wide = ip_network("10.1.0.0/16"), ip_network("10.0.0.0/8")
+    there = chains(render(replace(GUARD, beyond=(*EXITS, taken), beside=(wide,))))
+    for name, end in (("outside", "saddr"), ("leaving", "daddr")):
+        (rule,) = [one for one in there[name] if str(wide) in one and one.endswith("accept")]
+        assert f"ip {end} != {{ {taken} }} accept" in rule
+        assert not any(str(taken) in one for one in there[name] if one != rule)
+    (strange,) = [one for one in there["inside"] if str(wide) in one]
+    assert f"ip saddr != {{ {taken} }} goto drop_beyond" in strange, "its router speaks for it"
+
+
 def test_nobody_behind_the_host_goes_by_the_mark_of_what_carries_the_mesh() -> None:
     there = chains(render(replace(GUARD, beyond=EXITS, forward=("docker0",))))
     marking = next(i for i, rule in enumerate(there["outside"]) if "meta mark set" in rule)

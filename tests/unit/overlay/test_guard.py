@@ -214,7 +214,8 @@ def test_only_who_carries_a_prefix_says_that_a_packet_for_it_was_too_big() -> No
     six = IPv6Network("fd77:1::/64")
     carriers = (LAN, IPv4Address("100.64.0.9")), (six, IPv6Address("fd00::9"))
     there = chains(render(replace(GUARD, beyond=(LAN, six), carriers=carriers)))
-    one, other, last = there["too_big"]
+    *rules, last = there["too_big"]
+    other, one = [rule for rule in rules if rule.endswith("accept")]  # the longer prefix comes first
     assert last == "goto drop_beyond"
     # Who says so, to whom, and about which packet: this node's own, for the prefix.
     assert one == (
@@ -233,11 +234,22 @@ def test_only_who_carries_a_prefix_says_that_a_packet_for_it_was_too_big() -> No
 def test_whoever_carries_all_says_so_in_nobody_elses_name() -> None:
     everything = IPv4Network("0.0.0.0/0"), IPv4Address("100.64.0.9")
     there = chains(render(replace(GUARD, beyond=(everything[0],), carriers=(everything,))))["too_big"]
+    assert there.pop(0).endswith("@th,192,10 0x191 goto drop_beyond"), "nor about a packet for a member"
+    assert there.pop(0).endswith("@th,256,48 0xfd0000000000 goto drop_beyond")
     assert [rule.partition(" ip daddr")[0].rpartition("frag-needed ")[2] for rule in there[:-1]] == [
         "ip saddr 100.64.0.9",
         "ip saddr != { 100.64.0.0/10 }",
     ]
     assert all(rule.endswith(f"@th,160,32 {int(GUARD.own[0]):#x} accept") for rule in there[:-1])
+
+
+def test_of_two_prefixes_in_each_other_the_longer_one_s_router_speaks() -> None:
+    wide, four = IPv4Network("10.0.0.0/8"), [IPv4Address(f"100.64.0.{n}") for n in (8, 9)]
+    carriers = (wide, four[0]), (LAN, four[1])
+    there = chains(render(replace(GUARD, beyond=(wide, LAN), carriers=carriers)))["too_big"]
+    said = [next((n for n in (8, 9) if f"100.64.0.{n}," in rule), 0) for rule in there]
+    nobody = "icmp type destination-unreachable icmp code frag-needed @th,192,16 0xa01 goto drop_beyond"
+    assert said.index(9) < there.index(nobody) < said.index(8)
 
 
 def test_errors_about_members_packets_come_back_where_they_are_not_masqueraded() -> None:
