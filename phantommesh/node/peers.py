@@ -40,7 +40,7 @@ from phantommesh.records.record import NO_KEY, wg_ports_at
 from phantommesh.records.roster import Dispute, Entry, Roster
 from phantommesh.routing.choice import Need
 from phantommesh.routing.classlimits import ClassLimits, Hand, passing
-from phantommesh.routing.ways import Ways
+from phantommesh.routing.ways import Way, Ways
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES, schedule_of
 from phantommesh.scatter.intents import Intents
@@ -57,6 +57,7 @@ Uplinks = Callable[[Entry], Sequence[Sequence[str]]]
 
 # Tuning.
 TURN = 12.0  # s that a dark dimension keeps to an address: WireGuard tries it twice, 5 s apart
+MOST_PASSED = 64  # endpoints of a peer that are remembered as those of members that pass on its packets
 MOST_TCP_PORTS = 4  # further TCP ports that are tried at one address, however many members name it
 
 
@@ -163,6 +164,7 @@ class Peers:
         self._turns: dict[NodeId, _Turns] = {}
         self._located: dict[NodeId, int] = {}
         self._endpoints: dict[NodeId, Sequence[Endpoint | None]] = {}  # that WireGuard had when last read
+        self._passed: dict[NodeId, dict[tuple[int, Endpoint], Way]] = {}  # by members that pass on packets
         self._carried: dict[NodeId, frozenset[Network]] = {}
         self._desired = Desired(wireguard)
 
@@ -191,6 +193,7 @@ class Peers:
         }
         self._located = {peer: bitmap for peer, bitmap in self._located.items() if peer in self._entry}
         self._endpoints = {peer: found for peer, found in self._endpoints.items() if peer in self._entry}
+        self._passed = {peer: found for peer, found in self._passed.items() if peer in self._entry}
         self._turns = {peer: turns for peer, turns in self._turns.items() if peer in self._entry}
         self._ways.retain(self._entry)
 
@@ -294,7 +297,7 @@ class Peers:
         """One peer as traffic is scattered to it after a reading of where WireGuard sends to. None where a
         reading changes nothing: no class has constraints, or all is sent to the peer's own addresses."""
         entry = self.get(peer)
-        if entry is None or not self.confining or not self._ways.known(peer) or not self._placed(entry):
+        if entry is None or not self.confining or not self._indirect(peer) or not self._placed(entry):
             return None
         return self._scatter_peer(entry)
 
@@ -360,6 +363,8 @@ class Peers:
         peer, wg_keys = entry.member.node_id, self.wg_keys_of(entry)
         reading = read_peer(actual, self._names, wg_keys, self._links.psks(peer))
         self._located[peer], self._endpoints[peer] = reading.located, reading.endpoints
+        found = enumerate(reading.endpoints)
+        self._remember(peer, [None if at is None else self._ways.at(peer, i, at) for i, at in found])
         seen = (None if moment is None else now - (wall - moment) for moment in reading.handshakes)
         return Seen(peer, reading, tuple(seen), wg_keys)
 
@@ -372,6 +377,7 @@ class Peers:
         hosts = self._hosts(entry) or ("",) * DIMENSIONS
         ports = {host: wg_ports_at(record, host) if host else record.wg_ports for host in hosts}
         ways = self._ways.taken(member.node_id)
+        self._remember(member.node_id, ways)
         where = [
             (host, ports[host][i]) if way is None else (way.endpoint.host, way.endpoint.port)
             for i, (host, way) in enumerate(zip(hosts, ways, strict=True))
@@ -411,15 +417,31 @@ class Peers:
     def hands(self, peer: NodeId) -> list[list[Hand | None]]:
         """The members that packets to a peer go by, by dimension: see `ClassLimits.limits`. WireGuard goes
         back to where a late packet came from, so the way that it takes counts beside the one to take."""
-        if not self._ways.known(peer):
+        if not self._indirect(peer):
             return [[] for _ in range(DIMENSIONS)]
         endpoints = self._endpoints.get(peer, (None,) * DIMENSIONS)
-        found = list[list[Hand | None]]()
+        found, passed = list[list[Hand | None]](), self._passed.get(peer, {})
         for i, endpoint in enumerate(endpoints):
             chosen = passing((self._ways.chosen(peer, i),))
-            there = set() if endpoint is None else passing((self._ways.at(peer, i, endpoint),))
+            way = None if endpoint is None else self._ways.at(peer, i, endpoint) or passed.get((i, endpoint))
+            there = passing((way,))
             found.append([self.hand(one) for one in (*chosen, *sorted(there - chosen))])
         return found
+
+    def _indirect(self, peer: bytes) -> bool:
+        """Whether there is a way on offer to a peer, or WireGuard may be where one led."""
+        return self._ways.known(peer) or NodeId(peer) in self._passed
+
+    def _remember(self, peer: NodeId, ways: Iterable[Way | None]) -> None:
+        """Note where members pass on packets. A relay whose lease has ended may forward all the same, and
+        WireGuard, which can forget no endpoint, stays there until it has another."""
+        for i, way in enumerate(ways):
+            if way is not None and passing((way,)):
+                passed = self._passed.setdefault(peer, {})
+                passed.pop((i, way.endpoint), None)
+                passed[i, way.endpoint] = way
+                if len(passed) > MOST_PASSED:
+                    del passed[next(iter(passed))]
 
     def needs(self, peer: NodeId) -> list[Need]:
         """The needs that the classes of the traffic to a peer have of relays."""

@@ -373,6 +373,32 @@ def test_a_class_may_take_what_leads_to_a_peer_by_the_hands_that_it_allows() -> 
     assert world.peers.scattered(peer) is None and not world.peers._endpoints
 
 
+def test_a_relay_that_forwards_without_a_lease_gets_nothing_that_it_may_not_have() -> None:
+    """WireGuard can forget no endpoint: it stays at a relay's until it has another."""
+    world, peer = World(entry(1), entry(2)), entry(1).member.node_id
+    intent = IntentSection("ssh", "order", ports=(22,), direct_only=True)
+    world.peers.scatter_by(ScatterSection(), Intents((intent,)))
+    endpoint = Endpoint("203.0.113.9", 51900)
+    world.ways.offer(peer, 2, Way(ways.Kind.RELAYED, endpoint, relay=entry(2).member.node_id))
+    world.look(entry(1), entry(2))
+
+    def allowed() -> tuple[int, ...]:
+        found = world.peers.scattered(peer)
+        return () if found is None else found.limits.allowed
+
+    assert allowed() == (0b1111011,)
+    world.peers._endpoints[peer] = (None, None, endpoint, None, None, None, None)
+    world.ways.withdraw(peer, 2, ways.Kind.RELAYED)
+    assert allowed() == (0b1111011,), "there is no lease, and WireGuard is there yet"
+    world.peers._endpoints[peer] = (None, None, Endpoint("192.0.2.1", PORTS[2]), None, None, None, None)
+    assert allowed() == (ALL,)
+    world.peers._endpoints[peer] = (None, None, endpoint, None, None, None, None)
+    world.look(entry(1))
+    assert allowed() == (0b1111011,), "the relay is no member any more, and forwards"
+    world.look(entry(2))
+    assert not world.peers._passed
+
+
 def test_dimensions_of_endpoints_with_one_address_stay() -> None:
     world, peer = World(entry(1)), entry(1).member.node_id
     assert not any(world.peers.turn(peer, 0b1111111, float(now)) for now in range(100))
