@@ -50,6 +50,10 @@ def change(running: Config, wanted: Config) -> Change:
                 waiting.append(f"{section}.{key}")
         config = structs.replace(config, **{section: now})
     if wanted.intent != running.intent:
-        config = structs.replace(config, intent=wanted.intent)
-        taken.append("intent")
+        # The file has another `scatter.hook` then, which waits: until it is there, nothing holds constraints.
+        if config.scatter.hook == "off" and any(intent.constrained for intent in wanted.intent):
+            waiting.append("intent")
+        else:
+            config = structs.replace(config, intent=wanted.intent)
+            taken.append("intent")
     return Change(config, tuple(taken), tuple(waiting))

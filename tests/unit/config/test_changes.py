@@ -7,7 +7,7 @@ import pytest
 from msgspec import structs
 
 from phantommesh.config.changes import AT_ONCE, change
-from phantommesh.config.sections import SECTIONS, Config, NodeSection
+from phantommesh.config.sections import SECTIONS, Config, IntentSection, NodeSection, ScatterSection
 
 CONFIG = Config(NodeSection("alpha", "pm"))
 KEYS = [(section, key) for section in SECTIONS for key in getattr(CONFIG, section).__struct_fields__]
@@ -35,3 +35,13 @@ def test_the_keys_that_a_node_follows_are_there() -> None:
 def test_the_same_configuration_is_no_change() -> None:
     assert change(CONFIG, structs.replace(CONFIG)) == change(CONFIG, CONFIG)
     assert not change(CONFIG, CONFIG).taken and not change(CONFIG, CONFIG).waiting
+
+
+def test_constraints_wait_for_the_hook_that_holds_them() -> None:
+    """What is not scattered goes by dimension 0, whoever passes that on."""
+    running = structs.replace(CONFIG, scatter=ScatterSection(hook="off"))
+    free, bound = (IntentSection("ssh", "order", ports=(22,), direct_only=direct) for direct in (False, True))
+    done = change(running, structs.replace(CONFIG, intent=(bound,)))
+    assert done.config == running and set(done.waiting) == {"scatter.hook", "intent"}
+    done = change(running, structs.replace(CONFIG, intent=(free,)))
+    assert done.config.intent == (free,) and done.taken == ("intent",)
