@@ -435,13 +435,17 @@ class Peers:
     def _remember(self, peer: NodeId, ways: Iterable[Way | None]) -> None:
         """Note where members pass on packets. A relay whose lease has ended may forward all the same, and
         WireGuard, which can forget no endpoint, stays there until it has another."""
+        passed = self._passed.get(peer, {})
         for i, way in enumerate(ways):
-            if way is not None and passing((way,)):
-                passed = self._passed.setdefault(peer, {})
-                passed.pop((i, way.endpoint), None)
+            if way is None:
+                continue
+            passed.pop((i, way.endpoint), None)
+            if passing((way,)):
                 passed[i, way.endpoint] = way
                 if len(passed) > MOST_PASSED:
                     del passed[next(iter(passed))]
+        if passed:
+            self._passed[peer] = passed
 
     def needs(self, peer: NodeId) -> list[Need]:
         """The needs that the classes of the traffic to a peer have of relays."""
