@@ -16,8 +16,9 @@ from phantommesh.faults import FaultKind
 from phantommesh.overlay.prefixes import HostRange
 from phantommesh.records.roster import Entry
 from phantommesh.routable import Network, is_exit, order, parse_prefix
+from phantommesh.routing.constraints import called
 from phantommesh.routing.prefixes import EVERYTHING, Conflict, Offer, Taken, accepted, exits, taken
-from phantommesh.trust.identity import NodeId
+from phantommesh.trust.identity import NodeId, format_node_id
 from phantommesh.trust.routes import standing
 
 NOT_CERTIFIED = FaultKind("route-not-certified", "medium")
@@ -83,7 +84,7 @@ class Routes:
     are the prefixes that it advertises itself: it takes none of those from others. ``networks``: the
     addresses that may be taken, so what the host has of its own there matters. What is really there for an
     advertised prefix is such a range, by whatever route: members' packets have to find it here. ``exits`` are
-    the names of the members by which all other traffic is to leave, the best first."""
+    the names or node ids of the members by which all other traffic is to leave, the best first."""
 
     def __init__(self, section: RoutesSection, overlay: Iterable[Network], region: str = "") -> None:
         self._overlay, self._region = tuple(overlay), region
@@ -118,11 +119,12 @@ class Routes:
         ]
         before = {one.prefix: one.routers for one in self.taken}
         others, self.conflicts = taken(offers, self.networks, self._overlay, (*host, *self._sites))
-        liked: dict[bytes, int] = {
-            entry.member.node_id: self.exits.index(entry.member.name)
-            for entry in listed
-            if entry.member.name in self.exits
-        }
+        liked: dict[bytes, int] = {}
+        for entry in listed:
+            by = called(entry.member.name, format_node_id(entry.member.node_id))
+            places = [place for place, name in enumerate(self.exits) if name in by]
+            if places:
+                liked[entry.member.node_id] = places[0]
         self.taken = tuple(sorted((*exits(offers, liked), *others), key=lambda one: order(one.prefix)))
         fresh = frozenset(claim for entry in listed for claim in claims(entry))
         new = sorted(fresh - self.claims, key=lambda claim: (claim.node_id, claim.prefix))

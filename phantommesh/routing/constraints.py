@@ -22,6 +22,12 @@ UNKNOWN_MEMBER = FaultKind("relay-unknown-member", "low")
 _NODE_ID: Final = re.compile(r"[a-z2-7]{26}")  # as `trust.identity.format_node_id` writes one
 
 
+def called(name: str, node_id: str) -> set[str]:
+    """What an operator may call a member in the configuration: its name, and its node id as text. A member
+    whose name is written like an id is not taken for the member of that id."""
+    return {node_id} if _NODE_ID.fullmatch(name) else {node_id, name}
+
+
 Rule = Literal["direct_only", "only", "never", "regions", "never_regions"]
 
 
@@ -39,14 +45,13 @@ class Constraints:
 
     def refuses(self, name: str, region: str, node_id: str) -> Rule | None:
         """Return the rule that forbids this member, None where it may pass on packets. ``node_id`` is its id
-        as text. A member that names no region is in none that is allowed, and one whose name is written like
-        an id is not taken for the member of that id."""
-        called = {node_id} if _NODE_ID.fullmatch(name) else {node_id, name}
+        as text. A member that names no region is in none that is allowed."""
+        by = called(name, node_id)
         if self.direct_only:
             return "direct_only"
-        if called & self.never:
+        if by & self.never:
             return "never"
-        if self.only and not called & self.only:
+        if self.only and not by & self.only:
             return "only"
         if region in self.never_regions:
             return "never_regions"

@@ -14,7 +14,7 @@ from phantommesh.records.roster import Entry, Roster
 from phantommesh.routable import EXITS, Network
 from phantommesh.routing.prefixes import Taken
 from phantommesh.trust.certificates import Role
-from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.identity import Identity, NodeId, format_node_id
 from phantommesh.trust.issuing import choose_ip4
 from phantommesh.trust.revocations import Revocations
 from phantommesh.trust.routes import Grant
@@ -75,6 +75,20 @@ def test_an_exit_is_taken_by_name_alone_in_the_order_of_the_names() -> None:
         assert found == {gate: tuple(node.node_id for node in by) for gate, by in wanted if by}
         assert routes.allows(EXITS[0]) == bool(names) and routes.allows(SITE)
         assert not routes.conflicts
+
+
+def test_an_exit_that_is_named_by_its_node_id_keeps_its_place_from_one_that_takes_its_name() -> None:
+    text = format_node_id(ONE.node_id)
+    other = entry(TWO, "one", EXITS, EXITS)
+    for exits, wanted in (((text,), ()), (("one",), (TWO,)), ((text, "one"), (TWO,))):
+        routes = Routes(RoutesSection(exit=exits), OVERLAY)
+        routes.look([other], frozenset(), ())
+        assert [taken.routers for taken in routes.taken] == [
+            (node.node_id,) for node in wanted for _ in EXITS
+        ]
+    routes = Routes(RoutesSection(exit=(text,)), OVERLAY)
+    routes.look([entry(ONE, "new", EXITS, EXITS), entry(TWO, text, EXITS, EXITS)], frozenset(), ())
+    assert [taken.routers for taken in routes.taken] == [(ONE.node_id,)] * 2
 
 
 def test_an_exit_whose_grant_was_withdrawn_is_taken_no_more() -> None:
