@@ -189,8 +189,8 @@ class RoutesSection(msgspec.Struct, frozen=True):
     members that route them; ["all"]: any but default routes.
 
     `exit`: the members by which all traffic of this host leaves that nothing else leads elsewhere, by name or
-    node id, the best first. Nothing of that kind leaves by another way, in both families, whether one of them carries
-    it or not. `lan`: the host's own private networks are reached directly all the same.
+    node id, the best first. Nothing of that kind leaves by another way, in both families, whether one of them
+    carries it or not. `lan`: the host's own private networks are reached directly all the same.
 
     `sites`: for an advertised prefix, the network of the same length that is really there, where that one is
     another: 10.77.1.5 of the mesh is 192.168.1.5 there. So two sites that have the same addresses are reached
