@@ -6,9 +6,10 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from msgspec import structs
 from structlog.testing import capture_logs
 
-from phantommesh.config.sections import IntentSection
+from phantommesh.config.sections import IntentSection, ScatterSection
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.management.explainview import Refused
 from phantommesh.routing.ways import Kind, Way
@@ -43,6 +44,8 @@ async def test_a_closed_class_is_named_with_the_key_that_closes_it(tmp_path: Pat
                 await until(lambda: len(alpha.parts.peers.entries) == 2)
                 peer, relay = (one.parts.state.identity.node_id for one in (beta, gamma))
                 intent = IntentSection("ssh", "order", ports=(22,), never_relays=("gamma",))
+                # Nothing is scattered here, and constraints would wait for that.
+                alpha.parts.settings.config = structs.replace(alpha.parts.config, scatter=ScatterSection())
                 edited(alpha, intent=(intent,))
                 way = Way(Kind.RELAYED, Endpoint("192.0.2.9", 51810), relay=relay)
                 for i in range(1, DIMENSIONS):
