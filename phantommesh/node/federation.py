@@ -115,13 +115,14 @@ class Federation:
 
     # What members of this mesh tell each other.
 
-    def take(self, bundles: Sequence[bytes]) -> tuple[bool, list[PhantomMeshError]]:
-        """Hold what a member says of pacts. Return whether any of it is news, and why some was refused."""
+    def take(self, bundles: Sequence[bytes], *, kept: bool = False) -> tuple[bool, list[PhantomMeshError]]:
+        """Hold what a member says of pacts, or what this node has ``kept``. Return whether any of it is news,
+        and why some was refused."""
         news, refused, wall = False, list[PhantomMeshError](), self._clock().wall
         before = self.pacts.digest()
         for data in bundles:
             try:
-                news |= self.pacts.take(data, wall, self._all_revoked())
+                news |= self.pacts.take(data, wall, self._all_revoked(), kept=kept)
             except PhantomMeshError as error:
                 refused.append(error)
         return news or self.pacts.digest() != before, refused
@@ -154,6 +155,8 @@ class Federation:
             for root, other in self.others.items()
             if other.heard is not None and now - other.heard < STALE
         }
+        if not heard:  # a node that asks nobody, or nobody that answers: nothing is to be verified for that
+            return []
         return [pact for pact in self._agreed().values() if pact.ours.other in heard]
 
     def _agreed(self) -> dict[bytes, Pact]:
@@ -215,7 +218,7 @@ class Federation:
 
     def asked(self, own: Member) -> list[Asked]:
         """The gateways that this node asks: of each pact that both have signed and nobody has ended, and that
-        names this node."""
+        names this node. One that its mesh has revoked, as another has told, is not believed."""
         named = {own.name, by_id(own.node_id)}
         found = list[Asked]()
         for pact in self.pacts:
@@ -223,7 +226,9 @@ class Federation:
             if ours is None or theirs is None or self.pacts.ended(pact) or self.pacts.secret(pact) is None:
                 continue
             if not named.isdisjoint(ours.members):
-                found += [Asked(pact, gateway) for gateway in theirs.gateways]
+                other = self.other(pact)
+                gone = frozenset[NodeId]() if other is None else other.revocations
+                found += [Asked(pact, one) for one in theirs.gateways if NodeId(one.node_id) not in gone]
         return found
 
     def other(self, pact: bytes) -> Other | None:

@@ -179,6 +179,18 @@ def test_a_pact_rests_while_no_gateway_answers() -> None:
     assert db.federation.heard(PACT) and db.visitors() == ["web"]
 
 
+def test_a_gateway_that_its_mesh_revoked_is_asked_no_more() -> None:
+    db, gate = Host(HERE, "db"), Host(THERE, "gate")
+    answer = db.ask(gate)
+    assert answer is not None
+    db.hear(answer, gate)
+    gate.revoke("gate")
+    other = db.federation.other(PACT)
+    assert other is not None and db.federation.asked(db.member)
+    other.revocations.take(gate.revocations, NOW)  # as another gateway has told
+    assert db.federation.asked(db.member) == []
+
+
 def test_strangers_and_others_names_are_told_nothing() -> None:
     db, gate, mine = Host(HERE, "db"), Host(THERE, "gate"), Host(HERE, "gate")
     for peer, door, question in (
