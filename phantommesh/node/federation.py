@@ -36,10 +36,12 @@ from phantommesh.trust.revocations import Revocations
 STALE: Final = 600.0  # s without an answer from any gateway of a mesh, until the pacts with it rest
 REMEMBERED: Final = 30.0  # s that pacts are taken to hold before they are verified anew
 MAX_VISITORS: Final = 256  # members of all other meshes that one node links with
+MAX_RULES: Final = 4_096  # ranges of ports between this node and all of them
 MAX_KNOWN: Final = 2 * MAX_TOLD  # records of one other mesh that are held
 MAX_THEIR_REVOCATIONS: Final = 4_096  # of one other mesh: 14 MB
 MAX_ASKERS: Final = 1_024  # members of other meshes whose record this gateway remembers to have verified
-# Records of one other mesh that are verified, a second and at once: each takes two milliseconds.
+# Records of one other mesh, and pacts of one member, that are verified, a second and at once: each takes two
+# milliseconds.
 VERIFY_RATE, VERIFY_BURST = 5.0, 200.0
 
 
@@ -127,6 +129,24 @@ class Federation:
                 refused.append(error)
         return news or self.pacts.digest() != before, refused
 
+    def taking(
+        self, bundles: Sequence[bytes], member: NodeId
+    ) -> Generator[None, None, tuple[bool, list[PhantomMeshError]]]:
+        """Do `take` with what a member says, no faster than this node verifies for one. What is held already
+        costs nothing. It yields where others may have their turn."""
+        news, refused, held = False, list[PhantomMeshError](), frozenset(self.pacts.bundles())
+        for data in bundles:
+            if data in held:
+                continue
+            yield
+            if not self._verified.allow(b"member" + member, self._clock().now):
+                refused.append(TrustError("the member says too much of pacts"))
+                break
+            new, why = self.take([data])
+            news |= new
+            refused += why
+        return news, refused
+
     def _all_revoked(self) -> dict[bytes, Revocations]:
         return {root: other.revocations for root, other in self.others.items()}
 
@@ -177,7 +197,7 @@ class Federation:
         revoked."""
         if self._me in self._revocations:
             return []
-        found, wall = dict[NodeId, Visitor](), self._clock().wall
+        found, wall, rules = dict[NodeId, Visitor](), self._clock().wall, 0
         for pact in self._apart(self.in_force()):
             other = self.others[pact.ours.other]
             secret = self.pacts.secret(pact.ours.pact)
@@ -186,10 +206,15 @@ class Federation:
                 if not allowed or secret is None or not entry.valid(wall) or self._roster.get(node_id):
                     continue
                 before = found.get(node_id)
-                if before is None and len(found) < MAX_VISITORS:
-                    found[node_id] = Visitor(entry, other.mesh, allowed, pact.ours.pact, secret)
-                elif before is not None and before.mesh == other.mesh:
-                    found[node_id] = replace(before, allowed=before.allowed.with_more(allowed))
+                if before is None:
+                    visitor = Visitor(entry, other.mesh, allowed, pact.ours.pact, secret)
+                else:
+                    visitor = replace(before, allowed=before.allowed.with_more(allowed))
+                more = len(visitor.allowed) - (0 if before is None else len(before.allowed))
+                if (before is None and len(found) >= MAX_VISITORS) or rules + more > MAX_RULES:
+                    continue
+                if before is None or before.mesh == other.mesh:
+                    found[node_id], rules = visitor, rules + more
         found.pop(self._me, None)
         return list(found.values())
 

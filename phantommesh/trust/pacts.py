@@ -40,6 +40,7 @@ from phantommesh.trust.federation import (
 from phantommesh.trust.identity import NodeId
 
 MAX_PACTS: Final = 64  # of a mesh, those among them that have been ended and are remembered
+MAX_RANGES: Final = 64  # of ports of one member that are open to another; the guard has a rule for each
 SECRET_BYTES: Final = 32
 _NOBODY: Final = frozenset[NodeId]()
 MAX_BUNDLE_BYTES: Final = 2 * MAX_HALF_BYTES + MAX_CERTIFICATE_BYTES + 256
@@ -48,13 +49,17 @@ MAX_BUNDLE_BYTES: Final = 2 * MAX_HALF_BYTES + MAX_CERTIFICATE_BYTES + 256
 @dataclass(frozen=True, slots=True)
 class Allowed:
     """What two members may do. ``inbound``: the ports of this mesh's member that the other's may use;
-    ``outbound``: the other way round. A pair with neither may not link."""
+    ``outbound``: the other way round, each at most `MAX_RANGES` by one pact. A pair with neither may not
+    link."""
 
     inbound: tuple[Ports, ...] = ()
     outbound: tuple[Ports, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.inbound or self.outbound)
+
+    def __len__(self) -> int:
+        return len(self.inbound) + len(self.outbound)
 
     def with_more(self, more: Allowed) -> Allowed:
         """What two pacts let them do."""
@@ -115,13 +120,14 @@ def _among(member: Member, named: Iterable[Who]) -> bool:
 
 
 def _exposed(terms: Terms, member: Member, user: Member) -> tuple[Ports, ...]:
-    """The ports of a member that terms open to a user, each once."""
-    found = (
-        ports
-        for service in terms.services
-        if _among(member, (service.member,)) and _among(user, service.users)
-        for ports in service.ports
-    )
+    """The ports of a member that terms open to a user, each once. Of more than `MAX_RANGES` none is open: the
+    other mesh could have some thousands, each with any number of members."""
+    found = set[Ports]()
+    for service in terms.services:
+        if _among(member, (service.member,)) and _among(user, service.users):
+            found.update(service.ports)
+            if len(found) > MAX_RANGES:
+                return ()
     return _each(found)
 
 

@@ -164,9 +164,9 @@ class Federating:
         draft = self.drafts.get(door, time()) if self._node.authority is not None else None
         return self.federation.secret_of(door) if draft is None else Secret(draft.secret)
 
-    def take(self, bundles: Sequence[bytes], member: NodeId) -> bool:
+    async def take(self, bundles: Sequence[bytes], member: NodeId) -> bool:
         """Hold what a member of this mesh says of pacts; return whether any of it is news."""
-        news, refused = self.federation.take(bundles)
+        news, refused = await in_turns(self.federation.taking(bundles, member))
         if refused:
             self.dropped["pact"] += len(refused)
             log.warning("a pact was refused", peer=self._name(member), error=str(refused[0]))

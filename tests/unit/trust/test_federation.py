@@ -120,6 +120,17 @@ def test_a_member_named_by_its_id_is_that_key() -> None:
     assert not pact.allows(db, member(THERE, "web", "another key"), NOW)
 
 
+def test_of_more_ranges_than_the_guard_takes_none_is_open() -> None:
+    def between(count: int) -> Allowed:
+        ports = [Ports("udp", i, i) for i in range(1, count + 1)]
+        each = tuple(Service("web", tuple(ports[i : i + 16]), ("db",)) for i in range(0, count, 16))
+        found = agreed(half(HERE, THERE), half(THERE, HERE, services=each))
+        return found.allows(member(HERE, "db"), member(THERE, "web"), NOW)
+
+    most = held_pacts.MAX_RANGES
+    assert len(between(most).outbound) == most and not between(most + 1)
+
+
 def test_halves_that_do_not_fit_make_no_pact() -> None:
     third = make_mesh("third")
     elsewhere = half(THERE, third)
