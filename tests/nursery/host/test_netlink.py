@@ -70,14 +70,30 @@ def test_ipv6_may_be_turned_off_and_on_while_the_node_runs(monkeypatch: pytest.M
         assert [backend.ipv6 for backend in backends] == [there, there]
 
 
+BOOT = 3  # RTPROT_BOOT, of routes that `ip` sets
+
+
+def default_route(protocol: int) -> bytes:
+    """A default route of IPv4 in the main table, as the kernel tells it."""
+    header = struct.pack("=8BI", socket.AF_INET, 0, 0, 0, 254, protocol, 0, 1, 0)
+    return header + attribute(4, struct.pack("=I", 7))  # RTA_OIF
+
+
+@pytest.mark.parametrize(("protocol", "default"), [(BOOT, True), (ROUTE_PROTOCOL, False)])
+def test_the_route_to_an_exit_is_no_default_route_of_the_hosts(
+    monkeypatch: pytest.MonkeyPatch, protocol: int, default: bool
+) -> None:
+    monkeypatch.setattr(socket, "socket", Told(dump(default_route(protocol))))
+    with NetlinkSocket(0) as rtnl:
+        assert [route.default for route in read_routes(rtnl, socket.AF_INET)] == [default]
+
+
 def test_a_kernel_without_ipv6_has_no_ipv6_routes(monkeypatch: pytest.MonkeyPatch) -> None:
     """``ipv6.disable=1``: who asks such a kernel for IPv6's routes is told those of all families that it
     has."""
-    header = struct.pack("=8BI", socket.AF_INET, 0, 0, 0, 254, ROUTE_PROTOCOL, 0, 1, 0)
-    default = header + attribute(4, struct.pack("=I", 7))  # RTA_OIF
-    monkeypatch.setattr(socket, "socket", Told(dump(default) * 4))
+    monkeypatch.setattr(socket, "socket", Told(dump(default_route(ROUTE_PROTOCOL)) * 4))
     with NetlinkSocket(0) as rtnl:
-        assert [route.default for route in read_routes(rtnl, socket.AF_INET)] == [True]
+        assert [route.family for route in read_routes(rtnl, socket.AF_INET)] == [socket.AF_INET]
         assert not list(read_routes(rtnl, socket.AF_INET6))
     assert [one.family for one in read_tables()] == [socket.AF_INET]
 
