@@ -36,10 +36,12 @@ from phantommesh.trust.revocations import Revocations
 STALE: Final = 600.0  # s without an answer from any gateway of a mesh, until the pacts with it rest
 REMEMBERED: Final = 30.0  # s that pacts are taken to hold before they are verified anew
 MAX_VISITORS: Final = 256  # members of all other meshes that one node links with
+MAX_RULES: Final = 4_096  # ranges of ports between this node and all of them
 MAX_KNOWN: Final = 2 * MAX_TOLD  # records of one other mesh that are held
 MAX_THEIR_REVOCATIONS: Final = 4_096  # of one other mesh: 14 MB
 MAX_ASKERS: Final = 1_024  # members of other meshes whose record this gateway remembers to have verified
-# Records of one other mesh that are verified, a second and at once: each takes two milliseconds.
+# Records of one other mesh, and pacts of one member, that are verified, a second and at once: each takes two
+# milliseconds.
 VERIFY_RATE, VERIFY_BURST = 5.0, 200.0
 
 
@@ -115,16 +117,35 @@ class Federation:
 
     # What members of this mesh tell each other.
 
-    def take(self, bundles: Sequence[bytes]) -> tuple[bool, list[PhantomMeshError]]:
-        """Hold what a member says of pacts. Return whether any of it is news, and why some was refused."""
+    def take(self, bundles: Sequence[bytes], *, kept: bool = False) -> tuple[bool, list[PhantomMeshError]]:
+        """Hold what a member says of pacts, or what this node has ``kept``. Return whether any of it is news,
+        and why some was refused."""
         news, refused, wall = False, list[PhantomMeshError](), self._clock().wall
         before = self.pacts.digest()
         for data in bundles:
             try:
-                news |= self.pacts.take(data, wall, self._all_revoked())
+                news |= self.pacts.take(data, wall, self._all_revoked(), kept=kept)
             except PhantomMeshError as error:
                 refused.append(error)
         return news or self.pacts.digest() != before, refused
+
+    def taking(
+        self, bundles: Sequence[bytes], member: NodeId
+    ) -> Generator[None, None, tuple[bool, list[PhantomMeshError]]]:
+        """Do `take` with what a member says, no faster than this node verifies for one. What is held already
+        costs nothing. It yields where others may have their turn."""
+        news, refused, held = False, list[PhantomMeshError](), frozenset(self.pacts.bundles())
+        for data in bundles:
+            if data in held:
+                continue
+            yield
+            if not self._verified.allow(b"member" + member, self._clock().now):
+                refused.append(TrustError("the member says too much of pacts"))
+                break
+            new, why = self.take([data])
+            news |= new
+            refused += why
+        return news, refused
 
     def _all_revoked(self) -> dict[bytes, Revocations]:
         return {root: other.revocations for root, other in self.others.items()}
@@ -154,6 +175,8 @@ class Federation:
             for root, other in self.others.items()
             if other.heard is not None and now - other.heard < STALE
         }
+        if not heard:  # a node that asks nobody, or nobody that answers: nothing is to be verified for that
+            return []
         return [pact for pact in self._agreed().values() if pact.ours.other in heard]
 
     def _agreed(self) -> dict[bytes, Pact]:
@@ -174,7 +197,7 @@ class Federation:
         revoked."""
         if self._me in self._revocations:
             return []
-        found, wall = dict[NodeId, Visitor](), self._clock().wall
+        found, wall, rules = dict[NodeId, Visitor](), self._clock().wall, 0
         for pact in self._apart(self.in_force()):
             other = self.others[pact.ours.other]
             secret = self.pacts.secret(pact.ours.pact)
@@ -183,10 +206,15 @@ class Federation:
                 if not allowed or secret is None or not entry.valid(wall) or self._roster.get(node_id):
                     continue
                 before = found.get(node_id)
-                if before is None and len(found) < MAX_VISITORS:
-                    found[node_id] = Visitor(entry, other.mesh, allowed, pact.ours.pact, secret)
-                elif before is not None and before.mesh == other.mesh:
-                    found[node_id] = replace(before, allowed=before.allowed.with_more(allowed))
+                if before is None:
+                    visitor = Visitor(entry, other.mesh, allowed, pact.ours.pact, secret)
+                else:
+                    visitor = replace(before, allowed=before.allowed.with_more(allowed))
+                more = len(visitor.allowed) - (0 if before is None else len(before.allowed))
+                if (before is None and len(found) >= MAX_VISITORS) or rules + more > MAX_RULES:
+                    continue
+                if before is None or before.mesh == other.mesh:
+                    found[node_id], rules = visitor, rules + more
         found.pop(self._me, None)
         return list(found.values())
 
@@ -215,7 +243,7 @@ class Federation:
 
     def asked(self, own: Member) -> list[Asked]:
         """The gateways that this node asks: of each pact that both have signed and nobody has ended, and that
-        names this node."""
+        names this node. One that its mesh has revoked, as another has told, is not believed."""
         named = {own.name, by_id(own.node_id)}
         found = list[Asked]()
         for pact in self.pacts:
@@ -223,7 +251,9 @@ class Federation:
             if ours is None or theirs is None or self.pacts.ended(pact) or self.pacts.secret(pact) is None:
                 continue
             if not named.isdisjoint(ours.members):
-                found += [Asked(pact, gateway) for gateway in theirs.gateways]
+                other = self.other(pact)
+                gone = frozenset[NodeId]() if other is None else other.revocations
+                found += [Asked(pact, one) for one in theirs.gateways if NodeId(one.node_id) not in gone]
         return found
 
     def other(self, pact: bytes) -> Other | None:

@@ -233,7 +233,10 @@ def make_parts(
     caller = Caller(state, keeper, sessions, where, lent)
     attending = Attending(caller)
     desk = AuthorityDesk(state, keeper, keys)
-    federating = Federating(state, keeper, own=lambda: own.member, may=places.may, changed=peers_changed)
+    federating = Federating(
+        state, keeper, own=lambda: own.member, may=places.may, changed=peers_changed,
+        guarded=lambda: guarding.others,
+    )  # fmt: skip
     enrolment = make_enrolment(state, desk, where, federating.secret_of)
     links = make_links(config, state, own, federating.enrolment(enrolment))
     driver = LinkDriver(
@@ -350,6 +353,7 @@ def make_parts(
         beyond=lambda: beyond.closed, beside=lambda: beyond.beside,
         carriers=lambda: beyond.carriers(peers.entries), routes=own.routed, around=lambda: gateway.around,
         settings=lambda: gateway.settings, visited=federating.visited, flushed=scattering.kick,
+        joined=peers_changed,
     )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)

@@ -259,8 +259,10 @@ class Weaving:
 
     def _opened(self, opened: Opened) -> None:
         parts = self._parts
-        if opened.peer in parts.peers.visitors and not opened.invite:
-            return  # no channel is opened on it: members of other meshes ask gateways alone
+        if not opened.invite and parts.peers.get(opened.peer) is None:
+            # No channel is opened on it: members of other meshes, such as have just lost their pact too, ask
+            # gateways alone.
+            return
         if not parts.wiring.opened(opened, trio.current_time()):
             return
         parts.finding.linked(opened.peer, opened.at)

@@ -49,6 +49,7 @@ ROOT_HASH_BYTES: Final = 32
 LOCK_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 3_309  # FIPS 204, ML-DSA-65
 _FORMAT: Final = 1
+_LAST_MOMENT: Final = 253_402_300_799  # the last second of the year 9999: a later moment has no date
 
 LAST: Final = 2**63 - 1
 """The number of a half that ends the pact."""
@@ -191,8 +192,7 @@ def verify(half: Half, root: x509.Certificate, now: float, *, revoked: Container
     if len(half.signature) != SIGNATURE_BYTES or len(half.terms) > MAX_TERMS_BYTES:
         raise TrustError("the half of the pact has fields out of range")
     key = verify_authority(root, half.authority_cert, now)
-    if _signer(half.authority_cert) in revoked:
-        raise TrustError("the authority that signed the half is revoked", fix="have another sign one")
+    check_signer(half, revoked)
     try:
         key.verify(half.signature, half.terms, CONTEXT)
     except (InvalidSignature, *X509_ERRORS) as error:
@@ -216,6 +216,13 @@ def verify(half: Half, root: x509.Certificate, now: float, *, revoked: Container
     return terms
 
 
+def check_signer(half: Half, revoked: Container[NodeId]) -> None:
+    """Raise TrustError where the authority that signed a half is one of the ``revoked`` nodes', or where its
+    certificate cannot be read."""
+    if _signer(half.authority_cert) in revoked:
+        raise TrustError("the authority that signed the half is revoked", fix="have another sign one")
+
+
 def _signer(der: bytes) -> NodeId:
     """The node of an authority, by its certificate."""
     return authority_node(der) or NodeId(hashlib.sha3_256(der).digest()[:NODE_ID_BYTES])
@@ -230,7 +237,7 @@ def _check(terms: Terms) -> None:
         or len(terms.mesh) != ROOT_HASH_BYTES
         or len(terms.other) != ROOT_HASH_BYTES
         or not 0 < terms.number < 2**63
-        or not 0 <= terms.at < terms.until < 2**63
+        or not 0 <= terms.at < terms.until <= _LAST_MOMENT
     ):
         raise TrustError("the terms of the pact have fields out of range")
     if terms.mesh == terms.other:
@@ -300,7 +307,6 @@ LINE: Final = Kind(
 
 # root hash, pact, secret, authority's node id, expiry; then mesh and endpoints with a length each
 _HEAD: Final = struct.Struct(">32s16s32s16sQ")
-_MAX_EXPIRY: Final = 253_402_300_799  # the last second of the year 9999
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,7 +343,7 @@ class FederationInvite:
             raise LINE.incomplete()
         root_hash, pact, secret, authority, expires = _HEAD.unpack_from(body)
         texts = LINE.split_texts_untrusted(body[_HEAD.size :])
-        if expires > _MAX_EXPIRY or not 2 <= len(texts) <= 1 + MAX_ENDPOINTS:
+        if expires > _LAST_MOMENT or not 2 <= len(texts) <= 1 + MAX_ENDPOINTS:
             raise TrustError("the federation invite was not made by this version", fix=_ONE_VERSION)
         mesh, *endpoints = texts
         check_label("mesh name", mesh)

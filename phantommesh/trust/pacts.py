@@ -33,26 +33,33 @@ from phantommesh.trust.federation import (
     Terms,
     Who,
     by_id,
+    check_signer,
     lock_of,
     verify,
 )
 from phantommesh.trust.identity import NodeId
 
 MAX_PACTS: Final = 64  # of a mesh, those among them that have been ended and are remembered
+MAX_RANGES: Final = 64  # of ports of one member that are open to another; the guard has a rule for each
 SECRET_BYTES: Final = 32
+_NOBODY: Final = frozenset[NodeId]()
 MAX_BUNDLE_BYTES: Final = 2 * MAX_HALF_BYTES + MAX_CERTIFICATE_BYTES + 256
 
 
 @dataclass(frozen=True, slots=True)
 class Allowed:
     """What two members may do. ``inbound``: the ports of this mesh's member that the other's may use;
-    ``outbound``: the other way round. A pair with neither may not link."""
+    ``outbound``: the other way round, each at most `MAX_RANGES` by one pact. A pair with neither may not
+    link."""
 
     inbound: tuple[Ports, ...] = ()
     outbound: tuple[Ports, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.inbound or self.outbound)
+
+    def __len__(self) -> int:
+        return len(self.inbound) + len(self.outbound)
 
     def with_more(self, more: Allowed) -> Allowed:
         """What two pacts let them do."""
@@ -108,17 +115,19 @@ def agree(
 
 
 def _among(member: Member, named: Iterable[Who]) -> bool:
-    return any(who in (member.name, by_id(member.node_id)) for who in named)
+    called = member.name, by_id(member.node_id)  # once: the other mesh may name ten thousand
+    return any(who in called for who in named)
 
 
 def _exposed(terms: Terms, member: Member, user: Member) -> tuple[Ports, ...]:
-    """The ports of a member that terms open to a user, each once."""
-    found = (
-        ports
-        for service in terms.services
-        if _among(member, (service.member,)) and _among(user, service.users)
-        for ports in service.ports
-    )
+    """The ports of a member that terms open to a user, each once. Of more than `MAX_RANGES` none is open: the
+    other mesh could have some thousands, each with any number of members."""
+    found = set[Ports]()
+    for service in terms.services:
+        if _among(member, (service.member,)) and _among(user, service.users):
+            found.update(service.ports)
+            if len(found) > MAX_RANGES:
+                return ()
     return _each(found)
 
 
@@ -138,6 +147,11 @@ class _Held:
     @property
     def ended(self) -> bool:
         return self.ours[0].ended or (self.theirs is not None and self.theirs[0].ended)
+
+    @property
+    def locks(self) -> set[bytes]:
+        """What the halves say of the secret: nothing where both end the pact."""
+        return {self.ours[0].lock, b"" if self.theirs is None else self.theirs[0].lock} - {b""}
 
     @property
     def bundle(self) -> Bundle:
@@ -178,7 +192,10 @@ class Pacts:
     """The newest halves of each pact of a mesh, whatever the order in which they come. The other mesh's are
     taken only where a half of this mesh names that mesh: later, they are to be offered again.
 
-    ``revoked`` are the nodes that this mesh has revoked. What comes is verified before it is held.
+    ``revoked`` are the nodes that this mesh has revoked. What comes is verified before it is held. Of a pact
+    that is known a later half is held also where its signer is revoked: the pact rests then, or has ended.
+    Else an earlier half, which may expose more, would hold on for nodes that hear of the revocation first. So
+    it is with what was ``kept`` on this node's own disk.
     """
 
     def __init__(self, root: x509.Certificate, revoked: Container[NodeId]) -> None:
@@ -237,24 +254,27 @@ class Pacts:
         for _, held in sorted(self._held.items()):
             digest.update(held.ours[1].digest)
             digest.update(bytes(32) if held.theirs is None else held.theirs[1].digest)
-            digest.update(bytes([held.secret is not None]))
+            digest.update(bytes([held.secret is not None and bool(held.locks)]))
         return digest.digest()
 
     def bundles(self) -> tuple[bytes, ...]:
         """What another member is given: one for each pact. They hold the secrets."""
         return tuple(held.bundle.encode() for _, held in sorted(self._held.items()))
 
-    def take(self, data: bytes, now: float, their_revoked: Mapping[bytes, Container[NodeId]]) -> bool:
-        """Hold what a member says of a pact; return whether any of it is news. ``their_revoked`` are as for
-        `in_force`, as far as known. Raises TrustError; what holds of it is held all the same."""
+    def take(
+        self, data: bytes, now: float, their_revoked: Mapping[bytes, Container[NodeId]], *, kept: bool = False
+    ) -> bool:
+        """Hold what a member says of a pact, or what this node has ``kept``; return whether any of it is
+        news. ``their_revoked`` are as for `in_force`, as far as known. Raises TrustError; what holds of it is
+        held all the same."""
         bundle = Bundle.decode_untrusted(data)
         half = Half.decode_untrusted(bundle.ours)
-        news = self.take_ours(half, now)
+        news = self.take_ours(half, now, kept=kept)
         pact = msgspec.msgpack.decode(half.terms, type=Terms).pact  # as `take_ours` has verified
         if bundle.theirs:
             theirs, other = Half.decode_untrusted(bundle.theirs), self._held[pact].ours[0].other
             revoked = their_revoked.get(other, frozenset[NodeId]())
-            news |= self.take_theirs(theirs, bundle.root, now, revoked=revoked)
+            news |= self.take_theirs(theirs, bundle.root, now, revoked=revoked, kept=kept)
         return (bool(bundle.secret) and self._unlock(pact, bundle.secret)) or news
 
     def unlock(self, pact: bytes, secret: Secret) -> bool:
@@ -267,19 +287,21 @@ class Pacts:
             return False
         if held.secret is not None and lock_of(held.secret) == held.ours[0].lock:
             return False
-        locks = {held.ours[0].lock, b"" if held.theirs is None else held.theirs[0].lock}
+        if not (locks := held.locks):  # nobody asks any more
+            return False
         if lock_of(Secret(secret)) not in locks:
             raise TrustError("the secret of the pact is another than the meshes signed")
         held.secret, self._digest = Secret(secret), None
         return True
 
-    def take_ours(self, half: Half, now: float) -> bool:
+    def take_ours(self, half: Half, now: float, *, kept: bool = False) -> bool:
         """Hold a half of this mesh; return whether it is news. Raises TrustError."""
         if any(held.ours[1] == half for held in self._held.values()):
             return False
-        terms = verify(half, self.root, now, revoked=self._revoked)
+        terms = verify(half, self.root, now, revoked=_NOBODY)
         held = self._held.get(terms.pact)
         if held is None:
+            check_signer(half, _NOBODY if kept else self._revoked)
             self.forget(now)
             if len(self._held) >= MAX_PACTS:
                 raise TrustError(
@@ -295,18 +317,22 @@ class Pacts:
         held.ours, self._digest = (terms, half), None
         return True
 
-    def take_theirs(self, half: Half, root: bytes, now: float, *, revoked: Container[NodeId]) -> bool:
+    def take_theirs(
+        self, half: Half, root: bytes, now: float, *, revoked: Container[NodeId], kept: bool = False
+    ) -> bool:
         """Hold a half of another mesh, with its root certificate, that has ``revoked`` these nodes; return
         whether it is news. Raises TrustError."""
         if any(held.theirs is not None and held.theirs[1] == half for held in self._held.values()):
             return False
-        terms = verify(half, load_root(root), now, revoked=revoked)
+        terms = verify(half, load_root(root), now, revoked=_NOBODY)
         held = self._held.get(terms.pact)
         if held is None:
             raise TrustError("this mesh has signed no half of that pact", fix="sign one first")
         if held.ours[0].other != terms.mesh or held.ours[0].mesh != terms.other:
             raise TrustError("the two halves are of two pacts", fix="have both meshes sign for one pact")
-        if held.theirs is not None and not _newer(terms, half, held.theirs):
+        if held.theirs is None:
+            check_signer(half, _NOBODY if kept else revoked)
+        elif not _newer(terms, half, held.theirs):
             return False
         held.root, held.theirs, self._digest = root, (terms, half), None
         return True

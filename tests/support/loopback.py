@@ -135,6 +135,8 @@ async def serving(
         node.parts.scattering.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         node.parts.guarding.run = trio.sleep_forever  # type: ignore[method-assign]
         node.parts.guarding.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        federating = node.parts.federating
+        federating.guarded = partial(getattr, federating, "networks")
         node.parts.beyond.run = trio.sleep_forever  # type: ignore[method-assign]
         node.parts.beyond.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         node.parts.gateway.run = trio.sleep_forever  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Container, Generator, Sequence
 from contextlib import asynccontextmanager
 from ipaddress import IPv6Network
 from time import time
@@ -39,8 +39,10 @@ from phantommesh.nursery.keeping.saver import Patience, Saver
 from phantommesh.nursery.members.enrolment import shake_hands
 from phantommesh.nursery.names.resolve import find_all
 from phantommesh.nursery.sockets import channels, framing
+from phantommesh.nursery.unexpected import left_out
 from phantommesh.overlay import guard
 from phantommesh.overlay.guard import Visited
+from phantommesh.rates import Bucket
 from phantommesh.records.record import callable_at
 from phantommesh.secret import Secret
 from phantommesh.state import directory
@@ -55,6 +57,11 @@ from phantommesh.trust.pacts import agree
 PATIENCE: float = 20.0  # s that a question waits for news; less than `framing.IDLE`
 AGAIN_FIRST, AGAIN_MOST = 0.5, 20.0  # s until a gateway that does not answer is tried again
 EXCHANGE: float = 30.0  # s that the exchange of halves may take at one address
+LOOK: float = 5.0  # s between looks at whether time alone has put a pact to rest
+# Questions to one gateway, a second and at once: it may answer each at once, and have news each time.
+ASK_RATE, ASK_BURST = 1.0, 10.0
+
+BROKEN = "what a gateway of another mesh said was left out after an unexpected error"
 
 T = TypeVar("T")
 
@@ -65,8 +72,9 @@ log = structlog.get_logger("phantommesh.federation")
 
 class Federating:
     """The pacts of one node. ``own`` is what its certificate says; ``may`` whether somebody may be spoken to
-    at an address; ``changed`` is called when who may link with it may have changed. ``problems`` says why a
-    gateway does not answer."""
+    at an address; ``changed`` is called when who may link with it may have changed; ``guarded`` gives the
+    networks of other meshes that the guard keeps to what is allowed: nobody of another is a visitor.
+    ``problems`` says why a gateway does not answer."""
 
     def __init__(
         self,
@@ -76,7 +84,9 @@ class Federating:
         own: Callable[[], Member],
         may: Callable[[bytes | None, str], bool],
         changed: Callable[[], None],
+        guarded: Callable[[], Container[IPv6Network]],
     ) -> None:
+        self.guarded = guarded
         self.federation = Federation(
             node.identity.node_id, node.root, node.roster, node.revocations, moment,
             authority=node.authority is not None,
@@ -89,6 +99,7 @@ class Federating:
         self.visitors = list[Visitor]()
         self.networks: tuple[IPv6Network, ...] = ()
         self.former: tuple[IPv6Network, ...] = ()  # those that an earlier run may have closed
+        self._in_force = frozenset[bytes]()  # at the last look
         self._saver, self._news, self._looked = Saver(self._write), Bell(), Bell()
         self._restore()
         self.federation.look()
@@ -98,15 +109,15 @@ class Federating:
             return
         try:
             bundles, drafts = decode_kept(self._node.pacts)
+            self.former = networks_of(self._node.pacts)
         except TrustError as error:
             path = str(self._node.state.path / directory.PACTS)
             log.error(
                 "the pacts' file is damaged: other members give the pacts again", file=path, error=str(error)
             )
             return
-        self.federation.take(bundles)
+        self.federation.take(bundles, kept=True)
         self.drafts = Drafts(drafts)
-        self.former = networks_of(self._node.pacts)
 
     # For the node's other parts.
 
@@ -114,11 +125,16 @@ class Federating:
         """The time, the roster, a revocation or a pact may have changed: return who of other meshes there is
         a pact with now."""
         self.federation.look()
-        self.visitors = self.federation.visitors(self._own())
+        guarded, found = self.guarded(), self.federation.visitors(self._own())
+        self.visitors = [visitor for visitor in found if visitor.mesh.network6 in guarded]
         self.networks = self.federation.networks(self._own())
+        self._in_force = self._those_in_force()
         self._news.ring()
         self._looked.ring()
         return self.visitors
+
+    def _those_in_force(self) -> frozenset[bytes]:
+        return frozenset(pact.ours.pact for pact in self.federation.in_force())
 
     def visited(self) -> Visited:
         """The same for the guard: the networks of other meshes, and who of them may send what here."""
@@ -148,9 +164,9 @@ class Federating:
         draft = self.drafts.get(door, time()) if self._node.authority is not None else None
         return self.federation.secret_of(door) if draft is None else Secret(draft.secret)
 
-    def take(self, bundles: Sequence[bytes], member: NodeId) -> bool:
+    async def take(self, bundles: Sequence[bytes], member: NodeId) -> bool:
         """Hold what a member of this mesh says of pacts; return whether any of it is news."""
-        news, refused = self.federation.take(bundles)
+        news, refused = await in_turns(self.federation.taking(bundles, member))
         if refused:
             self.dropped["pact"] += len(refused)
             log.warning("a pact was refused", peer=self._name(member), error=str(refused[0]))
@@ -298,8 +314,8 @@ class Federating:
             raise TrustError("there is no such pact", fix="see `phantommesh federation list`")
         ending = Terms.ending(pact, terms.mesh, terms.other, time())
         pacts.take_ours(await self._sign(authority, ending), time())
+        self._changed()  # at once, also where the disk is full
         await self._save()
-        self._changed()
 
     def _authority(self) -> Authority:
         if self._node.authority is None or self._keeper.is_revoked():
@@ -321,6 +337,7 @@ class Federating:
         """Ask the gateways of other meshes, and save what has changed, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep)
+            nursery.start_soon(self._watch)
             under_way = dict[Asked, trio.CancelScope]()
             while True:
                 wanted = set(self.federation.asked(self._own())) if not self._keeper.is_revoked() else set()
@@ -338,18 +355,26 @@ class Federating:
             async with self.disk.patiently():
                 await self._saver.save()
 
+    async def _watch(self) -> None:
+        """A pact runs out, and rests where no gateway answers, though nothing else happens."""
+        while True:
+            await trio.sleep(LOOK)
+            if self._those_in_force() != self._in_force:
+                self._changed()
+
     async def _follow(self, asked: Asked, scope: trio.CancelScope) -> None:
         """Ask one gateway again and again: it answers when there is news."""
         with scope:
             pause = AGAIN_FIRST
             while True:
                 began = trio.current_time()
-                try:
-                    await self._ask(asked)
-                except (framing.StreamError, PhantomMeshError, asking.AskingError) as error:
-                    if self.problems.get(asked) != str(error):
-                        log.info("a gateway does not answer", pact=asked.pact.hex(), error=str(error))
-                    self.problems[asked] = str(error)
+                with left_out(self.dropped, "gateway-broken", BROKEN, pact=asked.pact.hex()):
+                    try:
+                        await self._ask(asked)
+                    except (framing.StreamError, PhantomMeshError, asking.AskingError) as error:
+                        if self.problems.get(asked) != str(error):
+                            log.info("a gateway does not answer", pact=asked.pact.hex(), error=str(error))
+                        self.problems[asked] = str(error)
                 if trio.current_time() - began > PATIENCE:
                     pause = AGAIN_FIRST
                 await trio.sleep(pause * _RNG.uniform(0.75, 1.25))
@@ -374,10 +399,12 @@ class Federating:
     async def _listen(self, client: channels.Client, asked: Asked) -> None:
         """Hear what the gateway has to tell, for ever. Raises StreamError, TrustError or AskingError."""
         seen, pact = b"", asked.pact
+        pace = Bucket(ASK_RATE, ASK_BURST, trio.current_time())
         while (other := self.federation.other(pact)) is not None:
             me = self._keeper.roster.get(self._node.identity.node_id)
             if me is None:
                 raise framing.StreamError("this node has no record of its own yet")
+            await trio.sleep(pace.owe(trio.current_time()))
             answer = await client.ask(pactmessages.AskPact(pact, me.signed.encode(), seen))
             new = False
             match answer:

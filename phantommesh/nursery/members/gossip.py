@@ -358,7 +358,7 @@ class GossipDriver:
             case Take(member, told):
                 news = await self._keeper.hear(member, told.statements)
                 if self._federating is not None and told.pacts:
-                    news |= self._federating.take(told.pacts, member)
+                    news |= await self._federating.take(told.pacts, member)
                 return self._keys.merge(told.keys.keys, told.keys.active_key, member) or news
             case _:
                 assert_never(step)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Final
 
 import structlog
@@ -66,11 +66,15 @@ class _Installed:
 class Guarding:
     """The guard of one node. ``want`` says what it should be now; ``problem`` why it is not. ``flushed`` is
     called when the kernel tells that the rules of the table ``beside``, which another service keeps, were
-    changed."""
+    changed. ``others`` are the networks of other meshes that the rules in place keep to what is allowed;
+    ``joined`` is called when they have changed."""
 
     def __init__(
-        self, want: Callable[[], Guard], *, beside: str = "", flushed: Callable[[], None] = lambda: None
-    ) -> None:
+        self, want: Callable[[], Guard], *, beside: str = "", flushed: Callable[[], None] = lambda: None,
+        joined: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.others: tuple[IPv6Network, ...] = ()
+        self._joined = joined
         self.problem: PhantomMeshError | None = None
         self.drops_ipv6 = False  # another program's rules drop what comes over the mesh by IPv6
         self.contest = Contest()
@@ -90,7 +94,12 @@ class Guarding:
         that stood before then still stands."""
         async with self._lock:
             want = self._want()
-            await self._keep(FAMILY, want.table, guard.render(want))
+            try:
+                await self._keep(FAMILY, want.table, guard.render(want))
+            except NftError:
+                self._join(())  # what is in place is not known
+                raise
+            self._join(want.others)
             if ARP_FAMILY not in self._without:
                 try:
                     await self._keep(ARP_FAMILY, want.table, guard.render_arp(want))
@@ -99,6 +108,11 @@ class Guarding:
                         raise
                     self._without.add(ARP_FAMILY)
                     log.info("this kernel has no ARP rules: neighbours can ask for overlay addresses")
+
+    def _join(self, others: tuple[IPv6Network, ...]) -> None:
+        if self.others != others:
+            self.others = others
+            self._joined()
 
     async def run(self) -> None:
         """Keep the tables until cancelled. A failure is logged once and tried again; it never ends this."""
@@ -198,6 +212,7 @@ def make_guarding(
     carriers: Callable[[], tuple[tuple[Network, IPv4Address | IPv6Address], ...]],
     routes: Callable[[], tuple[Network, ...]], around: Callable[[], tuple[Network, ...] | None],
     settings: Callable[[], RoutesSection], visited: Callable[[], Visited], flushed: Callable[[], None],
+    joined: Callable[[], None],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
     how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``carriers`` at which
@@ -229,4 +244,4 @@ def make_guarding(
             visitors,
         )
 
-    return Guarding(want, beside=scatter_table(master), flushed=flushed)
+    return Guarding(want, beside=scatter_table(master), flushed=flushed, joined=joined)

@@ -5,23 +5,32 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from time import time
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import trio
+from trio.testing import MockClock
 
+from phantommesh.control import messages
 from phantommesh.management.events import Filter
-from phantommesh.node.pactmaking import make_offer
+from phantommesh.node.federation import Asked
+from phantommesh.node.pactmaking import encode_kept, make_offer
+from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.members import federating
 from phantommesh.nursery.members.federating import Federating
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.reporting import federation
 from phantommesh.state import directory
 from phantommesh.state.start import load_node
 from phantommesh.trust.certificates import TrustError
-from phantommesh.trust.federation import FederationInvite, Ports
+from phantommesh.trust.federation import FederationInvite, Gateway, Ports
 from phantommesh.trust.identity import NodeId
+from phantommesh.trust.pacts import Bundle
 from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 LIFE = 90 * 86_400.0
@@ -142,6 +151,92 @@ async def test_members_that_both_meshes_name_link_until_one_is_revoked(
         }
 
 
+async def alone(at: Path, changed: list[float]) -> Federating:
+    """The part of a node that does not run."""
+    make_authority(at)
+    state = load_node(at / "state", time())
+    return Federating(
+        state, RosterKeeper(state, lambda: None), own=state.member_at_issue, may=lambda *_: True,
+        changed=lambda: changed.append(trio.current_time()), guarded=lambda: (),
+    )  # fmt: skip
+
+
+async def test_a_gateway_that_answers_at_once_is_asked_at_a_bounded_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    part, asked = await alone(tmp_path, []), 0
+
+    class Eager:
+        async def ask(self, request: object) -> messages.Answer:
+            nonlocal asked
+            asked += 1
+            await trio.lowlevel.checkpoint()
+            return messages.Done()
+
+    monkeypatch.setattr(part.federation, "other", lambda pact: SimpleNamespace(heard=None))
+    gateway = Asked(bytes(16), Gateway(bytes(16), ("192.0.2.1:51800",)))
+    with trio.move_on_after(60.0):
+        await part._listen(Eager(), gateway)  # type: ignore[arg-type]
+    assert 60 <= asked <= 60 + federating.ASK_BURST + 1
+
+
+async def test_what_a_gateway_says_and_nobody_expected_ends_no_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    part = await alone(tmp_path, [])
+
+    async def broken(asked: Asked) -> None:
+        await trio.lowlevel.checkpoint()
+        raise ValueError("year 146138514283 is out of range")
+
+    monkeypatch.setattr(part, "_ask", broken)
+    gateway = Asked(bytes(16), Gateway(bytes(16), ("192.0.2.1:51800",)))
+    with trio.move_on_after(60.0):
+        await part._follow(gateway, trio.CancelScope())
+    assert part.dropped["gateway-broken"] >= 3
+
+
+async def test_a_pacts_file_with_a_part_that_is_none_stops_no_start(tmp_path: Path) -> None:
+    make_authority(tmp_path)
+    junk = encode_kept([Bundle(b"junk", b"junk", b"", b"").encode()], [])
+    state = replace(load_node(tmp_path / "state", time()), pacts=junk)
+    part = Federating(
+        state, RosterKeeper(state, lambda: None), own=state.member_at_issue, may=lambda *_: True,
+        changed=lambda: None, guarded=lambda: (),
+    )  # fmt: skip
+    assert part.former == () and len(part.federation.pacts) == 0
+
+
+async def test_time_alone_puts_a_pact_to_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    changed = list[float]()
+    part, began = await alone(tmp_path, changed), trio.current_time()
+    until_then = [SimpleNamespace(ours=SimpleNamespace(pact=bytes(16)))]
+    monkeypatch.setattr(
+        part.federation, "in_force", lambda: until_then if trio.current_time() - began < 100 else []
+    )
+    monkeypatch.setattr(part.federation, "visitors", lambda own: [])
+    part.look()
+    with trio.move_on_after(90.0):
+        await part.run()
+    assert changed == []
+    with trio.move_on_after(20.0):
+        await part.run()
+    assert changed and changed[0] - began <= 100 + 2 * federating.LOOK
+
+
+async def test_nobody_is_a_visitor_before_the_guard_knows_the_other_mesh(tmp_path: Path) -> None:
+    async with mesh_in(tmp_path / "here") as here, mesh_in(tmp_path / "there") as there:
+        await accept(there, await invited(here, "beta:tcp/443:beta"))
+        await until(lambda: linked(here.beta, there.beta))
+        parts = here.beta.parts
+        assert parts.federating.visited()[0] == (there.alpha.parts.state.mesh.network6,)
+        parts.federating.guarded = lambda: ()
+        assert parts.federating.look() == [] and parts.federating.visited()[1] == ()
+        assert parts.federating.networks  # the guard is to have it all the same
+
+
 async def test_either_mesh_ends_a_pact_alone(tmp_path: Path) -> None:
     async with mesh_in(tmp_path / "here") as here, mesh_in(tmp_path / "there") as there:
         pact = await accept(there, await invited(here, "beta:tcp/443:beta"))
@@ -156,6 +251,7 @@ async def test_either_mesh_ends_a_pact_alone(tmp_path: Path) -> None:
     # It is on disk, and the next start begins with it.
     state = load_node(tmp_path / "here" / "beta" / "state", time())
     again = Federating(
-        state, here.beta.parts.keeper, own=state.member_at_issue, may=lambda *_: True, changed=lambda: None
-    )
+        state, here.beta.parts.keeper, own=state.member_at_issue, may=lambda *_: True, changed=lambda: None,
+        guarded=lambda: (),
+    )  # fmt: skip
     assert again.federation.pacts.ended(pact) and again.federation.networks(state.member_at_issue())

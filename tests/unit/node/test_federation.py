@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -179,6 +179,18 @@ def test_a_pact_rests_while_no_gateway_answers() -> None:
     assert db.federation.heard(PACT) and db.visitors() == ["web"]
 
 
+def test_a_gateway_that_its_mesh_revoked_is_asked_no_more() -> None:
+    db, gate = Host(HERE, "db"), Host(THERE, "gate")
+    answer = db.ask(gate)
+    assert answer is not None
+    db.hear(answer, gate)
+    gate.revoke("gate")
+    other = db.federation.other(PACT)
+    assert other is not None and db.federation.asked(db.member)
+    other.revocations.take(gate.revocations, NOW)  # as another gateway has told
+    assert db.federation.asked(db.member) == []
+
+
 def test_strangers_and_others_names_are_told_nothing() -> None:
     db, gate, mine = Host(HERE, "db"), Host(THERE, "gate"), Host(HERE, "gate")
     for peer, door, question in (
@@ -223,7 +235,9 @@ def test_a_gateway_that_lies_brings_in_nobody_else(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(limits, "MAX_VISITORS", 2)
     many = [THERE.record(identity(f"web {i}"), "web").encode() for i in range(9)]
     db.hear(msgspec.structs.replace(answer, records=tuple(many)), gate)
-    assert len(other.roster.everyone()) <= 3 and len(db.visitors()) <= 2
+    assert len(other.roster.everyone()) <= 3 and len(db.visitors()) == 2
+    monkeypatch.setattr(limits, "MAX_RULES", 1)
+    assert len(db.visitors()) == 1
     # Nor do revocations fill anything: the pact rests, and the ones held stay few.
     monkeypatch.setattr(limits, "MAX_THEIR_REVOCATIONS", 2)
     for i in range(4):
@@ -244,6 +258,23 @@ def test_records_of_another_mesh_are_verified_at_a_bounded_rate(monkeypatch: pyt
     many = tuple(THERE.record(identity(f"web {i}"), "web").encode() for i in range(9))
     db.hear(msgspec.structs.replace(answer, records=many), gate)
     assert len(db.visitors()) == 3
+
+
+def test_what_a_member_says_of_pacts_is_verified_at_a_bounded_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "VERIFY_BURST", 3.0)
+    monkeypatch.setattr(limits, "VERIFY_RATE", 0.001)
+    db, member = Host(HERE, "db"), key(HERE, "other").node_id
+    known = list(db.federation.pacts.bundles())
+    assert at_once(db.federation.taking(known * 64, member)) == (False, [])  # costs nothing
+    looked, take = list[bytes](), db.federation.pacts.take
+
+    def noting(data: bytes, *args: Any, **how: Any) -> bool:
+        looked.append(data)
+        return take(data, *args, **how)
+
+    monkeypatch.setattr(db.federation.pacts, "take", noting)
+    news, refused = at_once(db.federation.taking([b"junk%d" % i for i in range(64)], member))
+    assert not news and len(looked) == 3 and "too much" in str(refused[-1])
 
 
 def test_a_key_of_both_meshes_is_our_own_members() -> None:

@@ -120,6 +120,17 @@ def test_a_member_named_by_its_id_is_that_key() -> None:
     assert not pact.allows(db, member(THERE, "web", "another key"), NOW)
 
 
+def test_of_more_ranges_than_the_guard_takes_none_is_open() -> None:
+    def between(count: int) -> Allowed:
+        ports = [Ports("udp", i, i) for i in range(1, count + 1)]
+        each = tuple(Service("web", tuple(ports[i : i + 16]), ("db",)) for i in range(0, count, 16))
+        found = agreed(half(HERE, THERE), half(THERE, HERE, services=each))
+        return found.allows(member(HERE, "db"), member(THERE, "web"), NOW)
+
+    most = held_pacts.MAX_RANGES
+    assert len(between(most).outbound) == most and not between(most + 1)
+
+
 def test_halves_that_do_not_fit_make_no_pact() -> None:
     third = make_mesh("third")
     elsewhere = half(THERE, third)
@@ -166,8 +177,10 @@ def signed(encoded: bytes, mesh: TestMesh = HERE) -> Half:
 def test_what_an_authority_that_checks_nothing_signs_is_refused() -> None:
     ahead = int(NOW + 2 * EARLY)
     late = msgspec.structs.replace(OURS_TERMS, at=ahead, until=ahead + 60)
+    dateless = msgspec.structs.replace(OURS_TERMS, at=2**62, until=2**62 + 60)
     for one, root, why in (
         (signed(msgspec.msgpack.encode(late)), HERE.root, "begins on"),
+        (signed(msgspec.msgpack.encode(dateless)), HERE.root, "out of range"),
         (signed(OURS.terms, THERE), THERE.root, "another mesh's than its signature"),
         (msgspec.structs.replace(OURS, terms=THEIRS.terms), HERE.root, "not signed by its authority"),
         (msgspec.structs.replace(OURS, signature=b""), HERE.root, "out of range"),
@@ -240,6 +253,45 @@ def test_a_pact_is_renewed_narrowed_and_ended() -> None:
     assert mine.in_force(NOW + 9, {hash_: NOBODY}) == []
     mine.forget(NOW + MAX_LIFE)
     assert len(mine) == 0
+
+
+def test_what_a_revoked_authority_signed_last_makes_way_for_nothing_earlier() -> None:
+    hash_ = THERE.mesh.root_hash
+    # Two nodes that hold both halves: one hears of the revocation before the end of the pact.
+    first, second = Pacts(HERE.root, NOBODY), Pacts(HERE.root, {FIRST})
+    for node in (first, second):
+        assert node.take_ours(OURS, NOW, kept=True)
+        node.take_theirs(THEIRS, THERE.root_der, NOW, revoked=NOBODY)
+    (early,) = first.bundles()
+    assert first.take_ours(ending(HERE, THERE), NOW)
+    (late,) = first.bundles()
+    assert second.take(late, NOW, {}) and second.ended(PACT)
+    # A node that starts again has it from its disk, and a member's older word does not undo it.
+    again = Pacts(HERE.root, {FIRST})
+    with pytest.raises(TrustError, match="revoked"):
+        again.take(late, NOW, {})  # of a pact that it knows nothing of, a revoked authority says nothing
+    assert again.take(late, NOW, {}, kept=True) and again.ended(PACT)
+    assert not again.take(early, NOW, {}) and again.ended(PACT)
+    # So it is with the other mesh's half.
+    their = Pacts(HERE.root, NOBODY)
+    their.take_ours(OURS, NOW)
+    with pytest.raises(TrustError, match="revoked"):
+        their.take_theirs(THEIRS, THERE.root_der, NOW, revoked={THEIR_FIRST})
+    their.take_theirs(THEIRS, THERE.root_der, NOW, revoked=NOBODY)
+    assert their.take_theirs(ending(THERE, HERE), THERE.root_der, NOW, revoked={THEIR_FIRST})
+    assert their.in_force(NOW, {hash_: NOBODY}) == []
+
+
+def test_where_both_meshes_ended_a_pact_nobody_waits_for_its_secret() -> None:
+    mine, fresh = Pacts(HERE.root, NOBODY), Pacts(HERE.root, NOBODY)
+    mine.take_ours(OURS, NOW)
+    mine.take_theirs(THEIRS, THERE.root_der, NOW, revoked=NOBODY)
+    mine.unlock(PACT, SECRET)
+    mine.take_ours(ending(HERE, THERE), NOW)
+    mine.take_theirs(ending(THERE, HERE), THERE.root_der, NOW, revoked=NOBODY)
+    (bundle,) = mine.bundles()
+    assert fresh.take(bundle, NOW, {}) and fresh.secret(PACT) is None
+    assert fresh.digest() == mine.digest()  # else the two would ask each other for ever
 
 
 def test_pacts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
