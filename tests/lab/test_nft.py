@@ -15,6 +15,7 @@ import pytest
 
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.scatter.maps import SCHEDULERS
+from phantommesh.scatter.peermap import CLOSED
 from phantommesh.scatter.ruleset import Hook, render, render_peer, render_removal, ways
 from tests.unit.scatter.test_classes import with_classes
 from tests.unit.scatter.test_scatter_ruleset import FRAME, HOOKS, peer, splitting
@@ -115,7 +116,7 @@ def test_the_kernel_has_what_was_rendered(space: list[str], hook: Hook) -> None:
         each.slot << 8 | part.number << 5 | low
         for each in peers
         for part in each.each
-        for low in (0, 15, *range(1, 8), *range(0x11, 0x18))
+        for low in (0, 15, *range(1, 8), *range(0x11, 0x18), *([CLOSED] if part.number else []))
     }
     assert call(space, frame.family, ["elements", "ways"]) == [{str(k): v for k, v in way.items()}]
 
