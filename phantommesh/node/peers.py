@@ -39,7 +39,7 @@ from phantommesh.membership.machine import Membership
 from phantommesh.records.record import NO_KEY, wg_ports_at
 from phantommesh.records.roster import Dispute, Entry, Roster
 from phantommesh.routing.choice import Need
-from phantommesh.routing.classlimits import ClassLimits, Hand, passing
+from phantommesh.routing.classlimits import DIRECTLY, ClassLimits, Hand, passing
 from phantommesh.routing.ways import Way, Ways
 from phantommesh.scatter.epochs import ScatterPeer
 from phantommesh.scatter.goals import SCHEDULES, schedule_of
@@ -416,7 +416,8 @@ class Peers:
 
     def hands(self, peer: NodeId) -> list[list[Hand | None]]:
         """The members that packets to a peer go by, by dimension: see `ClassLimits.limits`. WireGuard goes
-        back to where a late packet came from, so the way that it takes counts beside the one to take."""
+        to where the latest packet came from, so the way that it takes, and the relays that may forward to
+        this node, count beside the way to take."""
         if not self._indirect(peer):
             return [[] for _ in range(DIMENSIONS)]
         endpoints = self._endpoints.get(peer, (None,) * DIMENSIONS)
@@ -424,13 +425,16 @@ class Peers:
         for i, endpoint in enumerate(endpoints):
             chosen = passing((self._ways.chosen(peer, i),))
             way = None if endpoint is None else self._ways.at(peer, i, endpoint) or passed.get((i, endpoint))
-            there = passing((way,))
-            found.append([self.hand(one) for one in (*chosen, *sorted(there - chosen))])
+            there = passing((way,)) - chosen
+            lent = self._ways.lenders(peer, i) - chosen - there
+            now = [self.hand(one) for one in (*chosen, *sorted(there))] or ([DIRECTLY] if lent else [])
+            found.append([*now, *(self.hand(one) for one in sorted(lent))])
         return found
 
     def _indirect(self, peer: bytes) -> bool:
         """Whether there is a way on offer to a peer, or WireGuard may be where one led."""
-        return self._ways.known(peer) or NodeId(peer) in self._passed
+        lent = any(self._ways.lenders(NodeId(peer), i) for i in range(DIMENSIONS))
+        return lent or self._ways.known(peer) or NodeId(peer) in self._passed
 
     def _remember(self, peer: NodeId, ways: Iterable[Way | None]) -> None:
         """Note where members pass on packets. A relay whose lease has ended may forward all the same, and
@@ -446,6 +450,11 @@ class Peers:
                     del passed[next(iter(passed))]
         if passed:
             self._passed[peer] = passed
+
+    def confined(self, peer: NodeId) -> bool:
+        """Whether any class of the traffic to a peer may not go by whatever way there is."""
+        entry = self.get(peer) if self.confining else None
+        return entry is not None and self.class_limits.concern(self._intents.classes(entry.member.name))
 
     def needs(self, peer: NodeId) -> list[Need]:
         """The needs that the classes of the traffic to a peer have of relays."""

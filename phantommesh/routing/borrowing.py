@@ -59,10 +59,15 @@ HEARD: Final = 75.0  # s that a relay's word of a lease is remembered, for when 
 
 class Borrowing:
     """The leases that one member has of relays. ``own`` is its node id; ``needs`` returns what the classes of
-    the traffic to a peer need of relays."""
+    the traffic to a peer need of relays. Legs to peers that are ``confined`` are bound `HURRY` after they
+    are granted: WireGuard follows the peer's first packet to the relay, so what may not go by that relay has
+    to be closed before that."""
 
-    def __init__(self, own: NodeId, needs: Callable[[NodeId], Sequence[Need]] = lambda peer: ()) -> None:
-        self._own, self._needs = own, needs
+    def __init__(
+        self, own: NodeId, needs: Callable[[NodeId], Sequence[Need]] = lambda peer: (),
+        confined: Callable[[NodeId], bool] = lambda peer: False,
+    ) -> None:  # fmt: skip
+        self._own, self._needs, self._confined = own, needs, confined
         self._relays: dict[NodeId, float] = {}
         self._peers: dict[NodeId, Peer] = {}
         self._hints: dict[tuple[NodeId, int], tuple[NodeId, float]] = {}  # by peer and dimension
@@ -71,6 +76,16 @@ class Borrowing:
     def idle(self) -> bool:
         """Whether nothing is wanted."""
         return not self._peers
+
+    def lenders(self) -> dict[NodeId, dict[int, frozenset[NodeId]]]:
+        """The relays from which a peer's packets may come, by dimension: from the grant of a leg on."""
+        found = dict[NodeId, dict[int, frozenset[NodeId]]]()
+        for peer_id, peer in self._peers.items():
+            for dimension, leg in peer.all_legs():
+                if leg.ticket:
+                    relays = found.setdefault(peer_id, {})
+                    relays[dimension] = relays.get(dimension, frozenset()) | {leg.relay}
+        return found
 
     def offered_for(self, peer_id: NodeId, now: float) -> list[Choosable]:
         """The relays that offer to forward to a peer, the cheapest first; none where the other end chooses,
@@ -177,6 +192,9 @@ class Borrowing:
             peer_id, dimension, leg, now
         )  # the relay has begun anew, or the lease had ended
         leg.port, leg.tag, leg.ticket, leg.key = port, tag, ticket, key
+        if self._confined(peer_id):
+            leg.bind_at = now + HURRY
+            return effects
         return effects + self._bind(leg, dimension, now)
 
     def _unused(self, peer_id: NodeId, dimension: int, leg: Leg, now: float) -> list[Effect]:

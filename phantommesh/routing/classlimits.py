@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 from phantommesh.config.sections import IntentSection
 from phantommesh.dimensions import ALL, DIMENSIONS, bits
@@ -28,6 +29,10 @@ class Hand:
     name: str
     region: str
     text: str
+
+
+DIRECTLY: Final = Hand(DIRECT, "", "", "")
+"""Nobody: the direct way, where it has to be named beside members."""
 
 
 def passing(ways: Collection[Way | None]) -> set[bytes]:
@@ -52,8 +57,9 @@ class ClassLimits:
 
     def limits(self, classes: Sequence[TrafficClass], hands: Sequence[Sequence[Hand | None]]) -> Limits:
         """Return which dimensions each of the classes of a peer may take. ``hands`` are, by dimension, the
-        members that packets may go by now: none where they go directly, several while the dimension moves
-        from one to another, None for one that nothing is known of, which no class with constraints takes."""
+        members that packets may go by now, the one that passes them on first: none where they go directly,
+        several while the dimension moves from one to another, None for one that nothing is known of, which
+        no class with constraints takes."""
         if not self.concern(classes):
             return FREE
         allowed = tuple(
@@ -80,12 +86,12 @@ class ClassLimits:
     def _may(self, name: str, hand: Hand | None) -> bool:
         if hand is None:
             return False
-        return self._constraints[name].refuses(hand.name, hand.region, hand.text) is None
+        return hand is DIRECTLY or self._constraints[name].refuses(hand.name, hand.region, hand.text) is None
 
     def keys(self, name: str, hands: Sequence[Sequence[Hand | None]]) -> list[str]:
         """The keys of the configuration by which a class may not take dimensions with these ``hands``, as of
         `limits`; that for the number of hands where nothing else keeps it from any."""
-        there = {hand for some in hands for hand in some if hand is not None}
+        there = {hand for some in hands for hand in some if hand is not None} - {DIRECTLY}
         rules = {rule for _, rule in self.refused(name, there)}
         return sorted(intent_key(name, rule) for rule in rules) or [f"intent.{name}.hands"]
 

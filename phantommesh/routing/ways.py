@@ -8,11 +8,12 @@ of the three offers here what it has, and withdraws what no longer works. The be
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
 from phantommesh.dimensions import DIMENSIONS, bits, only, without
+from phantommesh.trust.identity import NodeId
 from phantommesh.wireguard.device import Endpoint
 
 
@@ -48,6 +49,7 @@ class Ways:
         self._offers: dict[bytes, dict[int, dict[Kind, Way]]] = {}
         self._held: dict[bytes, dict[Kind, int]] = {}
         self._quiet: dict[bytes, int] = {}
+        self._lenders: Mapping[NodeId, Mapping[int, frozenset[NodeId]]] = {}
 
     def known(self, peer: bytes) -> bool:
         """Whether there is a way on offer to this peer."""
@@ -68,6 +70,16 @@ class Ways:
         """The way on offer that has this endpoint, the best if there are several."""
         offers = self._offers.get(peer, {}).get(dimension, {})
         return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
+
+    def lent(self, lenders: Mapping[NodeId, Mapping[int, frozenset[NodeId]]]) -> set[NodeId]:
+        """From now on these relays, by peer and dimension, may forward packets of the peers, used or not.
+        Return the peers for which they are others than before."""
+        before, self._lenders = self._lenders, lenders
+        return {peer for peer in before.keys() | lenders.keys() if before.get(peer) != lenders.get(peer)}
+
+    def lenders(self, peer: NodeId, dimension: int) -> frozenset[NodeId]:
+        """The relays that may forward packets of a peer: WireGuard follows the peer's packets there."""
+        return self._lenders.get(peer, {}).get(dimension, frozenset())
 
     def proved(self) -> set[Endpoint]:
         """The endpoints of the direct and relayed ways on offer: packets have passed there, both ways. Frames

@@ -94,7 +94,7 @@ class Borrower:
         keyed: Callable[[NodeId], int],
         changed: Callable[[NodeId], None],
     ) -> None:  # fmt: skip
-        self.machine, self.dropped = Borrowing(me, peers.needs), Counter[str]()
+        self.machine, self.dropped = Borrowing(me, peers.needs, peers.confined), Counter[str]()
         self._use, self._constraints = config.use, constraints_of(config)
         self._peers, self._ways, self._caller, self._ports = peers, ways, caller, ports
         self._record, self._own_ports, self._where, self._views = record, own_ports, where, views
@@ -303,6 +303,9 @@ class Borrower:
                     self._send(relay, port, dimension, datagram)
                 case Use():
                     self._take(effect)
+        if self._peers.confining:
+            for peer in self._ways.lent(self.machine.lenders()):
+                self._changed(peer)
 
     def _to_ask(self, relay: NodeId, peer: NodeId) -> _Asked:
         self._asking.ring()

@@ -31,6 +31,7 @@ from phantommesh.records.roster import Entry, Roster
 from phantommesh.routing import ways
 from phantommesh.routing.ways import Way, Ways
 from phantommesh.scatter.intents import Intents
+from phantommesh.scatter.limits import DIRECT
 from phantommesh.secret import Secret
 from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import NodeId
@@ -369,6 +370,13 @@ def test_a_class_may_take_what_leads_to_a_peer_by_the_hands_that_it_allows() -> 
     assert allowed() == (0b1110111, ALL)
     world.peers._endpoints[peer] = (None, None, endpoint, None, None, None, None)
     assert allowed() == (0b1110011, ALL), "a late packet has taken WireGuard back to the relay"
+    world.peers._endpoints.clear()
+    # A relay that has given this node a leg may forward before this node takes that way: WireGuard follows.
+    assert world.ways.lent({peer: {5: frozenset({entry(2).member.node_id})}}) == {peer}
+    assert allowed() == (0b1010111, ALL) and not world.ways.lent(world.ways._lenders)
+    assert [one.node_id for one in world.peers.hands(peer)[5] if one] == [DIRECT, entry(2).member.node_id]
+    assert world.peers.confined(peer) and world.ways.lent({}) == {peer}
+    assert allowed() == (0b1110111, ALL)
     world.look(entry(2))
     assert world.peers.scattered(peer) is None and not world.peers._endpoints
 

@@ -16,7 +16,7 @@ from phantommesh.routing.binding import Challenger, Datagram, Kind, encode
 from phantommesh.routing.borrowing import ASKED, COST_EVERY, PATIENCE, Borrowing
 from phantommesh.routing.choice import Need
 from phantommesh.routing.leases import BOUND, Grant, Leases, Terms
-from phantommesh.routing.legs import AskCost, AskLease, Effect, LeaveLease, SendFromPort, Use
+from phantommesh.routing.legs import HURRY, AskCost, AskLease, Effect, LeaveLease, SendFromPort, Use
 from phantommesh.secret import Secret
 from phantommesh.trust.identity import NodeId
 from tests.unit.routing.test_leases import counting
@@ -319,6 +319,26 @@ def test_a_leg_without_a_ticket_is_not_bound_where_its_relay_fails() -> None:
     assert machine.cost(P, B, 0.01, 0.0) == [AskLease(P, B, 0), AskLease(P, B, 1)]
     effects = machine.failed(P, B, 0.1) + machine.tick(0.2)
     assert effects and not [one for one in effects if isinstance(one, SendFromPort)]
+
+
+def test_a_leg_to_a_confined_peer_is_bound_a_while_after_it_counts_as_lent() -> None:
+    for confined in ((B,), ()):
+        machine = Borrowing(A, confined=confined.__contains__)
+        machine.set_relays({P: 0.01}, 0.0)
+        machine.want(B, (3,), 0.0)
+        machine.tick(0.0)
+        machine.cost(P, B, 0.01, 0.0)
+        assert machine.lenders() == {}
+        now = machine.granted(P, B, 3, 51810, 0, bytes(8), Secret(bytes(32)), 0.0)
+        assert machine.lenders() == {B: {3: frozenset({P})}}
+        later = machine.tick(HURRY)
+        assert [len([one for one in found if isinstance(one, SendFromPort)]) for found in (now, later)] == [
+            0 if confined else 1,
+            1,
+        ]
+        machine.want(B, (), 1.0)
+        machine.tick(1000.0)
+        assert machine.lenders() == {}
 
 
 class Lying(Net):

@@ -7,7 +7,7 @@ import pytest
 
 from phantommesh.config.sections import IntentSection
 from phantommesh.dimensions import ALL, DIMENSIONS, bits
-from phantommesh.routing.classlimits import ClassLimits, Hand, passing
+from phantommesh.routing.classlimits import DIRECTLY, ClassLimits, Hand, passing
 from phantommesh.routing.ways import Kind, Way
 from phantommesh.scatter.intents import Intents
 from phantommesh.scatter.limits import DIRECT, FREE
@@ -64,6 +64,21 @@ def test_a_class_may_take_the_dimensions_by_whose_hands_it_may_go(
     assert limits.keys("a", HANDS) == keys
     wanted = (DIRECT, EU.node_id, US.node_id, EU.node_id, DIRECT, DIRECT, US.node_id)
     assert found.hands == (wanted if intent.hands > 1 else FREE.hands)
+
+
+def test_a_relay_that_may_forward_closes_a_dimension_and_is_no_hand_of_it_yet() -> None:
+    """Two hands are wanted: a leg that no packet goes by is none."""
+    intents = Intents(
+        (
+            IntentSection("a", "order", ports=(1,), direct_only=True),
+            IntentSection("b", "order", ports=(2,), hands=2),
+        )
+    )
+    lent: list[list[Hand | None]] = [[DIRECTLY, EU] for _ in range(DIMENSIONS)]
+    limits = ClassLimits(intents.constrained)
+    found = limits.limits(intents.classes("db"), lent)
+    assert found.allowed == (0, ALL) and found.hands == (DIRECT,) * DIMENSIONS
+    assert limits.keys("a", lent) == ["intent.a.direct_only"]
 
 
 def test_without_constraints_nothing_follows_the_ways() -> None:
