@@ -303,9 +303,9 @@ class Borrower:
                     self._send(relay, port, dimension, datagram)
                 case Use():
                     self._take(effect)
-        if self._peers.confining:
-            for peer in self._ways.lent(self.machine.lenders()):
-                self._changed(peer)
+        for lent in self._ways.lent(self.machine.lenders()):
+            if self._peers.confining:
+                self._changed(lent)
 
     def _to_ask(self, relay: NodeId, peer: NodeId) -> _Asked:
         self._asking.ring()
