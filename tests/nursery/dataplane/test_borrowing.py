@@ -27,7 +27,7 @@ from phantommesh.paths.state import PathState
 from phantommesh.records.record import NodeRecord, RelayOffer
 from phantommesh.routing.binding import Challenger
 from phantommesh.routing.leases import Leases, Terms
-from phantommesh.routing.legs import Use
+from phantommesh.routing.legs import HURRY, Use
 from phantommesh.routing.tagging import Tagged
 from phantommesh.routing.ways import Kind, Way, Ways
 from phantommesh.trust.identity import NodeId
@@ -41,8 +41,12 @@ DARK = replace(UP, state=PathState.DARK, answers=False)
 
 
 class World:
-    def __init__(self, *, offers: bool = True, section: RelaySection = RelaySection()) -> None:
-        self.section = section
+    def __init__(
+        self, *, offers: bool = True, section: RelaySection = RelaySection(), confining: bool = False
+    ) -> None:
+        self.section, self.confining = section, confining
+        self.bound: dict[tuple[NodeId, int], float] = {}  # when a dimension first bound a leg
+        self.told: list[tuple[NodeId, float, frozenset[int]]] = []  # changes, with the dimensions lent then
         base = plain_record(identity("a"))
         self.records: dict[NodeId, NodeRecord] = {
             member: structs.replace(
@@ -84,7 +88,10 @@ class World:
             if m != me
         ]
         by_id = {entry.member.node_id: entry for entry in entries}
-        peers = SimpleNamespace(entries=entries, get=by_id.get, standing=set(by_id), needs=lambda peer: ())
+        peers = SimpleNamespace(
+            entries=entries, get=by_id.get, standing=set(by_id), needs=lambda peer: (),
+            confined=lambda peer: self.confining, confining=self.confining,
+        )  # fmt: skip
 
         @asynccontextmanager
         async def call(relay: NodeId) -> AsyncIterator[object]:
@@ -102,6 +109,7 @@ class World:
             relay = next((m for m, host in self.hosts.items() if host == to.host), None)
             if relay is None:
                 return True  # nobody is there any more
+            self.bound.setdefault((me, dimension), trio.current_time())
             place = Address(self.hosts[me], 51820 + dimension)
             heard = self.challengers[relay].receive(datagram, place, trio.current_time())
             if heard.answer is not None and relay in self.relays:
@@ -118,8 +126,12 @@ class World:
             record=lambda: self.records[me], own_ports=lambda: range(51820, 51827),
             where=lambda entry: [Address(self.hosts[entry.member.node_id], 1)],
             views=lambda member: [self._view(me, member, i) for i in range(DIMENSIONS)],
-            down=lambda member: False, keyed=lambda member: ALL, changed=lambda member: None,
+            down=lambda member: False, keyed=lambda member: ALL,
+            changed=lambda member: self.told.append((me, trio.current_time(), self.lent(me, member))),
         )  # fmt: skip
+
+    def lent(self, me: NodeId, peer: NodeId) -> frozenset[int]:
+        return frozenset(i for i in range(DIMENSIONS) if self.ways[me].lenders(peer, i))
 
     def _view(self, me: NodeId, member: NodeId, dimension: int) -> PathView:
         if member in (P, Q):
@@ -165,6 +177,18 @@ async def test_dimensions_are_dealt_over_two_relays_and_leave_the_one_that_ends(
         world.doubt()
         await trio.sleep(3.0)
         assert world.over(A, B) == world.over(B, A) == [Q] * DIMENSIONS
+
+
+async def test_what_may_not_go_by_a_relay_is_told_before_the_relay_can_forward(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    world = World(confining=True)
+    async with running(world):
+        await trio.sleep(3.0)
+    assert sorted(map(world.over(A, B).count, (P, Q))) == [3, 4] and len(world.bound) == 2 * DIMENSIONS
+    for (me, dimension), bound in world.bound.items():
+        told = [when for who, when, lent in world.told if who == me and dimension in lent]
+        assert bound - min(told) >= HURRY - 0.001
 
 
 async def test_dimensions_follow_a_relay_that_has_another_address(
