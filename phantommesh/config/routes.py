@@ -60,6 +60,14 @@ def _check_probes(routes: RoutesSection) -> None:
             )
 
 
+def _parse(key: str, text: str, how: str) -> Network:
+    """Read a prefix that a key has; ``how`` says how to write one. Raises ConfigError."""
+    try:
+        return parse_prefix(text)
+    except ValueError as error:
+        raise ConfigError(f"{key}: {show(text)} is not usable: {error}", fix=f"write {how}") from None
+
+
 def _check_prefixes(routes: RoutesSection) -> None:
     if ALL_ROUTES in routes.accept and len(routes.accept) > 1:
         raise ConfigError(
@@ -69,13 +77,9 @@ def _check_prefixes(routes: RoutesSection) -> None:
     accept = () if routes.accept == (ALL_ROUTES,) else routes.accept
     for key, texts in (("routes.advertise", routes.advertise), ("routes.accept", accept)):
         for text in texts:
-            try:
-                prefix = parse_prefix(text)
-            except ValueError as error:
-                raise ConfigError(
-                    f"{key}: {show(text)} is not usable: {error}",
-                    fix='write each as a network and its length, e.g. "10.1.0.0/16" or "2001:db8:1::/48"',
-                ) from None
+            prefix = _parse(
+                key, text, 'each as a network and its length, e.g. "10.1.0.0/16" or "2001:db8:1::/48"'
+            )
             if key == "routes.advertise" and (why := unroutable(prefix)):
                 raise ConfigError(f"{key}: {show(text)} {why}", fix="take it out")
             if key == "routes.accept" and prefix.prefixlen == 0:
@@ -96,13 +100,7 @@ def _check_sites(routes: RoutesSection) -> None:
                 fix="add it there, or take it out here",
             )
         prefix = parse_prefix(text)
-        try:
-            site = parse_prefix(there)
-        except ValueError as error:
-            raise ConfigError(
-                f"routes.sites: {show(there)} is not usable: {error}",
-                fix='write it as a network and its length, e.g. "192.168.1.0/24"',
-            ) from None
+        site = _parse("routes.sites", there, 'it as a network and its length, e.g. "192.168.1.0/24"')
         if why := unroutable(site):
             raise ConfigError(
                 f"routes.sites: {show(there)} {why}", fix="name the network that is really there"
