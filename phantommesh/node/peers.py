@@ -422,19 +422,19 @@ class Peers:
             return [[] for _ in range(DIMENSIONS)]
         endpoints = self._endpoints.get(peer, (None,) * DIMENSIONS)
         found, passed = list[list[Hand | None]](), self._passed.get(peer, {})
+        lenders = self._ways.lenders(peer)
         for i, endpoint in enumerate(endpoints):
             chosen = passing((self._ways.chosen(peer, i),))
             way = None if endpoint is None else self._ways.at(peer, i, endpoint) or passed.get((i, endpoint))
             there = passing((way,)) - chosen
-            lent = self._ways.lenders(peer, i) - chosen - there
+            lent = lenders.get(i, frozenset()) - chosen - there
             now = [self.hand(one) for one in (*chosen, *sorted(there))] or ([DIRECTLY] if lent else [])
             found.append([*now, *(self.hand(one) for one in sorted(lent))])
         return found
 
     def _indirect(self, peer: bytes) -> bool:
-        """Whether there is a way on offer to a peer, or WireGuard may be where one led."""
-        lent = any(self._ways.lenders(NodeId(peer), i) for i in range(DIMENSIONS))
-        return lent or self._ways.known(peer) or NodeId(peer) in self._passed
+        """Whether there is a way on offer to a peer, or WireGuard may be, or get, where one led."""
+        return self._ways.known(peer) or bool(self._ways.lenders(peer)) or NodeId(peer) in self._passed
 
     def _remember(self, peer: NodeId, ways: Iterable[Way | None]) -> None:
         """Note where members pass on packets. A relay whose lease has ended may forward all the same, and

@@ -77,14 +77,12 @@ class Borrowing:
         """Whether nothing is wanted."""
         return not self._peers
 
-    def lenders(self) -> dict[NodeId, dict[int, frozenset[NodeId]]]:
+    def lenders(self, peer_id: NodeId) -> dict[int, frozenset[NodeId]]:
         """The relays from which a peer's packets may come, by dimension: from the grant of a leg on."""
-        found = dict[NodeId, dict[int, frozenset[NodeId]]]()
-        for peer_id, peer in self._peers.items():
-            for dimension, leg in peer.all_legs():
-                if leg.ticket:
-                    relays = found.setdefault(peer_id, {})
-                    relays[dimension] = relays.get(dimension, frozenset()) | {leg.relay}
+        found, peer = dict[int, frozenset[NodeId]](), self._peers.get(peer_id)
+        for dimension, leg in () if peer is None else peer.all_legs():
+            if leg.ticket:
+                found[dimension] = found.get(dimension, frozenset()) | {leg.relay}
         return found
 
     def offered_for(self, peer_id: NodeId, now: float) -> list[Choosable]:

@@ -49,7 +49,7 @@ class Ways:
         self._offers: dict[bytes, dict[int, dict[Kind, Way]]] = {}
         self._held: dict[bytes, dict[Kind, int]] = {}
         self._quiet: dict[bytes, int] = {}
-        self._lenders: Mapping[NodeId, Mapping[int, frozenset[NodeId]]] = {}
+        self._lenders: dict[bytes, Mapping[int, frozenset[NodeId]]] = {}
 
     def known(self, peer: bytes) -> bool:
         """Whether there is a way on offer to this peer."""
@@ -71,15 +71,17 @@ class Ways:
         offers = self._offers.get(peer, {}).get(dimension, {})
         return next((offers[kind] for kind in sorted(offers) if offers[kind].endpoint == endpoint), None)
 
-    def lent(self, lenders: Mapping[NodeId, Mapping[int, frozenset[NodeId]]]) -> set[NodeId]:
-        """From now on these relays, by peer and dimension, may forward packets of the peers, used or not.
-        Return the peers for which they are others than before."""
-        before, self._lenders = self._lenders, lenders
-        return {peer for peer in before.keys() | lenders.keys() if before.get(peer) != lenders.get(peer)}
+    def lend(self, peer: bytes, lenders: Mapping[int, frozenset[NodeId]]) -> bool:
+        """From now on these relays, by dimension, may forward packets of a peer, used or not. Return whether
+        they are others than before."""
+        before = self._lenders.pop(peer, {})
+        if lenders:
+            self._lenders[peer] = lenders
+        return before != lenders
 
-    def lenders(self, peer: NodeId, dimension: int) -> frozenset[NodeId]:
+    def lenders(self, peer: bytes) -> Mapping[int, frozenset[NodeId]]:
         """The relays that may forward packets of a peer: WireGuard follows the peer's packets there."""
-        return self._lenders.get(peer, {}).get(dimension, frozenset())
+        return self._lenders.get(peer, {})
 
     def proved(self) -> set[Endpoint]:
         """The endpoints of the direct and relayed ways on offer: packets have passed there, both ways. Frames
@@ -141,3 +143,4 @@ class Ways:
         self._offers = {peer: offers for peer, offers in self._offers.items() if peer in peers}
         self._held = {peer: held for peer, held in self._held.items() if peer in peers}
         self._quiet = {peer: quiet for peer, quiet in self._quiet.items() if quiet and peer in peers}
+        self._lenders = {peer: lenders for peer, lenders in self._lenders.items() if peer in peers}

@@ -259,6 +259,7 @@ class Borrower:
             if wanted and not any(path.answers for path in paths) and not any(self._ways.taken(peer)):
                 alone.add(peer)
             self._do(self.machine.want(peer, [i for i in range(DIMENSIONS) if has(wanted, i)], now))
+            self._lend(peer)
             if not wanted and (entry is None or self._down(peer) or lacking.settled):
                 del self._lacking[peer]
                 self._back.pop(peer, None)
@@ -303,9 +304,11 @@ class Borrower:
                     self._send(relay, port, dimension, datagram)
                 case Use():
                     self._take(effect)
-        for lent in self._ways.lent(self.machine.lenders()):
-            if self._peers.confining:
-                self._changed(lent)
+
+    def _lend(self, peer: NodeId) -> None:
+        """Say which relays may forward packets of a peer: what may not go by them is closed then."""
+        if self._ways.lend(peer, self.machine.lenders(peer)) and self._peers.confining:
+            self._changed(peer)
 
     def _to_ask(self, relay: NodeId, peer: NodeId) -> _Asked:
         self._asking.ring()
@@ -471,6 +474,7 @@ class Borrower:
                 self._tickets[leg.ticket] = which
             key = Secret(leg.key)
             self._do(self.machine.granted(relay, peer, i, answer.port, leg.tag, leg.ticket, key, now))
+        self._lend(peer)
 
 
 def _requests(peer: NodeId, asked: _Asked) -> Iterator[messages.AskRelay | messages.LeaveRelay]:

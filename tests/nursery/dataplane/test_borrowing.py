@@ -131,7 +131,7 @@ class World:
         )  # fmt: skip
 
     def lent(self, me: NodeId, peer: NodeId) -> frozenset[int]:
-        return frozenset(i for i in range(DIMENSIONS) if self.ways[me].lenders(peer, i))
+        return frozenset(self.ways[me].lenders(peer))
 
     def _view(self, me: NodeId, member: NodeId, dimension: int) -> PathView:
         if member in (P, Q):

@@ -372,10 +372,11 @@ def test_a_class_may_take_what_leads_to_a_peer_by_the_hands_that_it_allows() -> 
     assert allowed() == (0b1110011, ALL), "a late packet has taken WireGuard back to the relay"
     world.peers._endpoints.clear()
     # A relay that has given this node a leg may forward before this node takes that way: WireGuard follows.
-    assert world.ways.lent({peer: {5: frozenset({entry(2).member.node_id})}}) == {peer}
-    assert allowed() == (0b1010111, ALL) and not world.ways.lent(world.ways._lenders)
+    lenders = {5: frozenset({entry(2).member.node_id})}
+    assert world.ways.lend(peer, lenders)
+    assert allowed() == (0b1010111, ALL) and not world.ways.lend(peer, lenders)
     assert [one.node_id for one in world.peers.hands(peer)[5] if one] == [DIRECT, entry(2).member.node_id]
-    assert world.peers.confined(peer) and world.ways.lent({}) == {peer}
+    assert world.peers.confined(peer) and world.ways.lend(peer, {})
     assert allowed() == (0b1110111, ALL)
     world.look(entry(2))
     assert world.peers.scattered(peer) is None and not world.peers._endpoints

@@ -328,9 +328,9 @@ def test_a_leg_to_a_confined_peer_is_bound_a_while_after_it_counts_as_lent() -> 
         machine.want(B, (3,), 0.0)
         machine.tick(0.0)
         machine.cost(P, B, 0.01, 0.0)
-        assert machine.lenders() == {}
+        assert machine.lenders(B) == {}
         now = machine.granted(P, B, 3, 51810, 0, bytes(8), Secret(bytes(32)), 0.0)
-        assert machine.lenders() == {B: {3: frozenset({P})}}
+        assert machine.lenders(B) == {3: frozenset({P})}
         later = machine.tick(HURRY)
         assert [len([one for one in found if isinstance(one, SendFromPort)]) for found in (now, later)] == [
             0 if confined else 1,
@@ -338,7 +338,7 @@ def test_a_leg_to_a_confined_peer_is_bound_a_while_after_it_counts_as_lent() -> 
         ]
         machine.want(B, (), 1.0)
         machine.tick(1000.0)
-        assert machine.lenders() == {}
+        assert machine.lenders(B) == {}
 
 
 class Lying(Net):
