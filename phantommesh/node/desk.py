@@ -315,7 +315,7 @@ class Desk:
         self, authority: Authority, spki: bytes, entry: Entry, name: str, ip4: IPv4Address, at: Moment
     ) -> Work[bytes]:
         """Sign a certificate for a member, in its role and with the routes that it has."""
-        grants, role = self.granting.granted(entry), entry.member.role
+        grants, role = self.granting.carried(entry), entry.member.role
         node_cert: bytes = yield Compute(
             partial(authority.issue, spki, name, role, ip4, at.wall, grants=grants)
         )

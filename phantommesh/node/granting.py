@@ -64,6 +64,13 @@ class Granting:
         """The grants in a member's certificate that were not withdrawn."""
         return standing(entry.member.grants, entry.member.node_id, self._node.revocations)
 
+    def carried(self, entry: Entry) -> tuple[Grant, ...]:
+        """The grants for a member's next certificate: those in its certificate, and those that it asked for and
+        that this authority approved. The latter are in a certificate already whose record is still on its way
+        to here, and the member would lose them."""
+        asked = self._asked.get(entry.member.node_id)
+        return merge(self.granted(entry), self._due(entry, () if asked is None else asked.prefixes))
+
     def approved(self, node_id: NodeId) -> tuple[Grant, ...]:
         """The grants that this authority's book has for a node, as far as they were not withdrawn."""
         written = (one.grant for one in self._book if one.node_id == node_id)

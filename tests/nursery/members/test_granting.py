@@ -68,12 +68,12 @@ async def test_a_route_is_asked_for_approved_offered_and_withdrawn(tmp_path: Pat
 
                 renamed = await gamma.reporter.rename("delta")  # another certificate keeps the route
                 assert renamed.name == "delta"
-                assert gamma.parts.own.member.routes == (SITE,)
+                await until(lambda: gamma.parts.own.member.routes == (SITE,))
                 await until(lambda: "delta" in {e.member.name for e in alpha.parts.keeper.roster})
 
                 await desk.withdraw("delta", [SITE])
                 await until(lambda: seen(beta, router) == ((), ()))
-                assert [*gamma.parts.own.word.routes.lacking] == [SITE, LAB]
+                await until(lambda: [*gamma.parts.own.word.routes.lacking] == [SITE, LAB])
                 assert load_node(tmp_path / "a" / "state", time()).approvals == ()
                 assert beta.parts.keeper.roster.get(router) is not None  # it is a member as before
 

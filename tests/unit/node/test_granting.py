@@ -120,6 +120,23 @@ class Desk:
         self.do(self.granting.withdraw(name, prefixes, self.at))
 
 
+def test_the_next_certificate_keeps_a_route_whose_record_is_still_on_its_way() -> None:
+    desk = Desk()
+    desk.ask(BETA, SITE, LAB)
+    desk.approve("beta", SITE)
+    assert isinstance(desk.ask(BETA, SITE, LAB), messages.Renewed)  # the authority has not seen its record yet
+    stale = desk.node.entry(BETA)
+    assert desk.granting.granted(stale) == ()
+    assert [grant.prefix for grant in desk.granting.carried(stale)] == [SITE]
+    assert desk.granting.carried(desk.node.entry(GAMMA)) == ()
+
+    desk.ask(BETA, LAB)  # asks for another route only: none is forced on the member
+    assert desk.granting.carried(stale) == ()
+    desk.ask(BETA, SITE)
+    desk.withdraw("beta", SITE)
+    assert desk.granting.carried(stale) == ()
+
+
 def test_a_request_is_shown_and_writes_nothing_and_is_forgotten() -> None:
     desk = Desk()
     assert desk.ask(BETA, SITE, LAB) == messages.Done()
