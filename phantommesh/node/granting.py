@@ -65,9 +65,9 @@ class Granting:
         return standing(entry.member.grants, entry.member.node_id, self._node.revocations)
 
     def carried(self, entry: Entry) -> tuple[Grant, ...]:
-        """The grants for a member's next certificate: those in its certificate, and those that it asked for and
-        that this authority approved. The latter are in a certificate already whose record is still on its way
-        to here, and the member would lose them."""
+        """The grants for a member's next certificate: those in its certificate, and those that it asked for
+        and that this authority approved. The latter may be in a newer certificate whose record is still on
+        its way to here, and the member would lose them."""
         asked = self._asked.get(entry.member.node_id)
         return merge(self.granted(entry), self._due(entry, () if asked is None else asked.prefixes))
 

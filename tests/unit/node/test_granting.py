@@ -124,7 +124,7 @@ def test_the_next_certificate_keeps_a_route_whose_record_is_still_on_its_way() -
     desk = Desk()
     desk.ask(BETA, SITE, LAB)
     desk.approve("beta", SITE)
-    assert isinstance(desk.ask(BETA, SITE, LAB), messages.Renewed)  # the authority has not seen its record yet
+    assert isinstance(desk.ask(BETA, SITE, LAB), messages.Renewed)  # its record is on its way
     stale = desk.node.entry(BETA)
     assert desk.granting.granted(stale) == ()
     assert [grant.prefix for grant in desk.granting.carried(stale)] == [SITE]
