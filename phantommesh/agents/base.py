@@ -43,9 +43,9 @@ Seen = TypeVar("Seen")
 class Subject(msgspec.Struct, frozen=True, order=True):
     """What a proposal is about. Two proposals about one subject exclude each other.
 
-    ``name`` by kind: an address or network; a dimension's number; a flow as its module writes it; nothing for
-    ``host`` and ``node`` (this one); the key of a parameter; ``NODE_ID/DIMENSION`` for a path; a node id for a
-    peer; the id of a rule; the name of a service.
+    ``name`` by kind: an address or network; a dimension's number; a flow as its module writes it; nothing
+    for ``host`` and ``node`` (this one); the key of a parameter; ``NODE_ID/DIMENSION`` for a path; a node id
+    for a peer; the id of a rule; the name of a service.
     """
 
     kind: SubjectKind
