@@ -7,11 +7,12 @@ moment of its last change, and decayed where it is read. Recording a pattern aga
 Whoever acted on a recall says afterwards what came of it: `Memory.reinforce` where it was right,
 `Memory.punish` where it was a false alarm. Each step of a pattern's priority doubles its half-life.
 
-The patterns lie in a table of fixed size, in sets of `WAYS`, as in a processor's cache: a keyed hash (BLAKE2b)
-of a pattern's key says in which set. A new pattern takes the place of the stalest one of its set: the one whose
-strength falls below `FORGOTTEN` first. So patterns that a stranger makes up, each seen once, drive out each
-other and not what was seen often; and nobody can aim at a set without the hash's key. A set may be full before
-the table is: when as many patterns were recorded as there are places, one in ten has gone early.
+The patterns lie in a table of fixed size, in sets of `WAYS`, as in a processor's cache: a keyed hash
+(BLAKE2b) of a pattern's key says in which set. A new pattern takes the place of the stalest one of its set:
+the one whose strength falls below `FORGOTTEN` first. So patterns that a stranger makes up, each seen once,
+drive out each other and not what was seen often; and nobody can aim at a set without the hash's key. A set
+may be full before the table is: when as many patterns were recorded as there are places, one in ten has gone
+early.
 
 The table is one piece of memory, which Python's collector of cycles does not visit, and a recall reads two or
 three lines of the processor's cache in it. That is why a recall from a million patterns takes hardly longer
@@ -78,8 +79,8 @@ class Key(NamedTuple):
 
 
 class Pattern(msgspec.Struct, frozen=True):
-    """What is remembered of a pattern. ``strength`` is as of the recall; ``times`` it was recorded, ``useful``
-    recalls and ``false`` alarms saturate at 65,535; ``last`` is the moment of the last change."""
+    """What is remembered of a pattern. ``strength`` is as of the recall. ``times`` it was recorded,
+    ``useful`` recalls and ``false`` alarms end at 65,535. ``last`` is the moment of the last change."""
 
     strength: float
     times: int
@@ -122,8 +123,8 @@ class Copy:
 
 
 class Memory:
-    """Threat patterns by key. ``most_bytes`` bounds what it takes; ``half_life`` is in seconds; ``secret`` (at
-    most 64 bytes) keys the hash that says where a pattern lies, and is random in life."""
+    """Threat patterns by key. ``most_bytes`` bounds what the memory takes, ``half_life`` is in seconds.
+    ``secret`` (at most 64 bytes) keys the hash that says where a pattern lies; it is random in life."""
 
     def __init__(
         self, most_bytes: int = MOST_BYTES, half_life: float = HALF_LIFE, secret: bytes = b""
@@ -147,8 +148,8 @@ class Memory:
         return self._sets * WAYS
 
     @property
-    def bytes(self) -> int:
-        """What the memory takes: the table, and the texts of the keys."""
+    def size(self) -> int:
+        """Bytes that the memory takes: the table, and the texts of the keys."""
         return self.places * SLOT_BYTES + self._text_bytes
 
     def recall(self, key: Key, now: float) -> Pattern | None:
@@ -205,7 +206,7 @@ class Memory:
         found = ((self._opened(state, now), text) for text, state in (copy or self.copy()).items())
         strongest = heapq.nlargest(count, found, key=lambda one: one[0].strength)
         return Summary(
-            len(self), self.places, self.bytes, self.most_bytes, self.evicted,
+            len(self), self.places, self.size, self.most_bytes, self.evicted,
             tuple((Key(*text.split(_SEPARATOR)), pattern) for pattern, text in strongest),
         )  # fmt: skip
 
@@ -215,8 +216,8 @@ class Memory:
         return self._whole or bool(self._changed or self._forgotten)
 
     def take_changes(self) -> list[Item] | None:
-        """What changed since the last time, in an order in which it can be taken in; None: too much, so all of
-        the memory is to be written."""
+        """What changed since the last time, in an order in which `restore` takes it in; None: too much, so
+        all of the memory is to be written."""
         whole, changed, forgotten = self._whole, self._changed, self._forgotten
         self._changed, self._forgotten, self._whole = set(), [], False
         if whole:
