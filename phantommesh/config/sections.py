@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from phantommesh.config.memory import MemorySection
 from phantommesh.dimensions import DIMENSIONS, MAX_BATCH, MIN_BATCH
 from phantommesh.errors import PhantomMeshError
 from phantommesh.routable import MAX_ROUTES
@@ -383,6 +384,7 @@ class Config(msgspec.Struct, frozen=True):
     paths: PathsSection = PathsSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
+    memory: MemorySection = MemorySection()
     log: LogSection = LogSection()
     intent: tuple[IntentSection, ...] = ()
 
