@@ -82,6 +82,9 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "dns.port": ("5353", 5353),
     "dns.mode": ("off", "off"),
     "dns.hosts": ("/etc/other", "/etc/other"),
+    "memory.megabytes": ("16", 16),
+    "memory.half_life_seconds": ("86400", 86_400.0),
+    "memory.hints": ("false", False),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
 }
