@@ -104,7 +104,12 @@ def test_a_clock_that_is_set_back_does_no_harm() -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [Key("a|b", "192.0.2.1"), Key("scan", "192.0.2.1", signature="é"), Key("scan", "1\n"), Key("k", "x" * 93)],
+    [
+        Key("a|b", "192.0.2.1"),
+        Key("scan", "192.0.2.1", signature="é"),
+        Key("scan", "1\n"),
+        Key("k", "x" * 93),
+    ],
 )
 def test_a_key_that_cannot_be_is_refused(bad: Key) -> None:
     memory = Memory()
@@ -158,11 +163,11 @@ def test_a_record_looks_at_one_set_only(monkeypatch: pytest.MonkeyPatch) -> None
 
         def unpack_from(self, table: bytearray, at: int) -> tuple[float, ...]:
             nonlocal looked
-            found = REAL.unpack_from(table, at)
+            found = real.unpack_from(table, at)
             looked += len(found)
             return found
 
-    REAL = module._DUES
+    real = module._DUES
     memory = Memory(100 * ONE_SET)
     for number in range(3 * memory.places):
         memory.record(key(number), NOW)
