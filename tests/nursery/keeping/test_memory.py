@@ -132,7 +132,8 @@ async def test_a_full_disk_ends_nothing_and_what_waits_is_bounded(
         for number in range(2 * MOST_NOTED):
             record(keeper, number)
         await trio.sleep(SAVE_AGAIN / 2)
-        assert keeper.disk.problem is not None and remembered(tmp_path) == [1]
+        problem = keeper.disk.problem
+        assert problem is not None and remembered(tmp_path) == [1]
         record(keeper, 50)
         assert len(keeper.memory._changed) <= MOST_NOTED
     await trio.sleep(2 * SAVE_AGAIN)

@@ -389,9 +389,10 @@ def test_standings_are_written_and_read() -> None:
     standings, other = Standings(), Standings()
     standings.confirm(A.node_id, NOW)
     standings.expose(B.node_id, NOW)
-    assert standings.unsaved
+    before = standings.unsaved
     changes = standings.take_changes()
-    assert not standings.unsaved and len(changes) == 2 and all(one in standings.all() for one in changes)
+    assert (before, standings.unsaved, len(changes)) == (True, False, 2)
+    assert all(one in standings.all() for one in changes)
     assert other.restore([*changes, Standing(C.node_id, float("nan"), 0.0, NOW)], NOW) == 1
     assert not other.unsaved and not other.take_changes()
     assert other.weight(A.node_id, NOW) == pytest.approx(2 / 3) and other.weight(B.node_id, NOW) == 0.0

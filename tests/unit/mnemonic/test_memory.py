@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import tracemalloc
 from dataclasses import dataclass, replace
-from math import isclose, log2
+from math import exp2, isclose, log2
 
 import pytest
 from hypothesis import given, settings
@@ -222,9 +222,9 @@ def test_changes_are_told_once_and_what_was_forgotten_before_what_came_after() -
         ("198.0.0.1", 0),
         ("198.0.0.2", STATE_BYTES),
     ]
-    assert not memory.unsaved and memory.take_changes() == []
+    assert (memory.unsaved, memory.take_changes()) == (False, [])
     memory.give_back()
-    assert memory.unsaved and memory.take_changes() is None
+    assert (memory.unsaved, memory.take_changes()) == (True, None)
 
 
 def test_changes_that_wait_are_bounded() -> None:
@@ -268,13 +268,17 @@ class Naive:
     first: float = 0.0
     priority: int = 0
 
+    @property
+    def half_life(self) -> float:
+        return HALF_LIFE * (1, 2, 4, 8)[self.priority]
+
     def decayed(self, now: float) -> float:
-        return self.strength * 2 ** -(max(0.0, now - self.at) / (HALF_LIFE * 2**self.priority))
+        return self.strength * exp2(-max(0.0, now - self.at) / self.half_life)
 
     @property
     def due(self) -> float:
         left = log2(self.strength / FORGOTTEN) if self.strength > FORGOTTEN else 0.0
-        return self.at + left * HALF_LIFE * 2**self.priority
+        return self.at + left * self.half_life
 
 
 KEYS = st.integers(0, 3 * WAYS).map(key)
