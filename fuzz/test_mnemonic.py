@@ -16,6 +16,7 @@ from phantommesh.control.messages import ControlError, decode_request_untrusted,
 from phantommesh.mnemonic import file
 from phantommesh.mnemonic.hints import MOST_HINTED, MOST_HINTERS, MOST_LOWERING, ONE, SETTLED, Hinter, Hints
 from phantommesh.mnemonic.memory import Key, Memory
+from phantommesh.mnemonic.reputation import MOST, Reputation
 from phantommesh.mnemonic.saying import (
     MAX_HINTS_BYTES,
     MOST_HINTS,
@@ -25,7 +26,6 @@ from phantommesh.mnemonic.saying import (
     decode_hints_untrusted,
     sign_hints,
 )
-from phantommesh.mnemonic.standings import MOST, Standing
 from phantommesh.trust.identity import Identity, NodeId
 from tests.support.makemesh import NOW, identity
 
@@ -40,8 +40,8 @@ def _file() -> bytes:
     memory = Memory()
     for number in range(40):
         memory.record(Key("scan", str(number)), NOW)
-    standings = [Standing(one.node_id, 1.0, 2.0, NOW) for one in CROWD]
-    return file.encode(memory.copy().items(), standings)
+    reputations = [Reputation(one.node_id, 1.0, 2.0, NOW) for one in CROWD]
+    return file.encode(memory.copy().items(), reputations)
 
 
 FILE = _file()
@@ -70,9 +70,9 @@ def test_the_file(data: bytes) -> None:
     content, memory = file.decode(data), Memory(64 * 1024)
     hints = Hints(NodeId(b"m" * 16), lambda node: None)
     memory.restore(content.patterns, NOW)
-    hints.standings.restore(content.hinters, NOW)
+    hints.reputations.restore(content.hinters, NOW)
     assert content.torn <= content.lost <= len(data)
-    assert memory.size <= memory.most_bytes and len(hints.standings.all()) <= MOST
+    assert memory.size <= memory.most_bytes and len(hints.reputations.all()) <= MOST
     memory.summary(NOW, 3)
     hints.summary(NOW)
 
@@ -139,10 +139,10 @@ class Liars(RuleBasedStateMachine):
 
     @rule()
     def start_again(self) -> None:
-        before = self.hints.standings
+        before = self.hints.reputations
         self.hints = Hints(NodeId(b"m" * 16), self.who)
-        assert self.hints.standings.restore(before.all(), self.now) == 0
-        assert msgspec.msgpack.encode(before.all()) == msgspec.msgpack.encode(self.hints.standings.all())
+        assert self.hints.reputations.restore(before.all(), self.now) == 0
+        assert msgspec.msgpack.encode(before.all()) == msgspec.msgpack.encode(self.hints.reputations.all())
 
     @invariant()
     def bounded(self) -> None:

@@ -24,7 +24,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from phantommesh.mnemonic.memory import MOST_KEY, STATE_BYTES, Item
-from phantommesh.mnemonic.standings import Standing
+from phantommesh.mnemonic.reputation import Reputation
 
 HEADER: Final = b"phantommesh memory 1\n"
 _MARK: Final = b"\xc1PMm"  # msgpack uses the byte 0xc1 for nothing
@@ -50,7 +50,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     """One frame's items."""
 
     patterns: Annotated[tuple[tuple[_Text, _State], ...], msgspec.Meta(max_length=BATCH)] = ()
-    hinters: Annotated[tuple[Standing, ...], msgspec.Meta(max_length=BATCH)] = ()
+    hinters: Annotated[tuple[Reputation, ...], msgspec.Meta(max_length=BATCH)] = ()
 
 
 _DECODER: Final = msgspec.msgpack.Decoder(Batch)
@@ -62,17 +62,17 @@ class Content:
     at the end, as a crash leaves them."""
 
     patterns: list[Item] = field(default_factory=list)
-    hinters: list[Standing] = field(default_factory=list)
+    hinters: list[Reputation] = field(default_factory=list)
     lost: int = 0
     torn: int = 0
 
 
-def encode(patterns: Iterable[Item], hinters: Iterable[Standing]) -> bytes:
+def encode(patterns: Iterable[Item], hinters: Iterable[Reputation]) -> bytes:
     """Return a whole file."""
     return HEADER + added(patterns, hinters)
 
 
-def added(patterns: Iterable[Item], hinters: Iterable[Standing]) -> bytes:
+def added(patterns: Iterable[Item], hinters: Iterable[Reputation]) -> bytes:
     """Return what is added to a file for these changes."""
     frames = [_frame(Batch(patterns=some)) for some in _parts(patterns)]
     frames += [_frame(Batch(hinters=some)) for some in _parts(hinters)]

@@ -10,12 +10,12 @@ about it makes a hint stronger by three fifths at most.
 **Who counts as two.** Hinters whom one authority introduced count as one, the strongest of them, as whoever
 holds that authority can make as many members as it likes. An authority counts as those it introduced.
 
-**Weight** (`standings`). A hint is confirmed where this node would have banned the address without it, and
+**Weight** (`reputation`). A hint is confirmed where this node would have banned the address without it, and
 refuted where the ban was a false alarm. A ban that needed the hint confirms nothing.
 
 **Canaries.** No honest node hints an address that may never be banned (a member's, a seed's). A hint about
 one that had been so for `SETTLED` seconds when the hint was made exposes a liar: its weight is 0 for
-`standings.LIAR_FOR`. One that has become so since then costs a refutation: the hinter could not know yet.
+`reputation.LIAR_FOR`. One that has become so since then costs a refutation: the hinter could not know yet.
 
 **Caps.** At most `CHARGES` bans an hour rest on one hinter: one that has used them up lowers nothing. The set
 has `MOST_HINTED` addresses of `MOST_HINTERS` hinters, of which one authority introduced at most half; what
@@ -33,6 +33,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
+from phantommesh.mnemonic.reputation import Reputations
 from phantommesh.mnemonic.saying import (
     LIFE,
     Hint,
@@ -43,7 +44,6 @@ from phantommesh.mnemonic.saying import (
     check_signature,
     decode_hints_untrusted,
 )
-from phantommesh.mnemonic.standings import Standings
 from phantommesh.rates import Bucket, Rates, source_block
 from phantommesh.trust.identity import NodeId, format_node_id
 
@@ -123,7 +123,7 @@ class Hints:
         self.dropped = Counter[str]()
         self._held = dict[NodeId, _Held]()
         self._about = dict[str, set[NodeId]]()
-        self.standings = Standings()
+        self.reputations = Reputations()
         self._charged = dict[NodeId, deque[float]]()
         self._rates = Rates[bytes](RATE, BURST)
         self._checks: Bucket | None = None
@@ -153,7 +153,7 @@ class Hints:
         """Why a list is not even looked at; empty where it is. What costs most is checked last."""
         if new.hops > MOST_HOPS or new.said.at > now + EARLY or new.said.at + LIFE <= now:
             return "untimely"
-        if self.standings.of(origin, now).liar_until > now:
+        if self.reputations.of(origin, now).liar_until > now:
             return "liar"
         hinter = self._who(origin)
         if hinter is None:
@@ -173,7 +173,7 @@ class Hints:
         """Put a list in the place of its origin's last one; return why not, or nothing."""
         since = {hint.source: never(hint.source) for hint in new.said.hints}
         if any(moment is not None and new.said.at - moment >= SETTLED for moment in since.values()):
-            self.standings.expose(origin, now)
+            self.reputations.expose(origin, now)
             if origin in self._held:
                 self._leave(origin)
             return "canary"
@@ -187,7 +187,7 @@ class Hints:
         for source, moment in since.items():
             if moment is not None and source not in new.refuted:
                 new.refuted.add(source)
-                self.standings.refute(origin, now)
+                self.reputations.refute(origin, now)
         self._add(new, origin, now)
         return ""
 
@@ -232,7 +232,7 @@ class Hints:
         if hint.until <= now or held.said.at + LIFE <= now:
             return 0.0
         age = exp2(-max(0.0, now - held.said.at) / HALF_LIFE)
-        return hint.strength / 100 * self.standings.weight(origin, now) * HOP**held.hops * age
+        return hint.strength / 100 * self.reputations.weight(origin, now) * HOP**held.hops * age
 
     def banned(self, address: str, now: float, *, alone: bool) -> None:
         """This node has banned an address. ``alone``: also without `lowering` it would have. Else the ban
@@ -245,14 +245,14 @@ class Hints:
                     self._charged.setdefault(origin, deque(maxlen=CHARGES)).append(now)
             elif source not in held.confirmed:
                 held.confirmed.add(source)
-                self.standings.confirm(origin, now)
+                self.reputations.confirm(origin, now)
 
     def refuted(self, address: str, now: float) -> None:
         """The ban of an address was a false alarm."""
         source = _block(address)
         for origin in list(self._about.get(source, ())):
             self._held[origin].refuted.add(source)
-            self.standings.refute(origin, now)
+            self.reputations.refute(origin, now)
             self._unhint(source, origin)
 
     def sweep(self, never: Never, now: float) -> None:
@@ -270,7 +270,7 @@ class Hints:
 
     def summary(self, now: float) -> Summary:
         """The hints for people."""
-        known = {*self._held, *self.standings}
+        known = {*self._held, *self.reputations}
         views = sorted(
             (self._view(hinter, now) for hinter in known), key=lambda view: (-view.hints, view.node)
         )
@@ -278,12 +278,12 @@ class Hints:
         return Summary(len(self._about), MOST_HINTED, len(self.own), self.taken, dropped, tuple(views))
 
     def _view(self, hinter: NodeId, now: float) -> HinterView:
-        standing, held = self.standings.of(hinter, now), self._held.get(hinter)
+        reputation, held = self.reputations.of(hinter, now), self._held.get(hinter)
         return HinterView(
             format_node_id(hinter),
-            0.0 if self._spent(hinter, now) else self.standings.weight(hinter, now),
-            standing.confirmed, standing.refuted,
-            0 if held is None else len(held.hints), 0 if held is None else held.hops, standing.liar_until,
+            0.0 if self._spent(hinter, now) else self.reputations.weight(hinter, now),
+            reputation.confirmed, reputation.refuted,
+            0 if held is None else len(held.hints), 0 if held is None else held.hops, reputation.liar_until,
         )  # fmt: skip
 
     def _spent(self, hinter: NodeId, now: float) -> bool:
@@ -297,8 +297,8 @@ class Hints:
         if not full and len(fellows) < MOST_HINTERS // 2:
             return True
         crowd = fellows if len(fellows) >= MOST_HINTERS // 2 else list(self._held)
-        least = min(crowd, key=lambda other: self.standings.weight(other, now))
-        if self.standings.weight(least, now) >= self.standings.weight(origin, now):
+        least = min(crowd, key=lambda other: self.reputations.weight(other, now))
+        if self.reputations.weight(least, now) >= self.reputations.weight(origin, now):
             return False
         self._leave(least)
         return True

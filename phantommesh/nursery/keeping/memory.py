@@ -23,7 +23,7 @@ from phantommesh.mnemonic import file
 from phantommesh.mnemonic.file import Content
 from phantommesh.mnemonic.hints import Hinter, Hints, Never
 from phantommesh.mnemonic.memory import Copy, Item, Key, Memory, Pattern, Summary
-from phantommesh.mnemonic.standings import Standing
+from phantommesh.mnemonic.reputation import Reputation
 from phantommesh.nursery.keeping.saver import Patience
 from phantommesh.state import directory
 from phantommesh.state.directory import StateDir
@@ -43,7 +43,7 @@ class _Job:
     """What is to be written: changes, or (``whole``) everything."""
 
     items: list[Item] | Copy
-    standings: list[Standing]
+    reputations: list[Reputation]
 
     @property
     def whole(self) -> bool:
@@ -51,7 +51,7 @@ class _Job:
 
     def encode(self) -> bytes:
         items = self.items.items() if isinstance(self.items, Copy) else self.items
-        return file.encode(items, self.standings) if self.whole else file.added(items, self.standings)
+        return file.encode(items, self.reputations) if self.whole else file.added(items, self.reputations)
 
 
 class MemoryKeeper:
@@ -120,7 +120,7 @@ class MemoryKeeper:
         """Write what has changed; it is on disk when this returns. Raises StateError."""
         async with self._saving:
             self._dirty = trio.Event()
-            if not (self.memory.unsaved or self.hints.standings.unsaved):
+            if not (self.memory.unsaved or self.hints.reputations.unsaved):
                 return
             try:
                 await trio.to_thread.run_sync(self._write, self._take())
@@ -130,10 +130,10 @@ class MemoryKeeper:
                 raise
 
     def _take(self) -> _Job:
-        items, standings = self.memory.take_changes(), self.hints.standings.take_changes()
+        items, reputations = self.memory.take_changes(), self.hints.reputations.take_changes()
         if items is None or self._place is None or self._place.end > self._most:
-            return _Job(self.memory.copy(), self.hints.standings.all())
-        return _Job(items, standings)
+            return _Job(self.memory.copy(), self.hints.reputations.all())
+        return _Job(items, reputations)
 
     def _write(self, job: _Job) -> None:
         """Write a job. Blocks. Raises StateError."""
@@ -157,7 +157,7 @@ class MemoryKeeper:
             return
         content, now = file.decode(data), time()
         refused = self.memory.restore(content.patterns, now)
-        refused += self.hints.standings.restore(content.hinters, now)
+        refused += self.hints.reputations.restore(content.hinters, now)
         self._damage = _told(content, refused)
         if not self._damage and place.end == len(data):
             self._place, self._most = place, file.most_size(len(data))

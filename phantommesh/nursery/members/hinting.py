@@ -61,7 +61,7 @@ class Hinting:
             return messages.Refused("this node shares no hints")
         keeper = self._memory
         hops = keeper.hints.take(request.hints, sender, request.hops, keeper.never, time())
-        if keeper.hints.standings.unsaved:
+        if keeper.hints.reputations.unsaved:
             keeper.changed()
         if hops is not None:
             self._pass(_Passing(TellHints(request.hints, hops), PASSED_TO, (sender,)))

@@ -41,13 +41,13 @@ def record(keeper: MemoryKeeper, *numbers: int) -> None:
 async def test_what_was_recorded_is_there_after_a_restart(tmp_path: Path) -> None:
     keeper = make_keeper(tmp_path)
     record(keeper, 1, 2)
-    keeper.hints.standings.expose(LIAR, time())
+    keeper.hints.reputations.expose(LIAR, time())
     await keeper.save()
     keeper.memory.forget(key(1))
     record(keeper, 3)
     await keeper.save()
     assert remembered(tmp_path) == [2, 3]
-    assert make_keeper(tmp_path).hints.standings.weight(LIAR, time()) == 0.0
+    assert make_keeper(tmp_path).hints.reputations.weight(LIAR, time()) == 0.0
 
 
 async def test_a_change_is_added_and_now_and_then_all_is_written_anew(

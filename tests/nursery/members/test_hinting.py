@@ -61,12 +61,12 @@ async def test_a_member_that_hints_members_is_a_liar_also_after_a_restart(tmp_pa
         alpha.parts.memory.never = {BAD: time() - 2 * SETTLED}.get
         liar = beta.parts.own.member.node_id
         beta.parts.memory.hints.own.tell("scan", BAD, 1.0, time() + 600, time())
-        await until(lambda: hints.standings.weight(liar, time()) == 0.0)
+        await until(lambda: hints.reputations.weight(liar, time()) == 0.0)
         assert hints.lowering(BAD, time()) == 0.0
         assert alpha.parts.dropped()["hint-canary"] == 1
-        await until(lambda: not hints.standings.unsaved)
+        await until(lambda: not hints.reputations.unsaved)
     again = make_keeper(tmp_path / "a" / "state")
-    assert again.hints.standings.weight(liar, time()) == 0.0
+    assert again.hints.reputations.weight(liar, time()) == 0.0
 
 
 async def test_who_introduced_a_member_is_its_authority(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from phantommesh.mnemonic import file
 from phantommesh.mnemonic.file import BATCH, HEADER, SLACK, decode, encode, most_size
 from phantommesh.mnemonic.memory import Item, Key, Memory
-from phantommesh.mnemonic.standings import Standing
+from phantommesh.mnemonic.reputation import Reputation
 
 NOW = 1_790_000_000.0
-HINTERS = [Standing(bytes([number]) * 16, 1.5, 0.5, NOW, NOW + number) for number in range(3)]
+HINTERS = [Reputation(bytes([number]) * 16, 1.5, 0.5, NOW, NOW + number) for number in range(3)]
 
 
 def items(count: int) -> list[Item]:

@@ -24,10 +24,10 @@ from phantommesh.mnemonic.hints import (
     Hinter,
     Hints,
 )
+from phantommesh.mnemonic.reputation import HALF_LIFE as WEIGHT_HALF_LIFE
+from phantommesh.mnemonic.reputation import LIAR_FOR, Reputation, Reputations
+from phantommesh.mnemonic.reputation import MOST as MOST_STANDINGS
 from phantommesh.mnemonic.saying import LIFE, MOST_HINTS, RENEWED, Hint, OwnHints, Said, sign_hints
-from phantommesh.mnemonic.standings import HALF_LIFE as WEIGHT_HALF_LIFE
-from phantommesh.mnemonic.standings import LIAR_FOR, Standing, Standings
-from phantommesh.mnemonic.standings import MOST as MOST_STANDINGS
 from phantommesh.trust.identity import Identity, NodeId
 from tests.support.makemesh import identity
 
@@ -67,7 +67,7 @@ class Mesh:
 
     def confirm(self, who: Identity, times: int) -> None:
         for _ in range(times):
-            self.hints.standings.confirm(who.node_id, self.now)
+            self.hints.reputations.confirm(who.node_id, self.now)
 
 
 def test_nothing_is_lower_where_nobody_hinted() -> None:
@@ -215,17 +215,17 @@ def test_a_confirmed_hinter_gains_weight_once_for_each_hint() -> None:
     mesh.hear(A, BAD)
     for _ in range(5):
         mesh.hints.banned(BAD, mesh.now, alone=True)
-    assert mesh.hints.standings.weight(A.node_id, mesh.now) == pytest.approx(2 / 3)
+    assert mesh.hints.reputations.weight(A.node_id, mesh.now) == pytest.approx(2 / 3)
     mesh.hear(A, BAD, made=NOW + 1)
     mesh.hints.banned(BAD, mesh.now, alone=True)
-    assert mesh.hints.standings.weight(A.node_id, mesh.now) == pytest.approx(2 / 3)
+    assert mesh.hints.reputations.weight(A.node_id, mesh.now) == pytest.approx(2 / 3)
 
 
 def test_a_ban_that_needed_the_hint_confirms_nobody() -> None:
     mesh = Mesh()
     mesh.hear(A, BAD)
     mesh.hints.banned(BAD, mesh.now, alone=False)
-    assert mesh.hints.standings.weight(A.node_id, mesh.now) == 0.5
+    assert mesh.hints.reputations.weight(A.node_id, mesh.now) == 0.5
 
 
 def test_a_false_alarm_costs_weight_and_the_hint_once() -> None:
@@ -235,7 +235,7 @@ def test_a_false_alarm_costs_weight_and_the_hint_once() -> None:
     assert mesh.lowering() == 0.0
     mesh.hear(A, BAD, made=NOW + 1)
     assert mesh.lowering() == 0.0
-    assert mesh.hints.standings.weight(A.node_id, mesh.now) == pytest.approx(1 / 3)
+    assert mesh.hints.reputations.weight(A.node_id, mesh.now) == pytest.approx(1 / 3)
 
 
 def test_four_bans_an_hour_rest_on_one_hinter() -> None:
@@ -261,7 +261,7 @@ def test_a_hint_about_a_member_exposes_a_liar() -> None:
     mesh.hear(A, BAD)
     assert mesh.hear(A, BAD, "192.0.2.1", made=NOW + 1) is None
     assert mesh.lowering() == mesh.lowering("192.0.2.1") == 0.0
-    assert mesh.hints.standings.weight(A.node_id, mesh.now) == 0.0
+    assert mesh.hints.reputations.weight(A.node_id, mesh.now) == 0.0
     mesh.now += LIAR_FOR - 1
     assert mesh.hear(A, BAD) is None
     assert mesh.hints.dropped == {"hint-canary": 1, "hint-liar": 1}
@@ -283,7 +283,7 @@ def test_an_address_that_becomes_a_members_is_hinted_no_more() -> None:
     mesh.hear(A, BAD)
     mesh.members[BAD] = NOW
     mesh.hints.sweep(mesh.members.get, mesh.now)
-    assert mesh.lowering() == 0.0 and mesh.hints.standings.weight(A.node_id, NOW) == 0.5
+    assert mesh.lowering() == 0.0 and mesh.hints.reputations.weight(A.node_id, NOW) == 0.5
 
 
 def test_who_is_no_member_any_more_hints_nothing() -> None:
@@ -373,40 +373,40 @@ def test_the_longest_bans_are_told_where_there_are_too_many() -> None:
 
 
 def test_a_weight_decays_to_that_of_a_stranger() -> None:
-    standings = Standings()
+    reputations = Reputations()
     for _ in range(3):
-        standings.confirm(A.node_id, NOW)
-        standings.refute(B.node_id, NOW)
-    assert standings.weight(A.node_id, NOW) == pytest.approx(0.8)
-    assert standings.weight(B.node_id, NOW) == pytest.approx(0.2)
+        reputations.confirm(A.node_id, NOW)
+        reputations.refute(B.node_id, NOW)
+    assert reputations.weight(A.node_id, NOW) == pytest.approx(0.8)
+    assert reputations.weight(B.node_id, NOW) == pytest.approx(0.2)
     later = NOW + WEIGHT_HALF_LIFE
-    assert standings.weight(A.node_id, later) == pytest.approx(2.5 / 3.5)
-    assert standings.weight(B.node_id, later) == pytest.approx(1 / 3.5)
-    assert standings.weight(A.node_id, NOW - 1e6) == pytest.approx(0.8)
+    assert reputations.weight(A.node_id, later) == pytest.approx(2.5 / 3.5)
+    assert reputations.weight(B.node_id, later) == pytest.approx(1 / 3.5)
+    assert reputations.weight(A.node_id, NOW - 1e6) == pytest.approx(0.8)
 
 
-def test_standings_are_written_and_read() -> None:
-    standings, other = Standings(), Standings()
-    standings.confirm(A.node_id, NOW)
-    standings.expose(B.node_id, NOW)
-    before = standings.unsaved
-    changes = standings.take_changes()
-    assert (before, standings.unsaved, len(changes)) == (True, False, 2)
-    assert all(one in standings.all() for one in changes)
-    assert other.restore([*changes, Standing(C.node_id, float("nan"), 0.0, NOW)], NOW) == 1
+def test_reputations_are_written_and_read() -> None:
+    reputations, other = Reputations(), Reputations()
+    reputations.confirm(A.node_id, NOW)
+    reputations.expose(B.node_id, NOW)
+    before = reputations.unsaved
+    changes = reputations.take_changes()
+    assert (before, reputations.unsaved, len(changes)) == (True, False, 2)
+    assert all(one in reputations.all() for one in changes)
+    assert other.restore([*changes, Reputation(C.node_id, float("nan"), 0.0, NOW)], NOW) == 1
     assert not other.unsaved and not other.take_changes()
     assert other.weight(A.node_id, NOW) == pytest.approx(2 / 3) and other.weight(B.node_id, NOW) == 0.0
 
 
-def test_standings_are_bounded_and_liars_are_remembered() -> None:
-    standings = Standings()
-    standings.expose(A.node_id, NOW)
+def test_reputations_are_bounded_and_liars_are_remembered() -> None:
+    reputations = Reputations()
+    reputations.expose(A.node_id, NOW)
     names = [NodeId(number.to_bytes(16, "big")) for number in range(MOST_STANDINGS + 10)]
     for number, name in enumerate(names):
-        standings.confirm(name, NOW + 1 + number)
-    assert len(standings.all()) == len(standings.take_changes()) == MOST_STANDINGS
-    assert standings.weight(A.node_id, NOW + 9999) == 0.0
-    assert standings.weight(names[0], NOW) == 0.5 < standings.weight(names[-1], NOW)
+        reputations.confirm(name, NOW + 1 + number)
+    assert len(reputations.all()) == len(reputations.take_changes()) == MOST_STANDINGS
+    assert reputations.weight(A.node_id, NOW + 9999) == 0.0
+    assert reputations.weight(names[0], NOW) == 0.5 < reputations.weight(names[-1], NOW)
 
 
 # ---- a mesh with a liar, and FORTRESS's threshold as it stands in `agents.fortress`
@@ -431,7 +431,7 @@ def test_a_liar_that_hints_members_gets_none_banned_and_loses_its_weight() -> No
         mesh.hear(A, f"192.0.2.{number}", BAD, made=NOW + number / 1000)
     noise = [(address, 7.0) for address in (*mesh.members, BAD)]  # evidence below the threshold
     assert bans(mesh, noise, threshold=10.0) == []
-    assert mesh.hints.standings.weight(A.node_id, NOW) == 0.0
+    assert mesh.hints.reputations.weight(A.node_id, NOW) == 0.0
 
 
 def test_a_node_that_got_the_hint_bans_sooner() -> None:

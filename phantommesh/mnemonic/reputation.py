@@ -22,7 +22,7 @@ LIAR_FOR: Final = 7 * 86_400.0  # s
 MOST: Final = 1_024  # hinters whose weight is remembered
 
 
-class Standing(msgspec.Struct, frozen=True, array_like=True):
+class Reputation(msgspec.Struct, frozen=True, array_like=True):
     """What is held of one hinter: its hints that proved right and wrong, both decayed to ``at``, and until
     when it is a liar. Moments are Unix seconds."""
 
@@ -33,12 +33,12 @@ class Standing(msgspec.Struct, frozen=True, array_like=True):
     liar_until: float = 0.0
 
 
-class Standings:
-    """The standing of each hinter that was judged, of so many at most: then the one that changed least lately
-    and is no liar goes."""
+class Reputations:
+    """The reputation of each hinter that was judged, of so many at most: then the one that changed least
+    lately and is no liar goes."""
 
     def __init__(self) -> None:
-        self._all = dict[NodeId, Standing]()
+        self._all = dict[NodeId, Reputation]()
         self._changed = set[NodeId]()
 
     def __iter__(self) -> Iterator[NodeId]:
@@ -46,64 +46,64 @@ class Standings:
 
     def weight(self, hinter: NodeId, now: float) -> float:
         """How far a hinter is believed, 0 to 1."""
-        standing = self.of(hinter, now)
-        if standing.liar_until > now:
+        reputation = self.of(hinter, now)
+        if reputation.liar_until > now:
             return 0.0
-        return (PRIOR + standing.confirmed) / (2 * PRIOR + standing.confirmed + standing.refuted)
+        return (PRIOR + reputation.confirmed) / (2 * PRIOR + reputation.confirmed + reputation.refuted)
 
-    def of(self, hinter: NodeId, now: float) -> Standing:
+    def of(self, hinter: NodeId, now: float) -> Reputation:
         """What is held of a hinter, decayed to ``now``."""
         known = self._all.get(hinter)
         if known is None:
-            return Standing(hinter, 0.0, 0.0, now)
+            return Reputation(hinter, 0.0, 0.0, now)
         left = exp2(-max(0.0, now - known.at) / HALF_LIFE)
-        return Standing(hinter, known.confirmed * left, known.refuted * left, now, known.liar_until)
+        return Reputation(hinter, known.confirmed * left, known.refuted * left, now, known.liar_until)
 
     def confirm(self, hinter: NodeId, now: float) -> None:
         """A hint of this hinter proved right."""
         old = self.of(hinter, now)
-        self._keep(Standing(hinter, old.confirmed + 1.0, old.refuted, now, old.liar_until))
+        self._keep(Reputation(hinter, old.confirmed + 1.0, old.refuted, now, old.liar_until))
 
     def refute(self, hinter: NodeId, now: float) -> None:
         """A hint of this hinter proved wrong."""
         old = self.of(hinter, now)
-        self._keep(Standing(hinter, old.confirmed, old.refuted + 1.0, now, old.liar_until))
+        self._keep(Reputation(hinter, old.confirmed, old.refuted + 1.0, now, old.liar_until))
 
     def expose(self, hinter: NodeId, now: float) -> None:
         """This hinter lied."""
-        self._keep(Standing(hinter, 0.0, self.of(hinter, now).refuted + 1.0, now, now + LIAR_FOR))
+        self._keep(Reputation(hinter, 0.0, self.of(hinter, now).refuted + 1.0, now, now + LIAR_FOR))
 
     @property
     def unsaved(self) -> bool:
         """Whether anything changed since `take_changes`."""
         return bool(self._changed)
 
-    def take_changes(self) -> list[Standing]:
-        """The standings that changed since the last time."""
+    def take_changes(self) -> list[Reputation]:
+        """The reputations that changed since the last time."""
         changed, self._changed = self._changed, set()
         return [self._all[hinter] for hinter in changed]
 
-    def all(self) -> list[Standing]:
-        """All standings, as they are written."""
+    def all(self) -> list[Reputation]:
+        """All reputations, as they are written."""
         return list(self._all.values())
 
-    def restore(self, standings: Iterable[Standing], now: float) -> int:
-        """Take in standings as they were written, in their order; return how many cannot be. A moment that is
-        still to come is taken for ``now``: the clock was wrong then."""
+    def restore(self, reputations: Iterable[Reputation], now: float) -> int:
+        """Take in reputations as they were written, in their order; return how many cannot be. A moment that
+        is still to come is taken for ``now``: the clock was wrong then."""
         refused = 0
-        for one in standings:
+        for one in reputations:
             numbers = (one.confirmed, one.refuted, one.at, one.liar_until)
             if not all(isfinite(number) and number >= 0 for number in numbers):
                 refused += 1
                 continue
             at, until = min(one.at, now), min(one.liar_until, now + LIAR_FOR)
-            self._keep(Standing(one.hinter, one.confirmed, one.refuted, at, until))
+            self._keep(Reputation(one.hinter, one.confirmed, one.refuted, at, until))
         self._changed.clear()
         return refused
 
-    def _keep(self, standing: Standing) -> None:
-        hinter = NodeId(standing.hinter)
-        self._all[hinter] = standing
+    def _keep(self, reputation: Reputation) -> None:
+        hinter = NodeId(reputation.hinter)
+        self._all[hinter] = reputation
         self._changed.add(hinter)
         if len(self._all) > MOST:
             least = NodeId(min(self._all.values(), key=lambda one: (one.liar_until, one.at)).hinter)
