@@ -6,6 +6,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from phantommesh.config.kinds import Switch
+
 
 class MemorySection(msgspec.Struct, frozen=True):
     """`megabytes` bounds the memory of threat patterns: 8 hold 43,000. `half_life_seconds`: the strength of a
@@ -16,4 +18,4 @@ class MemorySection(msgspec.Struct, frozen=True):
     half_life_seconds: Annotated[
         float, Meta(ge=3600, le=7_776_000, description="seconds from 3600 to 7776000 (90 days)")
     ] = 172_800.0
-    hints: Annotated[bool, Meta(description="true or false")] = True
+    hints: Switch = True
