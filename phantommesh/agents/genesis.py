@@ -2,18 +2,18 @@
 """GENESIS: whether another value of a parameter would serve this node better, found out by trial.
 
 Inputs: bytes that went out for peers, those of them that paths were given after their last answer, and the
-probes that watch the paths. The cost of a value is what went in vain for a byte sent, where a lost byte counts
-as `LOST` bytes of probes: a lost byte is sent again, and somebody waits for it. Parameters and their bounds are
-`PARAMETERS`, a closed list: none of them is a bound of safety (lives of keys, epochs of the secret maps, rates
-of admission).
+probes that watch the paths. The cost of a value is what went in vain for a byte sent, where a lost byte
+counts as `LOST` bytes of probes: a lost byte is sent again, and somebody waits for it. Parameters and their
+bounds are `PARAMETERS`, a closed list: none of them is a bound of safety (lives of keys, epochs of the secret
+maps, rates of admission).
 
 A trial has two arms, the value in force and a neighbour of that value. The arms alternate, `BLOCK` seconds
 each, in an order drawn anew for each pair, so that neither load that swings nor an outage that begins always
 meets the same arm. The first `SETTLE` seconds of a block count for nothing: they show what came before. A
-pair is won by the neighbour if its cost is less by `MARGIN`, lost if not, and void without enough traffic. Wald's
-sequential probability ratio test (Sequential Tests of Statistical Hypotheses, Ann. Math. Stat. 16, 1945) of
-p = 1/2 against p = `P_BETTER` decides. Under "no better" the ratio is a supermartingale, so a trial takes a
-neighbour wrongly with a probability of at most `ALPHA`, however long it goes on (Ville's inequality).
+pair is won by the neighbour if its cost is less by `MARGIN`, lost if not, and void without enough traffic.
+Wald's sequential probability ratio test (Sequential Tests of Statistical Hypotheses, Ann. Math. Stat. 16,
+1945) of p = 1/2 against p = `P_BETTER` decides. Under "no better" the ratio is a supermartingale, so a trial
+takes a neighbour wrongly with a probability of at most `ALPHA`, however long it goes on (Ville's inequality).
 
 Guard rails: where the neighbour loses `GUARD` times the share of bytes that the value in force lost, and
 `GUARD_FLOOR` more, the trial ends at once, and that neighbour rests for `RESTS`. A value that was taken is
@@ -72,8 +72,8 @@ class Parameter(msgspec.Struct, frozen=True):
 
 
 PARAMETERS: Final = (Parameter("paths.probe_seconds", 0.05, 0.4, 2.0),)
-"""Below 50 ms probes compete with traffic; above 400 ms a dark path is left later than after two seconds, which
-is a promise."""
+"""Below 50 ms probes compete with traffic; above 400 ms a dark path is left later than after two seconds,
+which is a promise."""
 
 
 class GenesisSeen(msgspec.Struct, frozen=True):
@@ -144,6 +144,7 @@ class Genesis(Agent[GenesisSeen]):
         self._lost_in_trial: dict[str, float] = {}
         self._watch: tuple[float, _Totals] | None = None
         self._remembered = False
+        self._touched: set[str] = set()  # proposed from then on: a trial's value must not outlive the trial
 
     def value(self, key: str, configured: Mapping[str, float]) -> float:
         """The value in force, outside of a trial's blocks."""
@@ -159,7 +160,7 @@ class Genesis(Agent[GenesisSeen]):
             self._begin(seen, now)
         else:
             self._continue(self.trial, seen, now)
-        return [self._proposal(one, seen, now) for one in self._parameters if self._tuned(one)]
+        return [self._proposal(one, seen, now) for one in self._parameters if one.key in self._touched]
 
     def measure(self, seen: GenesisSeen, proposal: Proposal) -> float | None:
         """The share of bytes that went in vain since the watch began."""
@@ -173,10 +174,7 @@ class Genesis(Agent[GenesisSeen]):
             value = seen.taken.get(one.key)
             if value is not None and one.clamp(value) == value and value != seen.configured[one.key]:
                 self.taken[one.key] = value
-
-    def _tuned(self, parameter: Parameter) -> bool:
-        tried = self.trial is not None and self.trial.parameter == parameter
-        return tried or parameter.key in self.taken
+                self._touched.add(one.key)
 
     def _proposal(self, parameter: Parameter, seen: GenesisSeen, now: float) -> Proposal:
         base = self.value(parameter.key, seen.configured)
@@ -184,7 +182,9 @@ class Genesis(Agent[GenesisSeen]):
         tried = trial is not None and trial.trying
         value = trial.value if trial is not None and tried else base
         evidence = [Evidence("configured", seen.configured[parameter.key], source="the configuration")]
-        why = f"{parameter.key} = {base:g} has served better than its configured value"
+        why = f"{parameter.key} is as it was configured, after a trial"
+        if parameter.key in self.taken:
+            why = f"{parameter.key} = {base:g} has served better than its configured value"
         if trial is not None:
             evidence.append(Evidence("log_ratio", trial.ratio, _TAKE, f"{trial.pairs} pairs of blocks"))
             why = f"a trial of {parameter.key}: {trial.value:g} against {base:g}"
@@ -195,7 +195,7 @@ class Genesis(Agent[GenesisSeen]):
         return Proposal(
             agent="genesis",
             subject=Subject("parameter", parameter.key),
-            action=Tune(parameter.key, value, taken=trial is None),
+            action=Tune(parameter.key, value, taken=parameter.key in self.taken and not tried),
             evidence=tuple(evidence),
             expects=expects,
             until=now + HOLD,
@@ -221,6 +221,7 @@ class Genesis(Agent[GenesisSeen]):
             value = self._candidate(parameter, seen.configured, now)
             if value is not None:
                 first = self._random.random() < 0.5
+                self._touched.add(parameter.key)
                 self.trial = Trial(parameter, value, first, now, known_lost=[lost])
                 return
 

@@ -48,6 +48,11 @@ class Paths:
         """Bytes that paths were given after their last answer, until they were taken for dark: by the rate
         and the shares of the time, so an estimate."""
 
+    @property
+    def interval(self) -> float:
+        """The time between probes of a path under traffic, in seconds."""
+        return self._interval
+
     def probe_every(self, interval: float) -> None:
         """Have paths under traffic probed this often from now on, in seconds."""
         self._interval = self._when.interval = interval
