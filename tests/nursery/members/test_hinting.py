@@ -20,6 +20,7 @@ from phantommesh.control.hinting import TellHints
 from phantommesh.mnemonic.hints import SETTLED, Hinter
 from phantommesh.mnemonic.saying import Hint, Said, sign_hints
 from phantommesh.nursery.keeping.memory import MemoryKeeper
+from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import hinting as module
 from phantommesh.nursery.members.calling import Answered, Caller
 from phantommesh.nursery.members.hinting import PASSED_TO, QUEUE, TOLD, Hinting
@@ -79,6 +80,38 @@ async def test_who_introduced_a_member_is_its_authority(tmp_path: Path) -> None:
         assert find(identity("nobody").node_id) is None
 
 
+class Member:
+    def __init__(self, who: Identity, role: Role) -> None:
+        self.public_key, self.role = who.public_key, role
+
+
+@dataclass
+class Found:
+    """A roster of one entry, which is its own keeper."""
+
+    member: Member
+    issuer: NodeId | None
+
+    @property
+    def roster(self) -> Found:
+        return self
+
+    def get(self, node: NodeId) -> Found:
+        return self
+
+    def valid(self, now: float) -> bool:
+        return True
+
+
+def test_an_authority_that_another_introduced_counts_as_those_whom_it_introduces() -> None:
+    """Else it could make a member, and the two would count as two."""
+    issuer = NodeId(b"i" * 16)
+    find = module.hinter_of(cast("RosterKeeper", Found(Member(HINTER, Role.AUTHORITY), issuer)))
+    assert find(HINTER.node_id) == Hinter(HINTER.public_key, HINTER.node_id)
+    find = module.hinter_of(cast("RosterKeeper", Found(Member(HINTER, Role.NODE), issuer)))
+    assert find(HINTER.node_id) == Hinter(HINTER.public_key, issuer)
+
+
 @dataclass
 class Others:
     """Members that can be called, and what each was told."""
@@ -114,8 +147,10 @@ def keeper(tmp_path: Path) -> MemoryKeeper:
     return keeper
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock that jumps does not wait for threads."""
+
     async def run_sync(work: object, *given: object) -> object:
         await trio.lowlevel.checkpoint()
         assert callable(work)
@@ -133,6 +168,7 @@ def told(who: Identity, made: float = 0.0) -> bytes:
     return sign_hints(who, Said(who.node_id, int(at * 1000), (Hint("scan", BAD, 100, int(at + 600)),)))
 
 
+@pytest.mark.usefixtures("at_once")
 async def test_news_is_passed_on_to_some_others_once(
     keeper: MemoryKeeper, others: Others, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
@@ -147,6 +183,7 @@ async def test_news_is_passed_on_to_some_others_once(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.usefixtures("at_once")
 async def test_what_went_far_enough_or_is_none_goes_no_further(
     keeper: MemoryKeeper, others: Others, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
@@ -159,6 +196,7 @@ async def test_what_went_far_enough_or_is_none_goes_no_further(
     nursery.cancel_scope.cancel()
 
 
+@pytest.mark.usefixtures("at_once")
 async def test_what_this_node_says_is_told_to_some_and_anew_to_others(
     keeper: MemoryKeeper, others: Others, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
@@ -183,6 +221,7 @@ async def test_a_queue_that_is_full_is_counted(keeper: MemoryKeeper, others: Oth
     assert part.dropped == {"hint-queue": 2 * len(crowd) - QUEUE}
 
 
+@pytest.mark.usefixtures("at_once")
 async def test_a_node_that_shares_no_hints_says_and_takes_none(
     keeper: MemoryKeeper, others: Others, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
