@@ -266,6 +266,8 @@ class Apex:
             return None
         if not isinstance(proposal.action, actions.OF.get(proposal.agent, ())):
             return "not-its-action"
+        if not _is_about(proposal.action, proposal.subject):
+            return "not-its-subject"
         return "out-of-bounds" if proposal.until > now + LONGEST or actions.check(proposal.action) else None
 
     # What is remembered.
@@ -324,6 +326,29 @@ class Apex:
 def _turn(agent: AgentName, *, first: bool = False) -> _Turn:
     rank = RANK[agent]
     return (0 if rank == 0 else 1 if first else 2), rank
+
+
+def _is_about(action: actions.Action, subject: Subject) -> bool:
+    """Whether the subject is what the action is done to: else what excludes each other could both stand."""
+    match action:
+        case actions.Ban(network):
+            return subject == Subject("address", network)
+        case actions.Rotate(peer) | actions.Quarantine(peer) | actions.Cover(peer):
+            return subject == Subject("peer", peer)
+        case actions.ReplaceKey(dimension):
+            return subject == Subject("dimension", str(dimension))
+        case actions.Weigh(peer, dimension):
+            return subject == Subject("path", f"{peer}/{dimension}")
+        case actions.Deal(flow, peer) | actions.Pin(flow, peer):
+            return subject.kind == "flow" and subject.name in (flow, f"{peer}/{flow}")
+        case actions.Tune(parameter):
+            return subject == Subject("parameter", parameter)
+        case actions.Restart(service):
+            return subject == Subject("service", service)
+        case actions.Mend(rule):
+            return subject == Subject("rule", rule)
+        case _:
+            return True
 
 
 def _lasts(proposal: Proposal) -> bool:

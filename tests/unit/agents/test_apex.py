@@ -46,19 +46,31 @@ def stands(judge: Apex) -> dict[Subject, Proposal]:
 
 # --- proposals of any kind ---
 
-SUBJECTS = [PEER, SHARED]
-ACTIONS: list[Action] = [
-    raised("r1"), raised("r2", "high"), Rotate("a"), Quarantine("a", 60.0), Quarantine("a", 4000.0),
-    Weigh("a", 1, 0.5), Weigh("a", 9, 0.5), Cover("a", 10.0), Tune("p", 1.0), Tune("p", float("nan")),
-    Ban("192.0.2.1", 60.0), Ban("0.0.0.0/0", 60.0), actions.Restart("s"), actions.Mend("r1"),
+PATH, KNOB, FLOW = Subject("path", "a/1"), Subject("parameter", "p"), Subject("flow", "f")
+WANTED: list[tuple[Action, Subject]] = [
+    (raised("r1"), SHARED), (raised("r2", "high"), SHARED), (raised("r1"), PEER),
+    (Rotate("a"), PEER), (Quarantine("a", 60.0), PEER), (Quarantine("a", 70.0), PEER),
+    (Cover("a", 1.0), PEER), (Cover("a", 2.0), PEER), (Weigh("a", 1, 0.5), PATH),
+    (Weigh("a", 1, 0.6), PATH), (Tune("p", 1.0), KNOB),
+    (actions.Deal("f", "a", dealt=True), FLOW), (actions.Pin("f", "a", 1), FLOW),
+    (actions.Mend("shared"), SHARED),
+]  # fmt: skip
+UNWANTED: list[tuple[Action, Subject]] = [
+    (Quarantine("a", 4000.0), PEER), (Weigh("a", 9, 0.5), Subject("path", "a/9")), (Rotate("b"), PEER),
+    (Tune("p", float("nan")), KNOB), (Ban("0.0.0.0/0", 60.0), Subject("address", "0.0.0.0/0")),
 ]  # fmt: skip
 GOOD = [
-    (agent, action)
+    (agent, action, subject)
     for agent in PRECEDENCE
-    for action in ACTIONS
-    if agent == "operator" or (isinstance(action, actions.OF[agent]) and not actions.check(action))
+    for action, subject in WANTED
+    if agent == "operator" or isinstance(action, actions.OF[agent])
 ]
-BAD = [(agent, action) for agent in AGENTS for action in ACTIONS if (agent, action) not in GOOD]
+BAD = [
+    (agent, action, subject)
+    for agent in AGENTS
+    for action, subject in WANTED + UNWANTED
+    if (agent, action, subject) not in GOOD
+]
 UNTIL = [5.0, 1200.0, 3000.0, 7000.0, 7000.0, 1e5, float("inf")]
 EVIDENCE = [(Evidence("what", 2.0),)] * 7 + [(), (Evidence("what", float("nan")),)]
 
@@ -66,14 +78,9 @@ EVIDENCE = [(Evidence("what", 2.0),)] * 7 + [(), (Evidence("what", float("nan"))
 @st.composite
 def made(draw: st.DrawFn) -> Proposal:
     """Most of them admissible, so that they contend."""
-    agent, action = draw(st.sampled_from(GOOD * 2 + BAD))
-    return proposal(
-        agent,
-        action,
-        draw(st.sampled_from(SUBJECTS)),
-        until=draw(st.sampled_from(UNTIL)),
-        evidence=draw(st.sampled_from(EVIDENCE)),
-    )
+    agent, action, subject = draw(st.sampled_from(GOOD * 3 + BAD))
+    until, evidence = draw(st.sampled_from(UNTIL)), draw(st.sampled_from(EVIDENCE))
+    return proposal(agent, action, subject, until=until, evidence=evidence)
 
 
 PROPOSALS = made()
@@ -98,11 +105,9 @@ def admissible(wanted: Proposal, now: float) -> bool:
         return False
     if any(each.value != each.value for each in wanted.evidence):
         return False
-    own = wanted.agent == "operator" or type(wanted.action) in actions.OF[wanted.agent]
-    bounded = wanted.agent == "operator" or (
-        not actions.check(wanted.action) and wanted.until <= now + apex.LONGEST
-    )
-    return own and bounded
+    if wanted.agent == "operator":
+        return True
+    return (wanted.agent, wanted.action, wanted.subject) in GOOD and wanted.until <= now + apex.LONGEST
 
 
 def keyed(judged: list[Judgement]) -> list[bytes]:
@@ -126,7 +131,7 @@ def test_the_verdicts_on_a_batch_do_not_depend_on_its_order(
 
 TWO_OF_ONE_AGENT = [proposal("phantom", Cover("a", rate)) for rate in (1.0, 2.0)]
 A_DEED_AND_A_STATE = [
-    proposal("velocity", Weigh("a", 1, 0.5)),
+    proposal("phantom", Cover("a", 1.0)),
     proposal("cipher", Rotate("a")),
     proposal("cipher", Quarantine("a", 60.0)),
 ]
@@ -284,8 +289,8 @@ def test_what_could_not_be_carried_out_does_not_stand_and_is_tried_again_after_a
 def test_an_agent_bans_at_most_so_many_and_lets_nothing_stand_for_ever() -> None:
     judge = Apex()
     bans = [
-        proposal("fortress", Ban(f"10.0.{n >> 8}.{n & 255}", 60.0), Subject("address", str(n)))
-        for n in range(apex.MOST_STANDING + 1)
+        proposal("fortress", Ban(address, 60.0), Subject("address", address))
+        for address in (f"10.0.{n >> 8}.{n & 255}" for n in range(apex.MOST_STANDING + 1))
     ]
     assert [one(judge, ban, float(n)) for n, ban in enumerate(bans)][-1] == "too-many"
     assert judge.count("fortress") == apex.MOST_STANDING
@@ -383,6 +388,15 @@ def test_a_standing_has_its_turn_only_if_it_went_first() -> None:
 
 @pytest.mark.parametrize("agent", AGENTS)
 def test_no_agent_does_what_is_not_its_own(agent: AgentName) -> None:
-    for action in (Ban("192.0.2.1", 1.0), Rotate("a"), Tune("p", 1.0), actions.Drain(), actions.Mend("r")):
+    for action, subject in WANTED:
         own = isinstance(action, actions.OF[agent])
-        assert (one(Apex(), proposal(agent, action)) == "not-its-action") != own
+        assert (one(Apex(), proposal(agent, action, subject)) == "not-its-action") != own
+
+
+def test_an_action_is_done_to_its_subject() -> None:
+    for agent, action, subject in GOOD:
+        if not isinstance(action, Raise) and agent != "operator":
+            aside = Subject(subject.kind, subject.name + "x")
+            assert one(Apex(), proposal(agent, action, aside)) == "not-its-subject"
+    restart = proposal("omniscient", actions.Restart("a"), Subject("service", "b"))
+    assert one(Apex(), restart) == "not-its-subject"
