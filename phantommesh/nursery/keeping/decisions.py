@@ -9,7 +9,7 @@ most the last second, and a full disk stops nothing.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -18,7 +18,8 @@ import structlog
 import trio
 
 from phantommesh import __version__
-from phantommesh.agents.base import AgentName, Proposal
+from phantommesh.agents.actions import Action
+from phantommesh.agents.base import AgentName, Evidence, Proposal, Subject
 from phantommesh.agents.council import Council, Decision, Minutes, Order, Phase
 from phantommesh.agents.ledger import Line, MissedLine, decision_line, outcome_line
 from phantommesh.management.events import EventLog
@@ -36,6 +37,7 @@ MOST_WHY: Final = 300  # characters of a reason in an event
 GATHER = 0.5  # s that lines wait for others: with the disk's own time, less than the second that may be lost
 AT_ONCE = 256  # lines that one write has
 MOST_LINES = 4096  # that wait for the disk
+ONCE = 60.0  # s in which what is done once would lapse if it stood
 LAST = 2.0  # s for the last write when the node stops
 
 log = structlog.get_logger("phantommesh.agents")
@@ -132,8 +134,8 @@ class Decisions:
 
     # The operator's word.
 
-    def operate(self, proposals: Sequence[Proposal]) -> None:
-        """Have done what the operator asks for."""
+    def operate(self, proposals: Iterable[Proposal]) -> None:
+        """Have done what the operator asks for: see `asked`."""
         at = moment()
         for one in proposals:
             self.take(self.council.operate(one, at), at.now)
@@ -177,6 +179,16 @@ class Decisions:
         if untold := self._untold.pop(agent, 0):
             data["untold"] = untold
         self._events.publish("agent.decided", None, data)
+
+
+def asked(subject: Subject, action: Action, why: str, uid: int | None, *, lasts: float = ONCE) -> Proposal:
+    """The operator's word as a proposal. ``uid``: the user who asks; None: it came over TCP, and the token
+    that it needed is all that is known. ``lasts``: seconds for which a lasting action stands."""
+    who = Evidence("asked", 1.0, source="api") if uid is None else Evidence("uid", uid, source="api")
+    until = trio.current_time() + lasts
+    return Proposal(
+        agent="operator", subject=subject, action=action, evidence=(who,), expects=None, until=until, why=why
+    )
 
 
 def kind_of(proposal: Proposal) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,8 +14,18 @@ import pytest
 import trio
 
 from phantommesh.agents.actions import Action, Ban, Raise, ReplaceKey, Restart, Weigh
-from phantommesh.agents.base import Agent, AgentName, Evidence, Expectation, Observation, Proposal, Subject
+from phantommesh.agents.base import (
+    Agent,
+    AgentName,
+    Evidence,
+    Expectation,
+    Observation,
+    Outcome,
+    Proposal,
+    Subject,
+)
 from phantommesh.agents.council import BUDGET, FIRST_BENCH, Seat
+from phantommesh.config.agents import AgentsSection
 from phantommesh.nursery.agents import running
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.parts import Parts
@@ -73,7 +84,11 @@ def seat(node: Node, *agents: Scripted) -> None:
     for one in agents:
         node.parts.council.seats[one.name] = Seat(one, "running", trio.current_time())
         node.agents.looks[one.name] = look
-        node.agents.makers[one.name] = lambda settings, one=one: type(one)(one.act)
+        node.agents.makers[one.name] = partial(_again, one)
+
+
+def _again(one: Scripted, _settings: AgentsSection) -> Scripted:
+    return type(one)(one.act)
 
 
 @pytest.fixture
@@ -98,22 +113,22 @@ async def test_a_finding_is_a_fault_while_it_is_proposed(at: Path) -> None:
 
 
 async def test_a_service_is_started_again_and_what_came_of_that_is_known(at: Path) -> None:
-    outcomes: list[object] = []
+    outcomes: list[Outcome] = []
 
     def act(seen: Observation[Seen]) -> Iterable[Proposal]:
         outcomes.extend(seen.outcomes)
         effect = Expectation("lag", "at_most", 2.0, 0.1)
         return [
             proposal("omniscient", Restart(name), Subject("service", name), seen.at.now, expects=effect)
-            for name in ("loop-lag", "no-such")
+            for name in ("topology", "no-such")
         ]
 
     async with serving(at, lambda node: seat(node, Omniscient(act))) as node:
         await until(lambda: len(outcomes) >= 2)
-        found = {one.proposal.action.service: one for one in outcomes}  # type: ignore[attr-defined]
-        assert found["loop-lag"].met is True and not found["loop-lag"].error
+        found = {one.proposal.subject.name: one for one in outcomes}
+        assert found["topology"].met is True and not found["topology"].error
         assert found["no-such"].met is None and "no-such" in found["no-such"].error
-        assert node.parts.metrics.service_restarts.labels("loop-lag")._value.get() == 1
+        assert node.parts.metrics.service_restarts.labels("topology")._value.get() == 1
 
 
 async def test_an_event_wakes_an_agent(at: Path) -> None:
@@ -182,11 +197,8 @@ def anothers(seen: Observation[Seen]) -> Iterable[Proposal]:
 
 
 def of_no_type(seen: Observation[Seen]) -> Iterable[Proposal]:
-    return [finding("cipher", "soon")] if isinstance(seen.at, str) else [_wrong(seen.at.now)]
-
-
-def _wrong(now: float) -> Proposal:
-    return msgspec.structs.replace(finding("cipher", now), until="never", subject="everything")
+    wrong: dict[str, Any] = {"until": "never", "subject": "everything"}
+    return [msgspec.structs.replace(finding("cipher", seen.at.now), **wrong)]
 
 
 def of_no_proposals(seen: object) -> Iterable[Proposal]:
