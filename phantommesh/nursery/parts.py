@@ -539,7 +539,7 @@ def make_parts(
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
         surveying=surveying,
         council=council,
-        decisions=Decisions(council, metrics, events),
+        decisions=Decisions(council, metrics, events, state.state.path / directory.DECISIONS),
         services=Services(),
         server=server,
         tcp=tcp,
