@@ -214,8 +214,6 @@ class Council:
         seat, minutes, proposals = self.seats[name], Minutes(), look.proposals
         seat.looks, seat.last = seat.looks + 1, seconds
         seat.slowest = max(seat.slowest, seconds)
-        if seat.phase == "paused":  # meanwhile
-            return minutes
         if seconds > BUDGET:
             self._bench(seat, f"a look took {seconds * 1000:.0f} ms of {BUDGET * 1000:.0f}", at.now)
             return minutes

@@ -99,8 +99,15 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
             "restart the node, or take the change back and reload (SIGHUP)",
             subject=waiting[0],
         )
-    for part in (parts.keeper, parts.keys, parts.gossip, parts.federating, parts.decisions):
-        if (refusal := part.disk.problem) is not None:
+    for disk in (
+        parts.keeper.disk,
+        parts.keys.disk,
+        parts.gossip.disk,
+        parts.federating.disk,
+        parts.decisions.disk,
+        parts.memory.disk,
+    ):
+        if (refusal := disk.problem) is not None:
             yield saver.NOT_WRITTEN.fault(
                 f"what this node should remember is not on disk: {refusal}",
                 refusal.fix or "free some space in the state directory, or make it writable again",
