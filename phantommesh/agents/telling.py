@@ -54,10 +54,18 @@ def deed(action: Action, name: Name) -> tuple[str, str, str]:
             return "quarantine", "quarantined", f"the link with {name(peer)} for {span(seconds)}"
         case Weigh(peer, dimension, factor):
             way = f"dimension {dimension} to {name(peer)}"
-            return ("leave", "left", way) if factor == 0 else ("weigh", "weighed", f"{way} {number(factor)}-fold")
+            return (
+                ("leave", "left", way)
+                if factor == 0
+                else ("weigh", "weighed", f"{way} {number(factor)}-fold")
+            )
         case Deal(flow, peer, dealt):
             kept = f"flow {flow} with {name(peer)}"
-            return ("deal", "dealt", f"{kept} over dimensions") if dealt else ("keep", "kept", f"{kept} in order")
+            return (
+                ("deal", "dealt", f"{kept} over dimensions")
+                if dealt
+                else ("keep", "kept", f"{kept} in order")
+            )
         case Pin(flow, peer, dimension):
             return "pin", "pinned", f"flow {flow} with {name(peer)} to dimension {dimension}"
         case Cover(peer, rate):
