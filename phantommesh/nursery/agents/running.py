@@ -221,7 +221,7 @@ class Agents:
             error = f"it failed in a way that nobody expected ({type(failure).__name__})"
             unexpected.note("an action failed", failure, **about)
         if not order.lift:
-            self._council.carried(order.trace, error)
+            self._decisions.take(self._council.carried(order.trace, error), began)
             if not error:
                 waited = trio.current_time() - began
                 self._parts.metrics.agent_response_seconds.labels(proposal.agent).observe(waited)
