@@ -80,8 +80,8 @@ class Asked(Agent[Any]):
                 rule = str(event.data["rule"])
                 yield Proposal(
                     agent=self.name, subject=Subject("rule", rule), until=observation.at.now + 1.0,
-                    action=Raise(rule, "low", "the benchmark asked", ""), expects=None, evidence=(Evidence("asked", 1.0),),
-                    why="the benchmark asked",
+                    action=Raise(rule, "low", "the benchmark asked", ""), expects=None,
+                    evidence=(Evidence("asked", 1.0),), why="the benchmark asked",
                 )  # fmt: skip
 
     def measure(self, seen: Any, proposal: Proposal) -> float | None:

@@ -264,7 +264,9 @@ class Council:
         self.seats[name].agent = agent
 
     def close(self, now: float) -> list[Order]:
-        """Lift all that stands: the node ends."""
+        """Stop all agents, and lift all that stands: the node ends."""
+        for seat in self.seats.values():
+            self._enter(seat, "paused", now)
         return [self._lift(one) for name in PRECEDENCE for one in self.apex.withdraw(name, now)]
 
     # The inside.
@@ -340,7 +342,7 @@ class Council:
             if one.trace not in measured and not one.error:
                 continue  # its time came after the look began
             self._pending.remove(one)
-            value, expects = measured.get(one.trace), one.proposal.expects
+            value, expects = None if one.error else measured.get(one.trace), one.proposal.expects
             met = None if value is None or expects is None else expects.met(value)
             found.append(
                 Outcome(trace=one.trace, proposal=one.proposal, measured=value, met=met, error=one.error)
