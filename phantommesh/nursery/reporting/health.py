@@ -104,6 +104,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         parts.keys.disk,
         parts.gossip.disk,
         parts.federating.disk,
+        parts.decisions.disk,
         parts.memory.disk,
     ):
         if (refusal := disk.problem) is not None:
