@@ -17,17 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import ip_address
 from typing import Final
 
 from phantommesh.acl.bans import ORIGINS, Ban, Origin, for_kernel
 from phantommesh.errors import DecodeError
-from phantommesh.nlattr import number
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
+from phantommesh.nlattr import number
 from phantommesh.routable import Network, collapse
 
 FAMILY: Final = "inet"
 ARRIVED, ODD, SHED = "arrived", "odd", "shed"
+NEAR: Final = "near4"
+FAR: Final = {4: "far4", 6: "far6"}
+READ: Final = (NEAR, *FAR.values(), ARRIVED, ODD, SHED)
 """The sets whose elements count, by port: datagrams of unknown sources that came to the control port, those
 to WireGuard's ports that are none of its protocol, and those that were shed."""
 
@@ -39,7 +42,7 @@ OWN_SIZE: Final = 64  # bytes of this project's own datagrams there: `routing.kn
 
 # Tuning.
 WINDOW: Final = 10  # s that the kernel remembers a source after its last datagram
-MOST_SOURCES: Final = 4096  # of each set of sources; a packet whose source finds no place is not counted
+MOST_SOURCES: Final = 1024  # of each set of sources; a packet whose source finds no place is not counted
 SHED_BURST: Final = 50  # datagrams
 MOST_BANS: Final = 8192  # elements of a set of bans, twice what there may be: elements end a little late
 
@@ -73,11 +76,11 @@ def render(ports: Ports, bans: Iterable[Ban], known: Iterable[Network], now: flo
         flags = "flags interval, timeout" if origin == "operator" else "flags timeout"
         for version, _, kind in _FAMILIES:
             lines += set_block(f"{origin}{version}", f"type {kind}", f"size {MOST_BANS}", flags, "counter")
+    dynamic = (f"size {MOST_SOURCES}", "flags dynamic, timeout", f"timeout {WINDOW}s", "counter")
     for version, _, kind in _FAMILIES:
         lines += set_block(f"known{version}", f"type {kind}", "flags interval")
-        dynamic = (f"size {MOST_SOURCES}", "flags dynamic, timeout", f"timeout {WINDOW}s", "counter")
-        lines += set_block(f"near{version}", f"type iface_index . ether_addr . {kind} . inet_service", *dynamic)
         lines += set_block(f"far{version}", f"type {kind} . inet_service", *dynamic)
+    lines += set_block(NEAR, "type iface_index . ether_addr . ipv4_addr . inet_service", *dynamic)
     for name in (ARRIVED, ODD, SHED):
         lines += set_block(name, "type inet_service", "counter")
     # The second rule drops where somebody has emptied the set.
@@ -155,16 +158,16 @@ def _wireguard() -> list[str]:
 
 
 def _counting(near: Collection[Network]) -> list[str]:
+    """A host of IPv4 that is reached without a gateway is counted with its MAC address. A neighbour of IPv6
+    is not: its /64 is everybody's on the link, so it would not be banned anyhow."""
     rules = []
+    if connected := [network for network in collapse(near) if network.version == 4]:
+        rules.append(
+            f"ip saddr {anonymous(connected)} update @{NEAR} "
+            "{ iif . ether saddr . ip saddr . udp dport } return"
+        )
     for version, header, _ in _FAMILIES:
-        connected = [network for network in collapse(near) if network.version == version]
-        source = f"{header} saddr"
-        if connected:
-            rules.append(
-                f"{source} {anonymous(connected)} update @near{version} "
-                f"{{ iif . ether saddr . {source} . udp dport }} return"
-            )
-        rules.append(f"update @far{version} {{ {source} . udp dport }} return")
+        rules.append(f"update @{FAR[version]} {{ {header} saddr . udp dport }} return")
     return rules
 
 
@@ -199,37 +202,27 @@ def _known(table: str, known: Iterable[Network]) -> list[str]:
 @dataclass(frozen=True, slots=True, order=True)
 class Sender:
     """A source and how it came: on an interface, by its index, from a MAC address; both empty where the
-    source is behind a gateway."""
+    source is not one that is reached without a gateway."""
 
     host: str
     interface: int = 0
     mac: bytes = b""
 
 
-def read_near(counters: Mapping[bytes, tuple[int, int]], version: int) -> dict[Sender, dict[int, int]]:
-    """Packets by sender and port, from a ``near`` set. Raises DecodeError. Fields are padded to 4 bytes."""
-    found: dict[Sender, dict[int, int]] = {}
+def read_senders(name: str, counters: Mapping[bytes, tuple[int, int]]) -> dict[tuple[Sender, int], int]:
+    """Packets by sender and port, from the set `NEAR` or one of `FAR`. Raises DecodeError. The kernel pads
+    each field of a key to 4 bytes."""
+    found: dict[tuple[Sender, int], int] = {}
+    start, size = (12 if name == NEAR else 0), (16 if name == FAR[6] else 4)
     for key, (packets, _) in counters.items():
-        host, rest = _host(key, 12, version)
-        sender = Sender(host, number(key[:4]), key[4:10])
-        found.setdefault(sender, {})[rest] = packets
+        if len(key) < start + size + 2:
+            raise DecodeError("a key of a set is too short")
+        host = str(ip_address(key[start : start + size]))
+        sender = Sender(host, number(key[:4]), key[4:10]) if start else Sender(host)
+        found[sender, int.from_bytes(key[start + size : start + size + 2], "big")] = packets
     return found
 
 
-def read_far(counters: Mapping[bytes, tuple[int, int]], version: int) -> dict[Sender, dict[int, int]]:
-    """The same from a ``far`` set."""
-    found: dict[Sender, dict[int, int]] = {}
-    for key, (packets, _) in counters.items():
-        host, rest = _host(key, 0, version)
-        found.setdefault(Sender(host), {})[rest] = packets
-    return found
-
-
-def _host(key: bytes, start: int, version: int) -> tuple[str, int]:
-    """An address and the port behind it."""
-    size = 4 if version == 4 else 16  # noqa: PLR2004
-    if len(key) < start + size + 2:
-        raise DecodeError("a key of a set is too short")
-    packed = key[start : start + size]
-    host = IPv4Address(packed) if version == 4 else IPv6Address(packed)  # noqa: PLR2004
-    return str(host), int.from_bytes(key[start + size : start + size + 2], "big")
+def total(counters: Mapping[bytes, tuple[int, int]]) -> int:
+    """The packets that a set has counted in all."""
+    return sum(packets for packets, _ in counters.values())

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Final, Literal, get_args
 
 import msgspec
@@ -169,7 +169,9 @@ class Bans:
             raise BanError(f"{text} is wider than one source", fix="")
         refused = shield.always(network) if origin == "operator" else shield.why(network, len(kinds))
         if refused and not force:
-            raise BanError(f"{text} is never banned: {refused}", fix="narrow the network" if "/" in text else "")
+            raise BanError(
+                f"{text} is never banned: {refused}", fix="narrow the network" if "/" in text else ""
+            )
         bans = self._bans[origin]
         if text not in bans and len(bans) >= MOST[origin]:
             if origin == "operator":
@@ -281,6 +283,4 @@ def for_kernel(bans: Iterable[Ban]) -> dict[str, Ban]:
 
 def narrow(network: Network) -> bool:
     """Whether a network is a block (`block_of`): an IPv4 address, or a /64."""
-    if isinstance(network, IPv4Network):
-        return network.prefixlen == network.max_prefixlen
-    return isinstance(network, IPv6Network) and network.prefixlen == NARROWEST_6
+    return network.prefixlen == (NARROWEST_6 if network.version == 6 else network.max_prefixlen)

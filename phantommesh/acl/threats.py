@@ -43,7 +43,7 @@ SEVERITIES: Final[Mapping[Kind, Severity]] = {
 FADE: Final = 10.0  # s in which a count falls to 1/e
 ENOUGH: Final[Mapping[Kind, float]] = {
     "flood": 400.0,  # fifty members that restart behind one NAT have some 150 datagrams turned away
-    "scan": 4.0,  # ports of WireGuard's, with datagrams that are none of its protocol; nobody honest sends one
+    "scan": 4.0,  # ports of WireGuard's, with datagrams that WireGuard never sends; nobody honest does
     "bad-mac": 30.0,  # with a cookie; a member that missed a new secret tries once a second
     "replay": 30.0,  # with a cookie; a network that repeats datagrams repeats one or two
     "guessing": 20.0,  # of invites; a person who mistypes one tries a few times
@@ -200,7 +200,8 @@ class Offences:
                     self._loose.popitem(last=False)
             self._loose.move_to_end(block)
         elif source is None:
-            source = self._bound[block] = self._loose.pop(block, None) or _Source()
+            source = self._loose.pop(block) if block in self._loose else _Source()
+            self._bound[block] = source
             if len(self._bound) > MOST_BOUND:
                 self._bound.popitem(last=False)
         else:
@@ -233,7 +234,7 @@ class Offences:
 
 def _counts(counts: Mapping[Kind, Faded], now: float) -> tuple[tuple[Kind, float], ...]:
     found = ((kind, counts[kind].at(now)) for kind in KINDS if kind in counts)
-    return tuple((kind, round(count, 3)) for kind, count in found if count >= 0.01)  # noqa: PLR2004
+    return tuple((kind, round(count, 3)) for kind, count in found if count >= 0.01)
 
 
 class ThreatLog:

@@ -100,6 +100,7 @@ class Node:
         # Before there is anything to reach, what is taken is closed.
         await self._weaving.begin_routes()
         await parts.guarding.converge()
+        await parts.banning.begin()
         if parts.config.control.tcp:
             await parts.tcp.listen()
             parts.driver.tcp = parts.tcp
@@ -197,6 +198,7 @@ class Node:
         services: dict[str, Callable[[], Awaitable[None]]] = {
             "overlay": parts.overlay.run,
             "guard": parts.guarding.run,
+            "bans": parts.banning.run,
             "changes": parts.changes.run,
             "whereabouts": parts.finding.run,
             "port-mapping": parts.mapping.run,

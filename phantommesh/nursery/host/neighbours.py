@@ -46,7 +46,10 @@ class Neighbours:
         alike = [
             other
             for (index, other), held in self.macs.items()
-            if index == interface and held == mac and (":" in other) == family and not other.startswith("fe80:")
+            if index == interface
+            and held == mac
+            and (":" in other) == family
+            and not other.startswith("fe80:")
         ]
         return mac if alike == [host] else None
 
@@ -57,9 +60,7 @@ def read_neighbours() -> Neighbours:
     try:
         with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
             for family in (socket.AF_INET, socket.AF_INET6):
-                asked = pack_message(
-                    _GET_NEIGHBOUR, REQUEST | DUMP, 1, _MESSAGE.pack(family, 0, 0, 0, 0)
-                )
+                asked = pack_message(_GET_NEIGHBOUR, REQUEST | DUMP, 1, _MESSAGE.pack(family, 0, 0, 0, 0))
                 for _, _, payload in rtnl.exchange(asked):
                     said, interface, state, _, _ = _MESSAGE.unpack_from(payload)
                     fields = dict(attributes(payload[_MESSAGE.size :]))
@@ -79,7 +80,7 @@ def look_for(wanted: Iterable[tuple[int, str]]) -> None:
     with NetlinkSocket(socket.NETLINK_ROUTE) as rtnl:
         for sequence, (interface, host) in enumerate(wanted, 1):
             address = ip_address(host)
-            family = socket.AF_INET6 if address.version == 6 else socket.AF_INET  # noqa: PLR2004
+            family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
             body = _MESSAGE.pack(family, interface, 0, _USE, 0) + attribute(_NDA_DST, address.packed)
             try:
                 rtnl.exchange(pack_message(_NEW_NEIGHBOUR, REQUEST | ACK | _CREATE, sequence, body))

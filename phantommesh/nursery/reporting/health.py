@@ -81,6 +81,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
             f"the overlay's range is not held on this host: {problem}", problem.fix
         )
     yield from parts.guarding.faults()
+    yield from parts.banning.faults()
     for name in parts.config.guard.forward:
         if not Path("/sys/class/net", name).exists():
             yield guard.FORWARD_UNKNOWN.fault(
@@ -99,7 +100,9 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
             "restart the node, or take the change back and reload (SIGHUP)",
             subject=waiting[0],
         )
-    for disk in (parts.keeper.disk, parts.keys.disk, parts.gossip.disk, parts.federating.disk):
+    for disk in (
+        parts.keeper.disk, parts.keys.disk, parts.gossip.disk, parts.federating.disk, parts.banning.disk,
+    ):  # fmt: skip
         if (refusal := disk.problem) is not None:
             yield saver.NOT_WRITTEN.fault(
                 f"what this node should remember is not on disk: {refusal}",
@@ -203,7 +206,7 @@ def _interfaces(parts: Parts, local: LocalCauses, *, starting: bool) -> Iterator
 
 def _contested(parts: Parts) -> Iterator[Fault]:
     now = trio.current_time()
-    for part in (parts.reconciler, parts.scattering, parts.guarding, parts.overlay):
+    for part in (parts.reconciler, parts.scattering, parts.guarding, parts.banning, parts.overlay):
         for what in part.contest.lasting(now):
             yield SETUP_CONTESTED.fault(
                 f"somebody else changes {what} again and again: it was put right {OFTEN} times within "
