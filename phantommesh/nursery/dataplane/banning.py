@@ -133,6 +133,14 @@ class Banning:
             await self._refill()
             return ban
 
+    async def plan(
+        self, network: Network, origin: Origin, seconds: float, why: str, *, force: bool = False
+    ) -> Ban:
+        """The ban that `ban` would make. Raises BanError."""
+        await self._refresh()
+        scratch = Bans.decode(self.bans.encode(), self._wall())
+        return scratch.add(network, origin, seconds, why, self._wall(), self.shield, force=force)
+
     async def unban(self, network: Network, why: str = "an operator lifted it") -> list[Ban]:
         """Lift all bans of exactly this network, in the kernel when this returns. Raises NftError."""
         async with self._lock:

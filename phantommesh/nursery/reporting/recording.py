@@ -22,6 +22,7 @@ from phantommesh.nursery.reporting import federation, health, routing
 from phantommesh.nursery.reporting.netchecking import nats_of, said
 from phantommesh.nursery.reporting.pathnews import Moved, PathNews
 from phantommesh.nursery.reporting.report import Reporter
+from phantommesh.nursery.reporting.threats import ThreatNews
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import MOST, Bucket, Rates
 from phantommesh.records.roster import name_of
@@ -89,6 +90,7 @@ class Recorder:
         self._pacts = dict[str, str]()
         self._nat = Bucket(EVENT_RATE, EVENT_BURST, trio.current_time())
         parts.taking.told = self.routed
+        ThreatNews(parts)
 
     def opened(self, opened: Opened) -> None:
         """A handshake finished."""
