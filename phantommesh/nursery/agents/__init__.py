@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs the agents: their looks, their turns, and their hands."""
+"""What runs the agents: when each looks, what it sees, and how what is accepted is done."""
