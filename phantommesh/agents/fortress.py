@@ -45,6 +45,7 @@ from phantommesh.agents.base import (
     Proposal,
     Subject,
 )
+from phantommesh.config.agents import FortressSection
 
 # Tuning.
 MOST_BANS: Final = 32  # proposed at one look, the worst first
@@ -82,21 +83,13 @@ class FortressSeen(msgspec.Struct, frozen=True):
     odd: float = 0.0
 
 
-class Tunables(msgspec.Struct, frozen=True):
-    """``shed_at``: datagrams a second of unknown sources from which some are shed; a hundred newcomers at
-    once send fewer. ``shed_rate``: how many pass then; checking one takes some 30 us."""
-
-    shed_at: float = 500.0
-    shed_rate: float = 200.0
-
-
 class Fortress(Agent[FortressSeen]):
     """The policy. It keeps no state but when it last saw a flood."""
 
     name: ClassVar[AgentName] = "fortress"
     wakes: ClassVar[frozenset[str]] = frozenset(f"threat.{kind}" for kind in threats.KINDS)
 
-    def __init__(self, tunables: Tunables = Tunables()) -> None:
+    def __init__(self, tunables: FortressSection = FortressSection()) -> None:
         self.every = 0.5  # s; banned within a second, and a threat's event has it look at once
         self._tunables = tunables
         self._flood = float("-inf")

@@ -20,7 +20,7 @@ from phantommesh.nursery.parts import Parts
 MOST_SOURCES: Final = 64  # at one look, the latest; the agent proposes 32 bans a look
 
 
-def look(parts: Parts) -> FortressSeen:
+async def look(parts: Parts) -> FortressSeen:
     """What FORTRESS sees now. Sources that are banned already are left out."""
     banning, wall = parts.banning, time()
     shield, bans, rates = banning.shield, banning.bans, banning.rates
@@ -43,13 +43,18 @@ def look(parts: Parts) -> FortressSeen:
 async def ban(parts: Parts, proposal: Proposal, action: Ban) -> None:
     """Carry out a ban, of an agent's or of the operator's. Raises BanError and NftError."""
     origin: Origin = "own"
+    network = parse_network(action.network)
+    if proposal.agent == "operator" and any(
+        b.network == str(network) for b in parts.banning.bans.of("operator")
+    ):
+        return  # `reporting/threats.py` has done that: an operator waits for an answer
     if proposal.agent == "operator":
         origin = "operator"
     elif any(one.what == HINT for one in proposal.evidence):
         origin = "hinted"
     kinds = {one.what.removesuffix("_count") for one in proposal.evidence if one.what.endswith("_count")}
     await parts.banning.ban(
-        parse_network(action.network), origin, action.seconds, proposal.why,
+        network, origin, action.seconds, proposal.why,
         kinds={kind for kind in kinds if not kind.endswith("_beside")},
     )  # fmt: skip
 

@@ -11,6 +11,8 @@ import trio
 from phantommesh.acl.banrules import ARRIVED, ODD, SHED
 from phantommesh.acl.bans import ORIGINS, Ban, BanError, parse_network
 from phantommesh.acl.threats import Threat
+from phantommesh.agents import actions
+from phantommesh.agents.base import AgentName, Evidence, Proposal, Subject
 from phantommesh.management.threatsview import (
     BanResult,
     BansView,
@@ -55,7 +57,25 @@ async def ban(parts: Parts, wanted: str, seconds: float, *, force: bool, dry_run
     made = (parts.banning.plan if dry_run else parts.banning.ban)(
         network, "operator", seconds, why, force=force
     )
-    return BanResult(ban=_ban(await made, {}), dry_run=dry_run)
+    done = await made
+    if not dry_run:
+        _record(parts, done, seconds)
+    return BanResult(ban=_ban(done, {}), dry_run=dry_run)
+
+
+def _record(parts: Parts, done: Ban, seconds: float) -> None:
+    """Have the operator's word among the decisions: what an agent has there gives way to it."""
+    proposal = Proposal(
+        agent="operator",
+        subject=Subject("address", done.network),
+        action=actions.Ban(done.network, seconds),
+        evidence=(Evidence("asked", 1.0, source="the API"),),
+        expects=None,
+        until=trio.current_time() + seconds,
+        why=done.why,
+        incident=done.network,
+    )
+    parts.decisions.operate([proposal])
 
 
 async def unban(parts: Parts, network: str | None, by: str | None) -> UnbanResult:
@@ -127,6 +147,10 @@ class ThreatNews:
     def ban(self, ban: Ban, gone: bool, why: str) -> None:
         """A ban has come or gone."""
         self._parts.metrics.bans.set(len(self._parts.banning.bans))
+        if gone:  # however it went: the same agent may ban it again
+            agent: AgentName = "operator" if ban.origin == "operator" else "fortress"
+            subject = Subject("address", ban.network)
+            self._parts.council.apex.withdraw(agent, trio.current_time(), subject)
         data: dict[str, object] = {"network": ban.network, "by": ban.origin, "why": why}
         if not gone:
             data |= {"until": rfc3339(ban.until), "times": ban.times}
