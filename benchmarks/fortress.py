@@ -68,7 +68,12 @@ WG_KEYS = [
 GAP = 0.04  # s between two handshakes: each member's own come 0.8 s apart, within its rate
 PACE, TURNS, TURN_S, QUICK_S = 3000.0, 4, 12.0, 6.0
 SETTLE = 1.0  # s of an attack's turn until its handshakes count: the ban has to come within
-FORGED = (*(f"{address}/32" for address in ADDRESSES), "10.98.0.128/26", "198.51.100.0/24")
+FORGED = (
+    *(f"{address}/32" for address in ADDRESSES[:3]),
+    "10.98.0.128/26",
+    "198.51.100.0/24",
+    "192.0.2.0/24",
+)
 
 
 class End:
@@ -87,7 +92,7 @@ class End:
             self.links, IDENTITIES[number], udp, install=self._install, opened=self._opened,
             alarmed=lambda alarm: None,
         )  # fmt: skip
-        auths = {IDENTITIES[i].node_id: _auth(i, number) for i in peers}
+        auths: dict[bytes, PeerAuth] = {IDENTITIES[i].node_id: _auth(i, number) for i in peers}
         self.driver.carry_out(self.links.set_peers(auths, trio.current_time()))
 
     def _install(self, peers: Sequence[bytes]) -> None:
@@ -154,7 +159,7 @@ async def defend() -> None:
             async for chunk in lines:
                 if b"reset" in chunk:
                     for origin in ("own", "hinted"):
-                        for ban in banning.bans.of(origin):  # type: ignore[arg-type]
+                        for ban in banning.bans.of(origin):
                             await banning.unban(ban.parsed)
                     await banning.limit(None)
                     came.clear()

@@ -7,7 +7,7 @@ a flood lasts it lets through only so many datagrams a second of unknown sources
 
 A set an origin and family has the bans, with timeouts: so they end also where no node runs. Blocks are looked
 up by hash; the operator's networks may be wider, so their sets are of intervals. Known sources (members,
-seeds) are not counted and not shed. What the mesh's own interfaces bring is inside the tunnels, and passes.
+seeds) are not counted, and each has a pace of its own. What the mesh's own interfaces bring is inside the tunnels, and passes.
 
 Datagrams at WireGuard's ports that WireGuard could not mean are counted by source and port: a scan. An honest
 peer that has moved sends WireGuard's messages, or datagrams of `routing.stamp`'s kinds.
@@ -43,6 +43,8 @@ OWN_SIZE: Final = 64  # bytes of this project's own datagrams there: `routing.kn
 # Tuning.
 WINDOW: Final = 10  # s that the kernel remembers a source after its last datagram
 MOST_SOURCES: Final = 1024  # of each set of sources; a packet whose source finds no place is not counted
+KNOWN_RATE: Final = 500  # datagrams a second of one known address; fifty members behind it need a tenth
+MOST_KNOWN: Final = 16_384  # known addresses with a pace of their own
 SHED_BURST: Final = 50  # datagrams
 MOST_BANS: Final = 8192  # elements of a set of bans, twice what there may be: elements end a little late
 
@@ -79,6 +81,8 @@ def render(ports: Ports, bans: Iterable[Ban], known: Iterable[Network], now: flo
     dynamic = (f"size {MOST_SOURCES}", "flags dynamic, timeout", f"timeout {WINDOW}s", "counter")
     for version, _, kind in _FAMILIES:
         lines += set_block(f"known{version}", f"type {kind}", "flags interval")
+        paced = (f"size {MOST_KNOWN}", "flags dynamic, timeout", f"timeout {WINDOW}s")
+        lines += set_block(f"paced{version}", f"type {kind}", *paced)
         lines += set_block(f"far{version}", f"type {kind} . inet_service", *dynamic)
     lines += set_block(NEAR, "type iface_index . ether_addr . ipv4_addr . inet_service", *dynamic)
     for name in (ARRIVED, ODD, SHED):
@@ -86,6 +90,7 @@ def render(ports: Ports, bans: Iterable[Ban], known: Iterable[Network], now: flo
     # The second rule drops where somebody has emptied the set.
     lines += chain_block("shedding", f"udp dport @{SHED} drop", "drop")
     lines += chain_block("counting", *_counting(ports.near))
+    lines += chain_block("known", *_known_rules(ports.control))
     lines += chain_block("control", *_control(ports))
     lines += chain_block("wireguard", *_wireguard())
     lines += chain_block(
@@ -100,7 +105,7 @@ def render(ports: Ports, bans: Iterable[Ban], known: Iterable[Network], now: flo
         ),
         f"udp dport != {anonymous(sorted({ports.control, *ports.wireguard}))} return",
         "meta l4proto != udp return",
-        *(f"{header} saddr @known{version} return" for version, header, _ in _FAMILIES),
+        *(f"{header} saddr @known{version} goto known" for version, header, _ in _FAMILIES),
         f"udp dport {ports.control} goto control",
         "goto wireguard",
     )
@@ -136,6 +141,15 @@ def reshed(ports: Ports) -> str:
     table = f"{FAMILY} {table_name(ports.device)}"
     rules = [f"add rule {table} control {rule}" for rule in _control(ports)]
     return "\n".join([f"flush chain {table} control", *rules]) + "\n"
+
+
+def _known_rules(control: int) -> list[str]:
+    """Whoever forges members' addresses takes up what such an address may send, and no more of the node."""
+    limit = f"limit rate over {KNOWN_RATE}/second burst {KNOWN_RATE} packets"
+    return [
+        f"udp dport {control} update @paced{version} {{ {header} saddr {limit} }} goto shedding"
+        for version, header, _ in _FAMILIES
+    ]
 
 
 def _control(ports: Ports) -> list[str]:

@@ -18,6 +18,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass, field
 from ipaddress import ip_network
+from typing import Any
 
 from phantommesh.acl.bans import Ban, BanError, Bans, Shield, parse_network
 from phantommesh.acl.threats import Offences, judge
@@ -125,7 +126,9 @@ class Siege:
         self.node = self._links(0)
         self.node.set_admission([ADMISSION], [OLD])
         self.node.blame_by(self._blame)
-        peers = {self._ids[m.number].node_id: self._auth[self._ids[m.number].node_id] for m in self.members}
+        peers: dict[bytes, PeerAuth] = {
+            self._ids[m.number].node_id: self._auth[self._ids[m.number].node_id] for m in self.members
+        }
         self._carry_out(None, self.node.set_peers(peers, self.now))
         self._tick(None)
 
@@ -192,7 +195,7 @@ class Siege:
             self._handle(event)
         self.now = end
 
-    def _handle(self, event: object) -> None:
+    def _handle(self, event: Any) -> None:
         match event:
             case ("datagram", bytes() as datagram, Address() as source, Address() as target):
                 self._arrive(datagram, source, target)
@@ -275,6 +278,8 @@ class Siege:
         self.book.expire(self.now)
         for seen in self.offences.bound(self.now):
             self.worst = max(self.worst, judge(seen).score)
+            if self.book.get(seen.block) is not None:
+                continue
             network = parse_network(seen.block)
             times = self.book.times(seen.block, self.now)
             sources.append(Source(seen, times, member=shield.of_member(network)))
@@ -291,3 +296,4 @@ class Siege:
                     )  # fmt: skip
                 except BanError:
                     continue
+                self.offences.forget(action.network)

@@ -98,7 +98,8 @@ def test_what_is_never_banned_is_not_and_members_are_on_two_kinds() -> None:
     assert [b.network for b in bans] == [str(B)]
     with pytest.raises(BanError, match="a seed"):  # a network around it is no way
         bans.add(ip_network("192.0.2.0/24"), "operator", 60.0, "", 0.0, shield)
-    assert bans.add(ip_network("192.0.2.0/24"), "operator", 60.0, "", 0.0, shield, force=True)
+    bans.add(ip_network("192.0.2.0/24"), "operator", 60.0, "", 0.0, shield, force=True)
+    assert [b.network for b in bans.of("operator")] == ["192.0.2.0/24"]
 
 
 def test_a_member_that_appears_lifts_the_ban_and_is_forgiven() -> None:
@@ -165,7 +166,7 @@ def test_a_set_of_intervals_gets_no_overlap_and_leaves_nobody_out(drawn: list[tu
         Ban(network=str(network), origin="operator", since=0, until=9, why="") for network in sorted(networks)
     ]
     chosen = [b.parsed for b in for_kernel(bans).values()]
-    assert not any(a.overlaps(b) for a in chosen for b in chosen if a is not b)  # type: ignore[arg-type]
+    assert not any(a.overlaps(b) for a in chosen for b in chosen if a is not b)
     assert all(any(network.subnet_of(c) for c in chosen) for network in networks)  # type: ignore[arg-type]
 
 
