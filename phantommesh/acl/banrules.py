@@ -7,7 +7,8 @@ a flood lasts it lets through only so many datagrams a second of unknown sources
 
 A set an origin and family has the bans, with timeouts: so they end also where no node runs. Blocks are looked
 up by hash; the operator's networks may be wider, so their sets are of intervals. Known sources (members,
-seeds) are not counted, and each has a pace of its own. What the mesh's own interfaces bring is inside the tunnels, and passes.
+seeds) are not counted, and each has a pace of its own. What the mesh's own interfaces bring is inside the
+tunnels, and passes.
 
 Datagrams at WireGuard's ports that WireGuard could not mean are counted by source and port: a scan. An honest
 peer that has moved sends WireGuard's messages, or datagrams of `routing.stamp`'s kinds.
