@@ -151,6 +151,7 @@ class Node:
         with trio.move_on_after(GRACE), suppress(PhantomMeshError):
             await parts.gossip.save()
             await parts.keeper.save()
+            await parts.memory.save()
 
     async def _work(self) -> None:
         """Run every service until cancelled, or until a later run of this node is there: then hold the
@@ -233,6 +234,8 @@ class Node:
             "route-requests": partial(parts.own.ask_routes, parts.caller, parts.desk),
             "routes": parts.taking.run,
             "topology": parts.surveying.run,
+            "memory": parts.memory.run,
+            "hints": parts.hinting.run,
             "succession": parts.succession.run,
             "carrying": parts.carrying.run,
             "attending": partial(parts.attending.run, parts.tcp.attend),

@@ -101,8 +101,13 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
             subject=waiting[0],
         )
     for disk in (
-        parts.keeper.disk, parts.keys.disk, parts.gossip.disk, parts.federating.disk, parts.banning.disk,
-    ):  # fmt: skip
+        parts.keeper.disk,
+        parts.keys.disk,
+        parts.gossip.disk,
+        parts.federating.disk,
+        parts.memory.disk,
+        parts.banning.disk,
+    ):
         if (refusal := disk.problem) is not None:
             yield saver.NOT_WRITTEN.fault(
                 f"what this node should remember is not on disk: {refusal}",

@@ -209,6 +209,7 @@ class Recorder:
         self._metrics.set_ways(Counter(path.way for path in paths))
         leases = parts.lending.leases
         self._metrics.relay_leases.set(len(leases))
+        self._metrics.memory_patterns.set(len(parts.memory.memory))
         self._metrics.relayed_bytes.inc(leases.relayed - self._relayed)
         self._relayed = leases.relayed
         for moved in self._ways.moved(paths):
