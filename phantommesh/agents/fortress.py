@@ -34,7 +34,7 @@ import msgspec
 
 from phantommesh.acl import threats
 from phantommesh.acl.bans import TWO_KINDS, step_of
-from phantommesh.acl.threats import ENOUGH, LATELY, Judgement, SourceSeen
+from phantommesh.acl.threats import ENOUGH, LATELY, LEAST_SHARE, Judgement, SourceSeen
 from phantommesh.agents.actions import Ban, Raise, Shed
 from phantommesh.agents.base import (
     Agent,
@@ -151,6 +151,18 @@ class Fortress(Agent[FortressSeen]):
                 return float(any(one.seen.block == network and _fresh(one) for one in seen.sources))
             case _:
                 return None
+
+
+def kinds_of(proposal: Proposal) -> tuple[str, ...]:
+    """The kinds of proved offences that weigh, of the evidence of a ban."""
+    counts = {
+        kind: one.value / ENOUGH[kind]
+        for kind in threats.KINDS
+        for one in proposal.evidence
+        if one.what == f"{kind}_count"
+    }
+    weigh = tuple(kind for kind, share in counts.items() if share >= LEAST_SHARE)
+    return weigh or tuple(sorted(counts, key=lambda kind: -counts[kind])[:1])
 
 
 def _fresh(source: Source) -> bool:

@@ -493,6 +493,7 @@ def make_parts(
         ),
         state.state,
     )  # fmt: skip
+    memory.never = banning.never
     links.blame_by(banning.blame)
     gossip.gossip.blame = partial(banning.blame, proved=False)
     tcp.blame = banning.blame_stream

@@ -11,9 +11,12 @@ import trio
 
 from phantommesh.acl.banrules import ARRIVED, ODD, SHED
 from phantommesh.acl.bans import Origin, parse_network
+from phantommesh.agents import fortress
 from phantommesh.agents.actions import Ban
 from phantommesh.agents.base import Proposal
 from phantommesh.agents.fortress import HINT, FortressSeen, Source
+from phantommesh.nursery.dataplane.banning import EXPIRED
+from phantommesh.nursery.keeping import offenders
 from phantommesh.nursery.parts import Parts
 
 # Tuning.
@@ -32,7 +35,10 @@ async def look(parts: Parts) -> FortressSeen:
         sources.append(
             Source(
                 seen,
-                times=bans.times(seen.block, wall),
+                times=max(
+                    bans.times(seen.block, wall), offenders.banned_before(parts.memory, seen.block, wall)
+                ),
+                lowering=offenders.lowering(parts.memory, seen.block, wall),
                 never=shield.always(network),
                 member=shield.of_member(network),
             )
@@ -52,15 +58,14 @@ async def ban(parts: Parts, proposal: Proposal, action: Ban) -> None:
         origin = "operator"
     elif any(one.what == HINT for one in proposal.evidence):
         origin = "hinted"
-    kinds = {one.what.removesuffix("_count") for one in proposal.evidence if one.what.endswith("_count")}
-    await parts.banning.ban(
-        network, origin, action.seconds, proposal.why,
-        kinds={kind for kind in kinds if not kind.endswith("_beside")},
-    )  # fmt: skip
+    kinds = fortress.kinds_of(proposal)
+    made = await parts.banning.ban(network, origin, action.seconds, proposal.why, kinds=kinds)
+    if origin != "operator":
+        offenders.banned(parts.memory, made, kinds, time(), alone=origin == "own")
 
 
 async def lift(parts: Parts, proposal: Proposal, action: Ban) -> None:
     """Lift a ban that an agent's proposal stood behind. Raises NftError."""
     origins: tuple[Origin, ...] = ("operator",) if proposal.agent == "operator" else ("own", "hinted")
     for origin in origins:
-        await parts.banning.lift(parse_network(action.network), origin, "its time is over")
+        await parts.banning.lift(parse_network(action.network), origin, EXPIRED)

@@ -21,7 +21,17 @@ import trio
 
 from phantommesh.acl import banrules
 from phantommesh.acl.banrules import ARRIVED, FAR, NEAR, ODD, READ, SHED, Ports, Sender
-from phantommesh.acl.bans import OPEN, ORIGINS, Ban, Bans, Origin, Shield, block_of
+from phantommesh.acl.bans import (
+    OPEN,
+    ORIGINS,
+    Ban,
+    BanError,
+    Bans,
+    Origin,
+    Shield,
+    block_of,
+    parse_network,
+)
 from phantommesh.acl.threats import Offences, Proof, Threat, ThreatLog
 from phantommesh.endpoint import Address
 from phantommesh.errors import DecodeError, PhantomMeshError
@@ -30,11 +40,14 @@ from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.host.neighbours import Neighbours, look_for, read_neighbours
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.keeping.saver import Patience, Saver
+from phantommesh.rates import source_block
 from phantommesh.routable import Network
 from phantommesh.state import directory
 from phantommesh.state.directory import StateDir
 
 BANS_NOT_HELD = FaultKind("bans-not-held", "high")
+
+EXPIRED: Final = "its time is over"
 
 # Tuning.
 LOOK: Final = 0.25  # s between looks at the kernel's counters
@@ -102,7 +115,8 @@ class Banning:
         self._senders: dict[tuple[Sender, int], int] = {}
         self._totals: dict[str, int] = {}
         self._looked = self._checked = float("-inf")
-        self._near: tuple[Network, ...] = ()
+        self._since: dict[str, float] = {}
+        self._began = wall()
         self._lock = trio.Lock()
 
     # What others do.
@@ -242,7 +256,20 @@ class Banning:
     async def _refresh(self) -> None:
         """Look who is never banned, as things are now."""
         await self._around.refresh()
-        self.shield = self._around.shield()
+        self.shield, now = self._around.shield(), self._wall()
+        known = {source_block(str(network.network_address)) for network in self._around.known()}
+        self._since = {source: self._since.get(source, now) for source in known}
+
+    def never(self, source: str) -> float | None:
+        """Since when (Unix seconds) a source block is never banned on another's word, as far as is known;
+        None where it may be. ``source`` is as `rates.source_block` has it."""
+        if (since := self._since.get(source)) is not None:
+            return since
+        try:
+            network = parse_network(source)
+        except BanError:
+            return self._began
+        return self._began if self.shield.why(network) else None
 
     async def run(self) -> None:
         """Look and keep until cancelled. A failure is logged once and tried again; it never ends this."""
@@ -290,7 +317,7 @@ class Banning:
             self.told(threat)
         if gone := self.bans.expire(self._wall()):
             for ban in gone:
-                self.changed(ban, True, "its time is over")
+                self.changed(ban, True, EXPIRED)
             self._saver.mark()
             await self._refill()
         if now >= self._checked + CHECK:

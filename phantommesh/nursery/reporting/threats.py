@@ -23,9 +23,13 @@ from phantommesh.management.threatsview import (
     UnbanResult,
 )
 from phantommesh.moments import rfc3339
+from phantommesh.nursery.dataplane.banning import EXPIRED
 from phantommesh.nursery.host.nft import NftError
+from phantommesh.nursery.keeping import offenders
 from phantommesh.nursery.parts import Parts
 from phantommesh.rates import Bucket
+
+DROPPED = "an operator lifted all of them"  # a word on the origin, and not on each source
 
 # Tuning.
 EVENT_RATE, EVENT_BURST = 1.0, 32.0  # events of threats and bans, a second and at once; all are counted
@@ -91,7 +95,7 @@ async def unban(parts: Parts, network: str | None, by: str | None) -> UnbanResul
         origin = next((origin for origin in ORIGINS if origin == by), None)
         if origin is None:
             raise BanError("there are no such bans", fix=f"give one of {', '.join(ORIGINS)}")
-        lifted = await banning.drop(origin, "an operator lifted all of them")
+        lifted = await banning.drop(origin, DROPPED)
     return UnbanResult(lifted=[_ban(ban, {}) for ban in lifted])
 
 
@@ -147,6 +151,8 @@ class ThreatNews:
     def ban(self, ban: Ban, gone: bool, why: str) -> None:
         """A ban has come or gone."""
         self._parts.metrics.bans.set(len(self._parts.banning.bans))
+        if gone and why not in (EXPIRED, DROPPED) and ban.origin != "operator":
+            offenders.refuted(self._parts.memory, ban, time())
         if gone:  # however it went: the same agent may ban it again
             agent: AgentName = "operator" if ban.origin == "operator" else "fortress"
             subject = Subject("address", ban.network)
