@@ -65,7 +65,9 @@ async def do(parts: Parts, action: Action, proposal: Proposal) -> None:
             await look_fortress.ban(parts, proposal, action)
         case Shed(rate):
             await parts.banning.limit(rate)
-        case Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Tune(parameter, value, taken):
+            await parts.tuning.tune(parameter, value, taken=taken)
+        case Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -82,7 +84,9 @@ async def lift(parts: Parts, action: Action, proposal: Proposal) -> None:
             await look_fortress.lift(parts, proposal, action)
         case Shed():
             await parts.banning.limit(None)
-        case Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Tune(parameter):
+            parts.tuning.restore(parameter)
+        case Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
             pass  # never done: see `do`
         case _:
             assert_never(action)
