@@ -66,7 +66,7 @@ WG_KEYS = [
     tuple(bytes([1 + end]) + bytes([1 + i]) * 31 for i in range(DIMENSIONS)) for end in range(MEMBERS + 1)
 ]
 GAP = 0.04  # s between two handshakes: each member's own come 0.8 s apart, within its rate
-PACE, TURNS, TURN_S, QUICK_S = 3000.0, 4, 12.0, 6.0
+PACE, TURNS, TURN_S, QUICK_S = 3000.0, 4, 8.0, 6.0
 SETTLE = 1.0  # s of an attack's turn until its handshakes count: the ban has to come within
 FORGED = (
     *(f"{address}/32" for address in ADDRESSES[:3]),
@@ -153,7 +153,8 @@ async def defend() -> None:
             nursery.start_soon(udp.receive, end.driver.receive)
             nursery.start_soon(end.driver.run)
             nursery.start_soon(banning.run)
-            nursery.start_soon(agents, banning)
+            councils = [council()]
+            nursery.start_soon(agents, banning, councils)
             lines = trio.lowlevel.FdStream(os.dup(0))
             print(json.dumps("ready"), flush=True)
             async for chunk in lines:
@@ -163,6 +164,7 @@ async def defend() -> None:
                             await banning.unban(ban.parsed)
                     await banning.limit(None)
                     came.clear()
+                    councils.append(council())
                 hits = await banning.hits()
                 said: dict[str, Any] = {
                     "bans": [(b.network, b.kinds, at, hits.get((b.origin, b.network), 0)) for b, at in came],
@@ -173,9 +175,13 @@ async def defend() -> None:
             nursery.cancel_scope.cancel()
 
 
-async def agents(banning: Banning) -> None:
-    """FORTRESS under the council, every half second and at each threat."""
-    council = Council([Fortress()], trace=lambda: os.urandom(4).hex(), now=trio.current_time())
+def council() -> Council:
+    """FORTRESS alone, with nothing that stands."""
+    return Council([Fortress()], trace=lambda: os.urandom(4).hex(), now=trio.current_time())
+
+
+async def agents(banning: Banning, councils: Sequence[Council]) -> None:
+    """FORTRESS under the last of these councils, every half second and at each threat."""
     woken = trio.Event()
 
     def wake(_: object) -> None:
@@ -198,8 +204,9 @@ async def agents(banning: Banning) -> None:
         ]  # fmt: skip
         rates = banning.rates
         seen = FortressSeen(tuple(sources), rates[ARRIVED], rates[SHED], rates[ODD])
-        look = council.look("fortress", seen, (), moment())()
-        for order in (*council.looked("fortress", look, 0.0, moment()).orders, *council.lapse(now)):
+        sitting = councils[-1]
+        look = sitting.look("fortress", seen, (), moment())()
+        for order in (*sitting.looked("fortress", look, 0.0, moment()).orders, *sitting.lapse(now)):
             await _carry(banning, order)
 
 

@@ -151,6 +151,7 @@ class Node:
         with trio.move_on_after(GRACE), suppress(PhantomMeshError):
             await parts.gossip.save()
             await parts.keeper.save()
+            await parts.banning.save()
             await parts.memory.save()
 
     async def _work(self) -> None:

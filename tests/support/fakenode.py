@@ -261,6 +261,8 @@ class FakeNode:
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
         self.failure: Exception | None = None
         self.exported = b"proofs"
+        self.asked: list[tuple[str, float, bool]] = []
+        self.lifted: list[tuple[str | None, str | None]] = []
         self.banned = {"192.0.2.250/32": ban_view("192.0.2.250/32", "own", 597.0)}
 
     def status(self) -> Status:
@@ -350,16 +352,15 @@ class FakeNode:
     async def ban(self, wanted: str, seconds: float, *, force: bool, dry_run: bool) -> BanResult:
         if self.failure is not None:
             raise self.failure
-        made = ban_view(wanted, "operator", seconds)
         if not dry_run:
-            self.banned[wanted] = made
-        return BanResult(ban=made, dry_run=dry_run)
+            self.asked.append((wanted, seconds, force))
+        return BanResult(ban=ban_view(wanted, "operator", seconds), dry_run=dry_run)
 
     async def unban(self, network: str | None, by: str | None) -> UnbanResult:
         if self.failure is not None:
             raise self.failure
-        gone = [key for key, one in self.banned.items() if network == key or by == one.by]
-        return UnbanResult(lifted=[self.banned.pop(key) for key in gone])
+        self.lifted.append((network, by))
+        return UnbanResult(lifted=[one for key, one in self.banned.items() if network == key or by == one.by])
 
     async def topology(self) -> TopologyView:
         members = [

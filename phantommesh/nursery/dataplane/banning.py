@@ -296,7 +296,11 @@ class Banning:
         while True:
             await self._saver.marked()
             async with self.disk.patiently():
-                await self._saver.save()
+                await self.save()
+
+    async def save(self) -> None:
+        """Write the bans if they have changed. Raises StateError."""
+        await self._saver.save()
 
     async def _write(self) -> None:
         await trio.to_thread.run_sync(self._state.write, directory.BANS, self.bans.encode())
