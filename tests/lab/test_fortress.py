@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""FORTRESS in real nodes: a machine on the underlay floods and scans them, under its own address and others'."""
+"""FORTRESS in real nodes: a machine on the underlay floods and scans them, by its own address or others'."""
 
 from __future__ import annotations
 

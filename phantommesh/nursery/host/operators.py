@@ -70,6 +70,8 @@ def session_of(line: str, ports: Collection[int]) -> IpAddress | None:
         if int(words[1].rpartition(":")[2], 16) not in ports:
             return None
         raw = bytes.fromhex(words[2].rpartition(":")[0])
+        if len(raw) not in (4, 16):
+            return None
         # Words of 32 bits, each in the machine's order.
         address = ip_address(b"".join(_swapped(raw[i : i + 4]) for i in range(0, len(raw), 4)))
     except ValueError:

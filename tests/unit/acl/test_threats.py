@@ -48,6 +48,14 @@ def test_loose_offences_count_beside_bound_ones() -> None:
     assert score(offences, now=FADE) < 1.0
 
 
+def test_an_offence_of_a_while_ago_opens_no_door_to_forgeries() -> None:
+    offences = Offences()
+    offences.note("mac", HOST, "cookie", 0.0)
+    for _ in range(5 * int(ENOUGH["flood"])):
+        offences.note("malformed", HOST, None, FADE)
+    assert score(offences, now=FADE) < 0.1
+
+
 @pytest.mark.parametrize(
     ("reason", "kind"),
     [("mac", "bad-mac"), ("replay", "replay"), ("invite-proof", "guessing"), ("rate", "flood")],
