@@ -99,7 +99,6 @@ class _Source:
     bound: dict[Kind, Faded] = field(default_factory=dict)
     loose: dict[Kind, Faded] = field(default_factory=dict)
     proofs: set[Proof] = field(default_factory=set)
-    neighbour: float = float("-inf")  # until when all that it sends is the neighbour's own
     touched: float = 0.0
 
 
@@ -154,6 +153,8 @@ class Offences:
     def __init__(self) -> None:
         self._bound: OrderedDict[str, _Source] = OrderedDict()
         self._loose: OrderedDict[str, _Source] = OrderedDict()
+        self._open: dict[str, dict[Kind, float]] = {}  # loose ones since the last look
+        self._settled: dict[str, dict[Kind, float]] = {}  # and those of the look that is under way
         self.unproven = Faded()  # datagrams that proved nothing
 
     def note(self, reason: str, host: str, proof: Proof | None, now: float) -> None:
@@ -168,27 +169,25 @@ class Offences:
         source = self._source(block, proof, now)
         if proof is not None:
             source.proofs.add(proof)
-        if proof is not None or now < source.neighbour:
             source.bound.setdefault(kind, Faded()).add(count, now)
-        else:
-            self.unproven.add(count, now)
-            source.loose.setdefault(kind, Faded()).add(count, now)
+            return
+        self.unproven.add(count, now)
+        source.loose.setdefault(kind, Faded()).add(count, now)
+        if block in self._open or len(self._open) < MOST_LOOSE:
+            noted = self._open.setdefault(block, {})
+            noted[kind] = noted.get(kind, 0.0) + count
 
-    def neighbour(self, block: str, until: float, now: float) -> None:
-        """All that came from this source lately, and comes until then, came from the neighbour's own MAC
-        address: its loose offences are bound."""
-        source = self._source(block, "neighbour", now)
-        source.proofs.add("neighbour")
-        source.neighbour = until
-        for kind, count in source.loose.items():
-            source.bound.setdefault(kind, Faded()).add(count.at(now), now)
-        source.loose.clear()
+    def settle(self) -> None:
+        """A look at who sends begins: it may prove what was noted since the last one, and nothing else."""
+        self._settled, self._open = self._open, {}
 
-    def strange(self, block: str) -> None:
-        """Something else than the neighbour itself sends in its name, after all."""
-        if (source := self._bound.get(block)) is not None and "neighbour" in source.proofs:
-            source.neighbour = float("-inf")
-            source.proofs.discard("neighbour")
+    def neighbour(self, block: str, now: float) -> None:
+        """All that came from this source up to `settle` came from the neighbour's own MAC address, and so did
+        what is noted since the look before."""
+        for kind, count in self._settled.pop(block, {}).items():
+            self.add(block, kind, count, "neighbour", now)
+            source = self._bound[block]
+            source.loose.setdefault(kind, Faded()).add(-min(count, source.loose[kind].at(now)), now)
 
     def _source(self, block: str, proof: Proof | None, now: float) -> _Source:
         source = self._bound.get(block)

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from phantommesh.acl import banrules
-from phantommesh.acl.banrules import ARRIVED, FAR, NEAR, ODD, READ, SHED, Ports, Sender
+from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, NEAR, ODD, READ, SHED, Ports, Sender
 from phantommesh.acl.bans import (
     OPEN,
     ORIGINS,
@@ -49,12 +49,15 @@ BANS_NOT_HELD = FaultKind("bans-not-held", "high")
 
 EXPIRED: Final = "its time is over"
 
+_NEIGHBOUR: Final[Proof] = "neighbour"
+
 # Tuning.
 LOOK: Final = 0.25  # s between looks at the kernel's counters
 CHECK: Final = 5.0  # s between looks at whether the rules are still ours, and at who is never banned
 MAX_BACKOFF: Final = 30.0  # s between attempts while the table cannot be put in place
 BULK: Final = 100  # datagrams of one neighbour to the control port in one look, from which it is a flood
-PROVED: Final = 1.0  # s that a neighbour's proof holds after a look
+ROOM: Final = 0.9  # of the places of a set of sources; with fewer free ones it proves nothing
+ANSWER: Final = 0.02  # s to wait for a neighbour's answer, which takes a millisecond mostly
 MOST_ASKED: Final = 8  # neighbours whose MAC address is asked for at one look
 
 log = structlog.get_logger("phantommesh.bans")
@@ -309,6 +312,7 @@ class Banning:
         now = trio.current_time()
         if self._installed is None:
             await self._put()
+        self.offences.settle()  # the kernel has counted all of that
         try:
             counters = await self._rules.counters_of(*READ)
         except NftError as error:
@@ -364,38 +368,40 @@ class Banning:
             senders |= banrules.read_senders(name, counters[name])
         before, self._senders = self._senders, senders
         fresh_by = {which: n - before.get(which, 0) for which, n in senders.items() if n != before.get(which)}
-        if fresh_by:
-            await self._prove({sender for sender, _ in fresh_by}, {sender for sender, _ in senders}, now)
+        proved = frozenset[str]()
+        # In a set without room the kernel counts no further sender: then nobody knows who else sends.
+        if fresh_by and all(len(counters[name]) < ROOM * MOST_SOURCES for name in (NEAR, *FAR.values())):
+            proved = await self._prove({sender for sender, _ in fresh_by}, {sender for sender, _ in senders})
         control = self._around.ports().control
         for (sender, port), packets in fresh_by.items():
             count = packets if packets > 0 else senders[sender, port]
-            block = block_of(sender.host)
+            block, proof = block_of(sender.host), _NEIGHBOUR if sender.host in proved else None
             if port != control:
                 # Another port in the last seconds; a port again counts little.
-                self.offences.add(block, "scan", 1.0 if (sender, port) not in before else 0.01, None, now)
+                self.offences.add(block, "scan", 1.0 if (sender, port) not in before else 0.01, proof, now)
             elif count >= BULK and sender.mac:
-                self.offences.add(block, "flood", float(count), None, now)
+                self.offences.add(block, "flood", float(count), proof, now)
+        for host in proved:
+            self.offences.neighbour(block_of(host), now)
 
-    async def _prove(self, fresh: set[Sender], all_of_late: set[Sender], now: float) -> None:
-        """Find out which of these sources are neighbours that sent this themselves: by the MAC address to
+    async def _prove(self, fresh: set[Sender], all_of_late: set[Sender]) -> frozenset[str]:
+        """Those of these sources that are neighbours which sent all of this themselves: by the MAC address to
         which an answer would go. An address that is used from elsewhere too proves nothing."""
         near = {sender for sender in fresh if sender.mac}
         if not near:
-            return
-        ways = Counter(sender.host for sender in all_of_late)
+            return frozenset()
         table: Neighbours = await trio.to_thread.run_sync(read_neighbours)
-        unknown = []
-        for sender in near:
-            block = block_of(sender.host)
-            mac = table.sole(sender.interface, sender.host)
-            if mac is None and (sender.interface, sender.host) not in table.macs:
-                unknown.append((sender.interface, sender.host))
-            if mac is not None and mac == sender.mac and ways[sender.host] == 1:
-                self.offences.neighbour(block, now + PROVED, now)
-            else:
-                self.offences.strange(block)
+        unknown = [(one.interface, one.host) for one in near if (one.interface, one.host) not in table.macs]
         if unknown:
             await trio.to_thread.run_sync(partial(look_for, unknown[:MOST_ASKED]))
+            await trio.sleep(ANSWER)
+            table = await trio.to_thread.run_sync(read_neighbours)
+        ways = Counter(sender.host for sender in all_of_late)
+        return frozenset(
+            sender.host
+            for sender in near
+            if ways[sender.host] == 1 and table.sole(sender.interface, sender.host) == sender.mac
+        )
 
     def faults(self) -> Iterator[Fault]:
         """What is wrong."""

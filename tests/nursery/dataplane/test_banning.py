@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from phantommesh.acl.banrules import ARRIVED, FAR, NEAR, ODD, SHED, Ports
+from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, NEAR, ODD, SHED, Ports
 from phantommesh.acl.bans import BanError, Shield
 from phantommesh.acl.threats import ENOUGH, judge
 from phantommesh.nursery.dataplane import banning as module
@@ -128,7 +128,7 @@ async def test_a_scan_by_a_neighbour_itself_is_proved(
     assert score(banning) >= 0.9 * (len(WIREGUARD) / ENOUGH["scan"])
 
 
-@pytest.mark.parametrize("how", ["another MAC", "unknown", "of two addresses", "two MACs"])
+@pytest.mark.parametrize("how", ["another MAC", "unknown", "of two addresses", "two MACs", "no room"])
 async def test_a_scan_in_a_neighbours_name_proves_nothing(
     how: str, banning: Banning, table: Table, neighbours: dict[tuple[int, str], bytes], nursery: trio.Nursery
 ) -> None:
@@ -138,6 +138,8 @@ async def test_a_scan_in_a_neighbours_name_proves_nothing(
         neighbours.clear()
     if how == "of two addresses":
         neighbours[2, "10.0.0.254"] = MAC
+    for i in range(MOST_SOURCES if how == "no room" else 0):
+        table.sends(f"10.0.{1 + i // 250}.{i % 250}", CONTROL, OTHER)
     for port in WIREGUARD:
         table.sends(HOST, port, OTHER if how == "another MAC" else MAC)
         if how == "two MACs":

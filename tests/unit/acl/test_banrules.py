@@ -13,7 +13,7 @@ from phantommesh.acl import banrules
 from phantommesh.acl.banrules import FAR, NEAR, Ports, Sender, read_senders, render, reshed
 from phantommesh.acl.bans import Ban
 from phantommesh.errors import DecodeError
-from phantommesh.routing import binding, echoes, knocks
+from phantommesh.routing import binding, knocks
 
 PORTS = Ports("pm", ("pm0", "pm1"), 51800, (51821, 51820), (ip_network("10.0.0.0/24"),))
 
@@ -58,7 +58,7 @@ def test_shedding_is_one_rule_more() -> None:
 
 
 def test_all_datagrams_of_ours_at_wireguards_ports_have_the_size_that_passes() -> None:
-    assert {knocks.SIZE, echoes.SIZE, binding.SIZE} == {banrules.OWN_SIZE}
+    assert {knocks.SIZE, binding.SIZE} == {banrules.OWN_SIZE}
 
 
 def near_key(host: str, port: int, interface: int = 3, mac: bytes = b"\2\0\0\0\0\1") -> bytes:

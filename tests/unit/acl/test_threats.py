@@ -70,17 +70,19 @@ def test_offences_with_a_cookie_are_enough_alone(reason: str, kind: threats.Kind
     assert judge(next(iter(offences.bound(0.0)))).firm == (kind,)
 
 
-def test_a_neighbour_that_sent_it_itself_is_proved_and_one_in_whose_name_another_sends_is_not() -> None:
+def test_a_look_proves_what_was_noted_since_the_last_one_and_nothing_before_or_after() -> None:
     offences = Offences()
-    for port in range(4):
-        offences.add(BLOCK, "scan", 1.0, None, 0.1 * port)
-    assert score(offences, 0.3) == 0.0
-    offences.neighbour(BLOCK, 1.3, 0.3)
-    assert score(offences, 0.3) >= 0.9
-    offences.strange(BLOCK)
-    offences.add(BLOCK, "scan", 100.0, None, 0.4)
-    bound = dict(next(iter(offences.bound(0.4))).bound)
-    assert bound["scan"] < ENOUGH["scan"]
+    for _ in range(1000):
+        offences.note("malformed", HOST, None, 0.0)  # perhaps another's, in its name
+    offences.settle()  # a look that proves nothing
+    offences.note("malformed", HOST, None, 0.1)
+    offences.settle()
+    for _ in range(1000):
+        offences.note("malformed", HOST, None, 0.2)  # while the look is under way
+    offences.neighbour(BLOCK, 0.3)
+    (seen,) = offences.bound(0.3)
+    assert dict(seen.bound)["flood"] == 1.0 and seen.proofs == ("neighbour",)
+    assert 1900 < dict(seen.loose)["flood"] < 2000
 
 
 def test_ipv6_counts_by_the_hosts_whole_64() -> None:
