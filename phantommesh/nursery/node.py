@@ -226,6 +226,7 @@ class Node:
             "gossip": parts.gossip.run,
             "federation": parts.federating.run,
             "roster-disk": parts.keeper.keep,
+            "decisions-disk": parts.decisions.keep,
             "standing": partial(ask_standing, parts.state, parts.keeper, parts.gossip.quiet, parts.places.of),
             "group-keys": parts.keys.run,
             "runs": parts.runs.run,

@@ -569,7 +569,7 @@ def make_parts(
         memory=memory,
         hinting=hinting,
         council=council,
-        decisions=Decisions(council, metrics, events),
+        decisions=Decisions(council, metrics, events, state.state.path / directory.DECISIONS),
         services=Services(),
         server=server,
         tcp=tcp,

@@ -58,6 +58,7 @@ APPROVALS: Final = "routes.json"  # an authority's: which member may route what;
 PACTS: Final = "pacts.bin"  # with other meshes, their secrets among them; there from the first one on
 SUCCESSION: Final = "successor.invite"  # what a new identity is got by; there while one is under way
 SUCCESSOR: Final = "successor"  # a directory: the whole state of the new identity, until it is put in place
+DECISIONS: Final = "decisions"  # a directory: what agents did and why; no loss but of that if it is lost
 PROOFS: Final = "proofs"  # a directory; no loss but of evidence if it is lost
 
 # Files that every node has from its first moment.

@@ -105,6 +105,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         parts.keys.disk,
         parts.gossip.disk,
         parts.federating.disk,
+        parts.decisions.disk,
         parts.memory.disk,
         parts.banning.disk,
     ):
