@@ -11,11 +11,15 @@ from typing import Any, Final
 
 from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
 from phantommesh.agents.council import Council, Order, Phase
+from phantommesh.agents.fortress import Fortress
 from phantommesh.agents.genesis import Genesis
 from phantommesh.config.agents import AgentSection, AgentsSection
 
 MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType(
-    {"genesis": lambda settings: Genesis(Random(os.urandom(16)))}  # noqa: S311  # an order of trials
+    {
+        "fortress": lambda settings: Fortress(settings.fortress),
+        "genesis": lambda settings: Genesis(Random(os.urandom(16))),  # noqa: S311  # an order of trials
+    }
 )
 """How to make each agent. A further agent is one line here, and one in `nursery/agents/looks.py`."""
 

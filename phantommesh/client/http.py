@@ -23,6 +23,7 @@ from phantommesh.management.federationview import FederationInvited, FederationV
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
+from phantommesh.management.threatsview import BanResult, ThreatsView, UnbanResult
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
@@ -172,6 +173,20 @@ class NodeClient:
     def _do(self, path: str, body: object, kind: type[T], key: str) -> T:
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         return decode(self.request("POST", path, body=msgspec.json.encode(body), headers=headers), kind)
+
+    def threats(self) -> ThreatsView:
+        return self.get("/v1/threats", ThreatsView)
+
+    def ban(
+        self, network: str, *, seconds: float, force: bool, dry_run: bool, idempotency_key: str
+    ) -> BanResult:
+        body = {"network": network, "seconds": seconds, "force": force}
+        path = "/v1/bans" + ("?dry_run=true" if dry_run else "")
+        return self._do(path, body, BanResult, idempotency_key)
+
+    def unban(self, *, network: str | None = None, by: str | None = None) -> UnbanResult:
+        asked = {key: value for key, value in (("network", network), ("by", by)) if value is not None}
+        return decode(self.request("DELETE", f"/v1/bans?{urlencode(asked, quote_via=quote)}"), UnbanResult)
 
     def netcheck(self) -> NetCheck:
         return self.get("/v1/netcheck", NetCheck)

@@ -31,11 +31,13 @@ class Holder:
 
 @dataclass(eq=False, slots=True)
 class Seat:
-    """The place of one connection. ``busy`` is one that has a request under way."""
+    """The place of one connection. ``busy`` is one that has a request under way, ``spoke`` one on which
+    something came that could be read."""
 
     host: str
     holder: Holder | None = None
     busy: bool = False
+    spoke: bool = False
 
 
 @dataclass(frozen=True, slots=True)

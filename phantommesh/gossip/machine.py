@@ -115,6 +115,8 @@ class Gossip:
         there too."""
         self.by_udp: Callable[[NodeId], None] = lambda member: None
         """Told of each member that is heard by UDP at an address of its record."""
+        self.blame: Callable[[str, Address], None] = lambda reason, source: None
+        """Told of each datagram that no key opens, and where it seems to come from."""
         self.membership = membership
         self.heard_at = -inf
         self._keyless_pause = KEYLESS_AGAIN
@@ -154,7 +156,10 @@ class Gossip:
         try:
             opened = self._envelope.open(datagram)
         except EnvelopeError as error:
-            return self._keyless(now) if error.reason == "gossip-key" else []
+            if error.reason == "gossip-key":  # of a member, perhaps, that has a later key
+                return self._keyless(now)
+            self.blame("gossip", source)
+            return []
         # The seal shows the sender outside; the datagram inside must be the same node's.
         if opened.kind == HINT:
             return self._take_hint(opened)

@@ -131,6 +131,11 @@ class Context:
     agree: Agree = no_agreement
     elsewhere: Elsewhere = lambda peer: ()
     ways: Elsewhere = lambda peer: ()
+    blame: Callable[[str, Address, bool], None] = lambda reason, source, proved: None
+    """Told of each datagram that could not be used: why, and where it seems to come from. True: it had a
+    cookie of ours, so its sender gets what is sent there."""
+    source: Address | None = None  # of the datagram at hand
+    proved: bool = False
     gates: tuple[Gate, ...] = field(init=False)  # members': the first is sent with
     pact_gates: tuple[Gate, ...] = ()
     enrol_gate: Gate | None = field(init=False)
@@ -194,6 +199,8 @@ class Context:
     def drop(self, reason: str) -> list[Effect]:
         """Count a datagram that cannot be used."""
         self.drops[reason] += 1
+        if self.source is not None:
+            self.blame(reason, self.source, self.proved)
         return []
 
     def starts_with(self, peer: bytes) -> bool:

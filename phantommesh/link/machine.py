@@ -7,7 +7,7 @@ It never raises for anything that came from the network: what it cannot use is c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random as JitterRandom
 
 from phantommesh.dimensions import bits, has
@@ -292,6 +292,17 @@ class Links:
 
     def receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
         """Take one datagram from the network."""
+        self._context.source, self._context.proved = source, False
+        try:
+            return self._receive(datagram, source, now)
+        finally:
+            self._context.source = None
+
+    def blame_by(self, blame: Callable[[str, Address, bool], None]) -> None:
+        """From now on tell this of each datagram that cannot be used: see `Context.blame`."""
+        self._context.blame = blame
+
+    def _receive(self, datagram: bytes, source: Address, now: float) -> list[Effect]:
         try:
             parsed = wire.decode_untrusted(datagram)
             match parsed:

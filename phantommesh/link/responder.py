@@ -79,6 +79,7 @@ class Answerer:
         """Take a fragment that is meant for a responder. Raises what `machine.Links.receive` counts."""
         if not any(wire.cookie_mac_ok(datagram, c) for c in self._cookies.accepted(source, now)):
             return self._context.drop("cookie")
+        self._context.proved = True
         gate = self._context.passed(datagram, fragment.mode, with_cookie=True)
         if gate is None:
             return self._context.drop("mac")

@@ -77,6 +77,15 @@ class PactRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pact: Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
 
 
+class BanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/bans: an address or a network, for how many seconds; ``force``: also what is never
+    banned."""
+
+    network: Annotated[str, msgspec.Meta(max_length=64)]
+    seconds: Annotated[float, msgspec.Meta(gt=0)] = 600.0
+    force: bool = False
+
+
 class NameRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/names: this node's next name."""
 

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 import msgspec
 
 from phantommesh.management.bodies import (
+    BanRequest,
     FederationAcceptRequest,
     FederationInviteRequest,
     IdentityRequest,
@@ -27,6 +28,7 @@ from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.scopes import Scope
+from phantommesh.management.threatsview import BanResult, BansView, ThreatsView, UnbanResult
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     Event,
@@ -72,7 +74,7 @@ class Endpoint(Generic[Body]):
     """
 
     name: str
-    method: Literal["GET", "POST", "WS"]
+    method: Literal["GET", "POST", "DELETE", "WS"]
     path: str
     summary: str
     scope: Scope | None
@@ -213,6 +215,18 @@ FEDERATION_ENDS = Endpoint(
     answer=PactResult,
     errors=_WRITE | {403},
 )
+BANS = Endpoint(
+    name="ban",
+    method="POST",
+    path="/v1/bans",
+    summary="Drop all that comes from an address or a network, outside the tunnels.",
+    scope=Scope.OPERATE,
+    body=BanRequest,
+    example='{"network": "192.0.2.7", "seconds": 600}',
+    dry_run=True,
+    answer=BanResult,
+    errors=_WRITE,
+)
 REVOCATIONS = Endpoint(
     name="revocations",
     method="POST",
@@ -284,6 +298,20 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         scope=Scope.READ, answer=Explanation, query=("dest",), errors=frozenset({404, 409}),
     ),
     Endpoint(
+        name="threats", method="GET", path="/v1/threats",
+        summary="Attacks that this node has seen, what it sheds, and who is banned.",
+        scope=Scope.READ, answer=ThreatsView,
+    ),
+    Endpoint(
+        name="bans", method="GET", path="/v1/bans", summary="The bans that stand.",
+        scope=Scope.READ, answer=BansView,
+    ),
+    Endpoint(
+        name="unban", method="DELETE", path="/v1/bans",
+        summary="Lift the bans of a network, or all by this node, by an operator or with hints (by).",
+        scope=Scope.OPERATE, answer=UnbanResult, query=("network", "by"), errors=frozenset({409}),
+    ),
+    Endpoint(
         name="netcheck", method="GET", path="/v1/netcheck",
         summary="This host's network, and how members reach it, which they are asked.",
         scope=Scope.READ, answer=NetCheck,
@@ -304,6 +332,7 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         scope=Scope.READ, query=EVENTS, errors=frozenset({503}),
     ),
     ROTATIONS,
+    BANS,
     PINGS,
     IDENTITIES,
     NAMES,

@@ -310,6 +310,13 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.threats = Counter(
+            PREFIX + "threats_total",
+            "Attacks seen, by kind; a kind of one source counts again after ten minutes without it.",
+            ["kind", "severity"],
+            registry=self.registry,
+        )
+        self.bans = Gauge(PREFIX + "bans", "Networks that are banned now.", registry=self.registry)
         self.dns_queries = Counter(
             PREFIX + "dns_queries_total",
             "Answered queries for the mesh's names, by result.",

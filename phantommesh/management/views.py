@@ -17,6 +17,7 @@ from phantommesh.management.federationview import FederationInvited, FederationV
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
+from phantommesh.management.threatsview import BanResult, BansView, ThreatsView, UnbanResult
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.wayview import WayKind
 from phantommesh.management.whereview import Whereabouts
@@ -464,6 +465,22 @@ class NodePort(Protocol):
 
     async def end_pact(self, pact: str) -> PactResult:
         """End a pact, by its id or the beginning of it, for both meshes."""
+        ...
+
+    async def threats(self) -> ThreatsView:
+        """Attacks that this node has seen, and what it does against them."""
+        ...
+
+    async def bans(self) -> BansView:
+        """The bans that stand."""
+        ...
+
+    async def ban(self, wanted: str, seconds: float, *, force: bool, dry_run: bool) -> BanResult:
+        """Ban an address or a network. ``force``: also what is never banned."""
+        ...
+
+    async def unban(self, network: str | None, by: str | None) -> UnbanResult:
+        """Lift the bans of a network, or all of one origin."""
         ...
 
     async def netcheck(self) -> NetCheck:

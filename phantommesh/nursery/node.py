@@ -103,6 +103,7 @@ class Node:
         # Before there is anything to reach, what is taken is closed.
         await self._weaving.begin_routes()
         await parts.guarding.converge()
+        await parts.banning.begin()
         if parts.config.control.tcp:
             await parts.tcp.listen()
             parts.driver.tcp = parts.tcp
@@ -150,6 +151,7 @@ class Node:
         with trio.move_on_after(GRACE), suppress(PhantomMeshError):
             await parts.gossip.save()
             await parts.keeper.save()
+            await parts.banning.save()
             await parts.memory.save()
 
     async def _work(self) -> None:
@@ -204,6 +206,7 @@ class Node:
         services: dict[str, Callable[[], Awaitable[None]]] = {
             "overlay": parts.overlay.run,
             "guard": parts.guarding.run,
+            "bans": parts.banning.run,
             "changes": parts.changes.run,
             "whereabouts": parts.finding.run,
             "port-mapping": parts.mapping.run,

@@ -33,6 +33,7 @@ from phantommesh.node.peers import Peers, generation_of
 from phantommesh.node.regions import nearness
 from phantommesh.node.routes import really_there
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.banning import Banning
 from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
@@ -46,6 +47,7 @@ from phantommesh.nursery.dataplane.rekeying import KeyReplacer
 from phantommesh.nursery.dataplane.relays import make_bridging, make_relays
 from phantommesh.nursery.dataplane.routetalk import RouteTalk
 from phantommesh.nursery.dataplane.scattering import Scattering
+from phantommesh.nursery.dataplane.shielding import Shielding
 from phantommesh.nursery.dataplane.splitting import Splitter
 from phantommesh.nursery.dataplane.tuning import Tuning
 from phantommesh.nursery.host import traffic
@@ -179,6 +181,7 @@ class Parts:
     splitter: Splitter
     tuning: Tuning
     guarding: Guarding
+    banning: Banning
     failover: Failover
     beyond: BeyondMesh
     gateway: GatewayDriver
@@ -485,6 +488,17 @@ def make_parts(
         further=further,
         join=bridging.join,
     )
+    banning = Banning(
+        Shielding(
+            config, own, places, finding, gossip,
+            entries=lambda: peers.entries, actual=lambda: reconciler.actual, overlay=lambda: overlay.networks,
+        ),
+        state.state,
+    )  # fmt: skip
+    memory.never = banning.never
+    links.blame_by(banning.blame)
+    gossip.gossip.blame = partial(banning.blame, proved=False)
+    tcp.blame = banning.blame_stream
     return Parts(
         settings=Settings(config, intents),
         state=state,
@@ -537,6 +551,7 @@ def make_parts(
         splitter=Splitter(paths, scattering),
         tuning=Tuning(state.state, measured, config.paths.probe_seconds),
         guarding=guarding,
+        banning=banning,
         failover=failover,
         beyond=beyond,
         gateway=gateway,

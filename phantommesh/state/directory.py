@@ -49,6 +49,7 @@ LEAP: Final = "leap"  # how far past it our claims are, if at all; no loss if it
 MEMBERS: Final = "members.bin"  # what up to 256 members last said of themselves; no loss if it is lost
 LAST_ADDRESSES: Final = "lastaddresses.bin"  # of members that were forgotten; no loss where seeds are set
 NETWORKS: Final = "networks.json"  # what was measured of NATs; no loss if it is lost
+BANS: Final = "bans.json"  # there from the first one on; no loss but of bans if it is lost
 MEMORY: Final = "memory.bin"  # of threat patterns; no loss but of that if it is lost
 TOPOLOGY: Final = "topology.bin"  # what members' links were like yesterday; no loss but of that if it is lost
 TUNED: Final = "tuned.json"  # values that GENESIS found better than the configured; no loss if it is lost

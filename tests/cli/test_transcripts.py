@@ -97,6 +97,20 @@ CASES: Final[dict[str, list[Case]]] = {
     # Without a node it shows this machine's own interfaces.
     "topology": [Case("topology"), Case("topology --dot"), Case("topology --dot --json")],
     "netcheck": [Case("netcheck"), Case("netcheck --socket none.sock", kept=False)],
+    "threats": [Case("threats"), Case(f"threats {ALONE}"), Case("threats --json")],
+    "ban": [
+        Case("ban 192.0.2.9 --for 1h"),
+        Case("ban 192.0.2.9 --for 0s"),
+        Case("ban"),
+        Case("ban 192.0.2.9 --dry-run --json"),
+        Case(f"ban 192.0.2.9 {ALONE}"),
+    ],
+    "unban": [
+        Case("unban 192.0.2.250/32"),
+        Case("unban"),
+        Case("unban --all hinted"),
+        Case("unban --all me"),
+    ],
     "route list": [Case("route list"), Case(f"route list {ALONE}")],
     "route explain": [
         Case("route explain nas"),

@@ -37,6 +37,15 @@ from phantommesh.management.netview import (
 )
 from phantommesh.management.pingview import PingDimension, PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView, RouteView
+from phantommesh.management.threatsview import (
+    BanResult,
+    BansView,
+    BanView,
+    By,
+    ThreatsView,
+    ThreatView,
+    UnbanResult,
+)
 from phantommesh.management.topoview import Advice, MeasuredLink, StationView, TopologyView
 from phantommesh.management.views import (
     DimensionView,
@@ -59,6 +68,20 @@ from phantommesh.management.views import (
     ScatterView,
     Status,
 )
+
+
+def ban_view(network: str, by: By, seconds: float) -> BanView:
+    return BanView(
+        network=network,
+        by=by,
+        since="2026-07-01T12:00:00Z",
+        until="2026-07-01T12:10:00Z",
+        left_s=seconds,
+        why="an operator's word" if by == "operator" else f"flood from {network}",
+        kinds=[] if by == "operator" else ["flood"],
+        times=1,
+        packets=None if by == "operator" else 1271,
+    )
 
 
 def peer_view(number: int) -> PeerView:
@@ -238,6 +261,9 @@ class FakeNode:
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
         self.failure: Exception | None = None
         self.exported = b"proofs"
+        self.asked: list[tuple[str, float, bool]] = []
+        self.lifted: list[tuple[str | None, str | None]] = []
+        self.banned = {"192.0.2.250/32": ban_view("192.0.2.250/32", "own", 597.0)}
 
     def status(self) -> Status:
         if self.failure is not None:
@@ -300,6 +326,41 @@ class FakeNode:
             faults=self.faults,
             unknown=["hairpin: not tried"],
         )  # fmt: skip
+
+    async def threats(self) -> ThreatsView:
+        return ThreatsView(
+            unknown_s=1830.0,
+            shed_s=1630.0,
+            odd_s=92.3,
+            shed_above=200.0,
+            threats=[
+                ThreatView(
+                    kind="scan", severity="low", source="198.51.100.7/32", proved=[], count=3.6,
+                    first="2026-07-01T12:00:00Z", last="2026-07-01T12:00:03Z", banned=False,
+                ),
+                ThreatView(
+                    kind="flood", severity="medium", source="192.0.2.250/32", proved=["neighbour"],
+                    count=419.0, first="2026-07-01T12:00:00Z", last="2026-07-01T12:00:01Z", banned=True,
+                ),
+            ],
+            bans=(await self.bans()).bans,
+        )  # fmt: skip
+
+    async def bans(self) -> BansView:
+        return BansView(bans=list(self.banned.values()))
+
+    async def ban(self, wanted: str, seconds: float, *, force: bool, dry_run: bool) -> BanResult:
+        if self.failure is not None:
+            raise self.failure
+        if not dry_run:
+            self.asked.append((wanted, seconds, force))
+        return BanResult(ban=ban_view(wanted, "operator", seconds), dry_run=dry_run)
+
+    async def unban(self, network: str | None, by: str | None) -> UnbanResult:
+        if self.failure is not None:
+            raise self.failure
+        self.lifted.append((network, by))
+        return UnbanResult(lifted=[one for key, one in self.banned.items() if network == key or by == one.by])
 
     async def topology(self) -> TopologyView:
         members = [

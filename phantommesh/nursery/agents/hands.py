@@ -29,8 +29,10 @@ from phantommesh.agents.actions import (
     Tune,
     Weigh,
 )
+from phantommesh.agents.base import Proposal
 from phantommesh.agents.council import Order
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery.agents import look_fortress
 from phantommesh.nursery.parts import Parts
 from phantommesh.trust.identity import parse_node_id
 
@@ -41,10 +43,11 @@ class UndoneError(PhantomMeshError):
 
 async def carry_out(parts: Parts, order: Order) -> None:
     """Carry out an order, or lift what it says. Raises PhantomMeshError where that cannot be done."""
-    await (lift if order.lift else do)(parts, order.proposal.action)
+    proposal = order.proposal
+    await (lift if order.lift else do)(parts, proposal.action, proposal)
 
 
-async def do(parts: Parts, action: Action) -> None:
+async def do(parts: Parts, action: Action, proposal: Proposal) -> None:
     """Do this. Raises PhantomMeshError."""
     match action:
         case Raise():
@@ -58,24 +61,32 @@ async def do(parts: Parts, action: Action) -> None:
             await parts.own.renew_now(parts.caller)
         case Restart(service):
             parts.services.restart(service)
+        case Ban():
+            await look_fortress.ban(parts, proposal, action)
+        case Shed(rate):
+            await parts.banning.limit(rate)
         case Tune(parameter, value, taken):
             await parts.tuning.tune(parameter, value, taken=taken)
-        case Ban() | Shed() | Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
+        case Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
 
 
-async def lift(parts: Parts, action: Action) -> None:
+async def lift(parts: Parts, action: Action, proposal: Proposal) -> None:
     """Take this back. Raises PhantomMeshError."""
     match action:
         case Raise():
             pass
         case Rotate() | ReplaceKey() | Renew() | Restart() | Mend():
             pass  # done once
+        case Ban():
+            await look_fortress.lift(parts, proposal, action)
+        case Shed():
+            await parts.banning.limit(None)
         case Tune(parameter):
             parts.tuning.restore(parameter)
-        case Ban() | Shed() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
+        case Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
             pass  # never done: see `do`
         case _:
             assert_never(action)

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import trio
 
+from phantommesh.agents.actions import Ban
 from phantommesh.agents.base import Agent, AgentName, Subject
 from phantommesh.agents.council import BUDGET, Order
 from phantommesh.agents.everyone import MAKERS, follow, phase_of
@@ -88,7 +89,10 @@ class Agents:
         now = trio.current_time()
         with trio.move_on_after(CLOSING):
             for order in self._council.close(now):
-                await self._carry(order, now)
+                if not isinstance(
+                    order.proposal.action, Ban
+                ):  # the kernel ends bans, and the next run goes on
+                    await self._carry(order, now)
 
     # Looking.
 

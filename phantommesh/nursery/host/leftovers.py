@@ -17,6 +17,7 @@ from typing import Protocol
 import structlog
 import trio
 
+from phantommesh.acl import banrules
 from phantommesh.dimensions import master_name
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.host.forwarding import close_for
@@ -54,7 +55,13 @@ def device_of(table: str, present: Collection[str] = ()) -> str | None:
     of ``x`` and what scatters on ``guard_x`` are called the same: that is ``guard_x`` where it is
     ``present``."""
     wide, narrow = ruleset.table_name(""), guard.table_name("")
-    names = (forwarding.table_name, tagging.table_name, gateway.table_name, cgroups.table_name)
+    names = (
+        banrules.table_name,
+        forwarding.table_name,
+        tagging.table_name,
+        gateway.table_name,
+        cgroups.table_name,
+    )
     narrower = (narrow, *(name("") for name in names))
     prefixes = (wide,) if table.removeprefix(wide) in present else (*narrower, wide)
     for prefix in prefixes:

@@ -154,6 +154,15 @@ class Table:
             lambda netlink: messages.decode_counters_by_key(self._elements(netlink, name)),
         )
 
+    async def counters_of(self, *names: str) -> dict[str, dict[bytes, tuple[int, int]]]:
+        """The same of several sets, at one go."""
+        return await self._run(
+            "reading the counters",
+            lambda netlink: {
+                name: messages.decode_counters_by_key(self._elements(netlink, name)) for name in names
+            },
+        )
+
     async def elements(self, name: str) -> dict[int, int]:
         """Read a map."""
         return await self._run(

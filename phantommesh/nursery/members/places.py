@@ -137,6 +137,10 @@ class Places:
             del places[next(iter(places))]
         return moved
 
+    def heard(self, member: bytes) -> Collection[str]:
+        """The hosts from which a member finished handshakes, the latest last."""
+        return self._seen.get(member, {}).keys()
+
     # Addresses of members.
 
     def of(self, entry: Entry) -> tuple[Address, ...]:

@@ -81,6 +81,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
             f"the overlay's range is not held on this host: {problem}", problem.fix
         )
     yield from parts.guarding.faults()
+    yield from parts.banning.faults()
     for name in parts.config.guard.forward:
         if not Path("/sys/class/net", name).exists():
             yield guard.FORWARD_UNKNOWN.fault(
@@ -106,6 +107,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         parts.federating.disk,
         parts.decisions.disk,
         parts.memory.disk,
+        parts.banning.disk,
     ):
         if (refusal := disk.problem) is not None:
             yield saver.NOT_WRITTEN.fault(
@@ -211,7 +213,7 @@ def _interfaces(parts: Parts, local: LocalCauses, *, starting: bool) -> Iterator
 
 def _contested(parts: Parts) -> Iterator[Fault]:
     now = trio.current_time()
-    for part in (parts.reconciler, parts.scattering, parts.guarding, parts.overlay):
+    for part in (parts.reconciler, parts.scattering, parts.guarding, parts.banning, parts.overlay):
         for what in part.contest.lasting(now):
             yield SETUP_CONTESTED.fault(
                 f"somebody else changes {what} again and again: it was put right {OFTEN} times within "

@@ -22,6 +22,7 @@ from phantommesh.nursery.reporting import federation, health, routing
 from phantommesh.nursery.reporting.netchecking import nats_of, said
 from phantommesh.nursery.reporting.pathnews import Moved, PathNews
 from phantommesh.nursery.reporting.report import Reporter
+from phantommesh.nursery.reporting.threats import ThreatNews
 from phantommesh.paths.effects import Turned
 from phantommesh.rates import MOST, Bucket, Rates
 from phantommesh.records.roster import name_of
@@ -94,6 +95,7 @@ class Recorder:
             self._count,
         )  # fmt: skip
         parts.taking.told = self.routed
+        ThreatNews(parts)
 
     def opened(self, opened: Opened) -> None:
         """A handshake finished."""

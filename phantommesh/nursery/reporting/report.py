@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
 `revoke`, `rename`, `new_identity`, `approve_routes`, `withdraw_routes`,
-`invite_mesh`, `accept_pact` and `end_pact`."""
+`invite_mesh`, `accept_pact`, `end_pact`, `ban` and `unban`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from phantommesh.management.netview import NetCheck
 from phantommesh.management.peerfaults import Here, PeerSeen, judge
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
+from phantommesh.management.threatsview import BanResult, BansView, ThreatsView, UnbanResult
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
@@ -39,7 +40,7 @@ from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.keeping.decisions import asked
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import explaining, federation, health, pinging, routing, topology
+from phantommesh.nursery.reporting import explaining, federation, health, pinging, routing, threats, topology
 from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.nursery.reporting.netchecking import NetChecks
 from phantommesh.nursery.reporting.rows import Rows
@@ -210,6 +211,22 @@ class Reporter(Rows):
     async def end_pact(self, pact: str) -> PactResult:
         """End a pact for both meshes. Raises PhantomMeshError."""
         return await federation.end(self._parts, pact)
+
+    async def threats(self) -> ThreatsView:
+        """Attacks that this node has seen, and what it does against them."""
+        return await threats.view(self._parts)
+
+    async def bans(self) -> BansView:
+        """The bans that stand."""
+        return await threats.bans(self._parts)
+
+    async def ban(self, wanted: str, seconds: float, *, force: bool, dry_run: bool) -> BanResult:
+        """Ban an address or a network. Raises PhantomMeshError."""
+        return await threats.ban(self._parts, wanted, seconds, force=force, dry_run=dry_run)
+
+    async def unban(self, network: str | None, by: str | None) -> UnbanResult:
+        """Lift the bans of a network, or all of one origin. Raises PhantomMeshError."""
+        return await threats.unban(self._parts, network, by)
 
     async def netcheck(self) -> NetCheck:
         """This host's network, and how members reach this node."""

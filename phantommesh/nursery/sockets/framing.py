@@ -32,6 +32,10 @@ class StreamError(Exception):
     """The connection ended, was refused, or broke its framing."""
 
 
+class OversizeError(StreamError):
+    """A frame is longer than anything that its sender may say: another protocol, mostly."""
+
+
 class FramedStream:
     """Length-prefixed frames over a TCP stream. A cancelled ``receive`` loses nothing; after a cancelled
     ``send`` the stream is of no use."""
@@ -81,7 +85,7 @@ class FramedStream:
     def _size(self, limit: int) -> int:
         size = int.from_bytes(self._buffer[:4])
         if size > limit:
-            raise StreamError(f"a frame is too long: {size} bytes, where {limit} are the most")
+            raise OversizeError(f"a frame is too long: {size} bytes, where {limit} are the most")
         return size
 
     def _take(self) -> bytes:

@@ -27,7 +27,7 @@ from phantommesh.endpoint import MAX_DATAGRAM, Address
 from phantommesh.errors import PhantomMeshError
 from phantommesh.link import wire
 from phantommesh.nursery.sockets.channels import ASK_RECORDS, ASK_REVOKED, ASK_RUNS, Client
-from phantommesh.nursery.sockets.framing import IDLE, FramedStream, StreamError, connect
+from phantommesh.nursery.sockets.framing import IDLE, FramedStream, OversizeError, StreamError, connect
 from phantommesh.nursery.sockets.furtherports import FurtherPorts
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.rates import Rates, source_block
@@ -41,6 +41,8 @@ MAX_DIALS = 64
 QUEUE = 32  # datagrams that wait for one connection
 LARGE_AT_ONCE = 4  # answers beyond `control.SMALL` that one peer has us make and hold
 QUESTIONS_RATE, QUESTIONS_BURST = 4.0, 64  # a second and at once, of one host that has no channel
+
+_HONEST = ("session",), ("ended",)  # refusals of what an honest member may say
 
 # Bytes of a frame before anybody has proved anything.
 MAX_STRANGE = max(MAX_DATAGRAM, 64 + MAX_PLEA, 1 + MAX_QUESTION)
@@ -101,6 +103,8 @@ class TcpPort:
         self._questions = Rates[str](QUESTIONS_RATE, QUESTIONS_BURST)
         self._larges: dict[bytes, tuple[int, trio.Semaphore]] = {}  # by peer: how many use it
         self.dropped: Counter[str] = Counter()  # how connections ended
+        self.blame: Callable[[str, str], None] = lambda reason, host: None
+        """Told of each connection that a stranger abused: how, and from which host."""
 
     def send(self, datagram: bytes, destination: Address) -> None:
         """Queue a handshake datagram for the connection with that address. One is made only to an address in
@@ -163,6 +167,7 @@ class TcpPort:
             seat = Seat(source_block(framed.address.host))
             if not self._ruled(self._seats.admit(seat)):
                 self.dropped["stream-limit"] += 1
+                self.blame("stream-limit", framed.address.host)
                 return
             life = self._lives[seat] = trio.CancelScope()
             queue, waiting = trio.open_memory_channel[bytes](QUEUE)
@@ -183,6 +188,7 @@ class TcpPort:
         """Close the connection that has to make room, and return whether the other one may stay."""
         if ruling.displaced is not None:
             self.dropped["stream-displaced"] += 1
+            self._blame_idle("stream-displaced", ruling.displaced)
             self._lives[ruling.displaced].cancel()
         return ruling.stays
 
@@ -202,6 +208,12 @@ class TcpPort:
                 nursery.cancel_scope.cancel()
         if life.cancelled_caught and life.deadline <= trio.current_time():
             self.dropped["stream-overdue"] += 1
+            if seat is not None:
+                self._blame_idle("stream-overdue", seat)
+
+    def _blame_idle(self, reason: str, seat: Seat) -> None:
+        if seat.holder is None and not seat.spoke:
+            self.blame(reason, seat.host)
 
     async def _listen(self, framed: FramedStream, seat: Seat | None) -> str:
         """Serve one connection to its end, and return how it ended. A connection of our own has no seat, so
@@ -210,6 +222,8 @@ class TcpPort:
             while True:
                 with trio.fail_after(IDLE):
                     frame = await framed.receive(MAX_STRANGE)
+                if seat is not None:
+                    seat.spoke = True
                 if frame[:1] == bytes([wire.VERSION]):
                     self._dispatch(frame, framed.address)
                 elif frame[:1] == bytes([ASK_REVOKED]):
@@ -225,9 +239,14 @@ class TcpPort:
                     raise channel.ChannelError("channel")
                 else:
                     await self._channel(framed, frame, seat)
-        except (StreamError, trio.TooSlowError):
+        except (StreamError, trio.TooSlowError) as error:
+            if isinstance(error, OversizeError) and seat is not None and seat.holder is None:
+                self.blame("stream-refused", framed.address.host)
             return "stream-ended"
-        except (channel.ChannelError, messages.ControlError):
+        except (channel.ChannelError, messages.ControlError) as error:
+            # A member that knows an earlier session of ours is no attacker, and every channel ends.
+            if seat is not None and seat.holder is None and error.args[:1] not in _HONEST:
+                self.blame("stream-refused", framed.address.host)
             return "stream-refused"
         except _CrowdedError:
             return "stream-limit"

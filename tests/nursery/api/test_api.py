@@ -30,6 +30,7 @@ from phantommesh.management.federationview import FederationView
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
+from phantommesh.management.threatsview import BansView, UnbanResult
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
@@ -949,3 +950,18 @@ async def test_a_key_of_a_rotation_is_not_one_of_a_revocation() -> None:
     app = app_of(FakeNode())
     await rotate(app, "pm-2", "k")
     await problem(await revoke(app, {"node": "pm-2"}, key="k"), 422)
+
+
+async def test_bans_are_made_lifted_and_shown() -> None:
+    node = FakeNode()
+    shown = msgspec.json.decode(await (await ask(node, "GET", "/v1/bans")).get_data(), type=BansView)
+    assert [one.network for one in shown.bans] == ["192.0.2.250/32"]
+    await ask(node, "POST", "/v1/bans", json={"network": "192.0.2.9", "seconds": 60})
+    await ask(node, "POST", "/v1/bans?dry_run=true", json={"network": "192.0.2.9"})
+    assert node.asked == [("192.0.2.9", 60.0, False)]
+    done = await ask(node, "DELETE", "/v1/bans?by=own")
+    lifted = msgspec.json.decode(await done.get_data(), type=UnbanResult).lifted
+    assert [one.network for one in lifted] == ["192.0.2.250/32"] and node.lifted == [(None, "own")]
+    for body in ({"network": "192.0.2.9", "seconds": 0}, {"network": "x" * 65}, {"for": "10m"}):
+        await problem(await ask(node, "POST", "/v1/bans", json=body), 400)
+    await problem(await ask(node, "DELETE", "/v1/bans?who=me"), 400)

@@ -9,6 +9,8 @@ from phantommesh.management.wayview import WAY_KINDS
 
 # The metrics that the public interface promises.
 NAMES = {
+    "phantommesh_bans",
+    "phantommesh_threats_total",
     "phantommesh_build_info",
     "phantommesh_peers",
     "phantommesh_link_handshake_seconds",

@@ -15,6 +15,9 @@ def test_a_greater_scope_includes_the_lesser(granted: Scope | None, needed: Scop
 def test_what_writes_needs_more_than_reading_and_what_has_no_way_back_needs_all() -> None:
     for endpoint in ENDPOINTS:
         writing = endpoint.method == "POST"
+        if endpoint.method == "DELETE":  # done twice, it is done once: no body, and no Idempotency-Key
+            assert endpoint.scope is Scope.OPERATE and endpoint.body is None
+            continue
         assert (endpoint.scope in (Scope.OPERATE, Scope.ADMIN)) == writing, endpoint.name
         assert (endpoint.body is not None) == writing, endpoint.name
         assert endpoint.root is None or endpoint.scope is Scope.ADMIN, endpoint.name

@@ -58,6 +58,12 @@ def reads(node: NodePort) -> Handlers:
             )
         return json(node.explain(dest))
 
+    async def threats() -> Response:
+        return json(await node.threats())
+
+    async def bans() -> Response:
+        return json(await node.bans())
+
     async def topology() -> Response:
         return json(await node.topology())
 
@@ -98,6 +104,8 @@ def reads(node: NodePort) -> Handlers:
         "federation": federation,
         "explain_route": explain_route,
         "topology": topology,
+        "threats": threats,
+        "bans": bans,
         "scatter": paged(node.scatter),
         "proofs": paged(node.proofs),
         "export_proofs": export_proofs,

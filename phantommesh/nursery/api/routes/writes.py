@@ -10,6 +10,7 @@ import msgspec
 from quart import Response, request
 
 from phantommesh.management.bodies import (
+    BanRequest,
     FederationAcceptRequest,
     FederationInviteRequest,
     IdentityRequest,
@@ -22,6 +23,7 @@ from phantommesh.management.bodies import (
 )
 from phantommesh.management.endpoints import (
     APPROVALS,
+    BANS,
     FEDERATION_ENDS,
     FEDERATION_INVITES,
     FEDERATION_PACTS,
@@ -38,6 +40,7 @@ from phantommesh.management.endpoints import (
 from phantommesh.management.federationview import FederationInvited, PactResult
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult
+from phantommesh.management.threatsview import BanResult
 from phantommesh.management.views import (
     IdentityResult,
     LinkView,
@@ -69,6 +72,14 @@ def writes(node: NodePort) -> Handlers:
     async def ping(wanted: PingRequest, _dry_run: bool) -> PingResult:
         chosen = find_peer(node.peers(), wanted.peer)
         return await node.ping(chosen.node_id, count=wanted.count, size=wanted.size)
+
+    async def ban(wanted: BanRequest, dry_run: bool) -> BanResult:
+        return await node.ban(wanted.network, wanted.seconds, force=wanted.force, dry_run=dry_run)
+
+    async def unban() -> Response:
+        """Lifting twice lifts once: this has no body and needs no key."""
+        done = await node.unban(request.args.get("network"), request.args.get("by"))
+        return Response(msgspec.json.encode(done), content_type=JSON)
 
     async def replace(_wanted: IdentityRequest, _dry_run: bool) -> IdentityResult:
         return await node.new_identity()
@@ -111,6 +122,8 @@ def writes(node: NodePort) -> Handlers:
     return {
         ROTATIONS.name: writing(ROTATIONS, rotate),
         PINGS.name: writing(PINGS, ping),
+        BANS.name: writing(BANS, ban),
+        "unban": unban,
         IDENTITIES.name: writing(IDENTITIES, replace),
         NAMES.name: writing(NAMES, rename),
         REVOCATIONS.name: writing(REVOCATIONS, revoke),

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Who is never banned, whose datagrams are not counted or shed, and what of this host is protected: read from
+the parts of the node that know it, each time that it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv6Network, ip_address, ip_network
+from typing import Final
+
+import trio
+
+from phantommesh.acl.banrules import Ports
+from phantommesh.acl.bans import Shield
+from phantommesh.config.sections import Config
+from phantommesh.dimensions import interface_names, master_name
+from phantommesh.endpoint import Address, parse_endpoint
+from phantommesh.nursery.host.operators import read_operators
+from phantommesh.nursery.members.finding import Finding
+from phantommesh.nursery.members.gossip import GossipDriver
+from phantommesh.nursery.members.own import OwnRecord
+from phantommesh.nursery.members.places import Places
+from phantommesh.nursery.members.seeing import seen_at
+from phantommesh.reachable import IpAddress
+from phantommesh.records.roster import Entry
+from phantommesh.routable import Network
+from phantommesh.trust.certificates import Role
+from phantommesh.wireguard.device import DeviceState
+
+# Addresses that mean this host or its link, wherever one asks (`reachable` has their sources).
+_HERE: Final[tuple[Network, ...]] = tuple(
+    map(ip_network, ("127.0.0.0/8", "::1/128", "169.254.0.0/16", "fe80::/10", "224.0.0.0/4", "ff00::/8"))
+)
+
+
+class Shielding:
+    """The answers for one node. ``entries`` are the members, ``actual`` the interfaces as last read."""
+
+    def __init__(
+        self, config: Config, own: OwnRecord, places: Places, finding: Finding, gossip: GossipDriver, *,
+        entries: Callable[[], Iterable[Entry]], actual: Callable[[], Mapping[str, DeviceState]],
+        overlay: Callable[[], Sequence[Network]],
+    ) -> None:  # fmt: skip
+        self._config, self._own, self._places = config, own, places
+        self._finding, self._gossip = finding, gossip
+        self._entries, self._actual, self._overlay = entries, actual, overlay
+        self._operators: list[tuple[IpAddress, str]] = []
+
+    async def refresh(self) -> None:
+        """Read where operators are logged in from, and this host's resolvers and gateways."""
+        listen = self._config.api.listen
+        ports = () if listen is None else (parse_endpoint(listen)[1],)
+        self._operators = await trio.to_thread.run_sync(lambda: list(read_operators(ports)))
+
+    def ports(self) -> Ports:
+        """What the table protects."""
+        wireguard, host = self._config.wireguard, self._places.reach.host
+        ours = {device.index for device in self._actual().values()}
+        near = {network for network, index in host.connected if index not in ours and network.version == 4}
+        return Ports(
+            master_name(wireguard.prefix),
+            interface_names(wireguard.prefix),
+            self._config.control.port,
+            tuple(sorted(self._own.ports)),
+            tuple(sorted(near, key=str)),
+        )
+
+    def known(self) -> list[Network]:
+        """The addresses at which members and seeds are known."""
+        return [ip_network(host) for host in {*(host for host, _ in self._members()), *self._seeds()}]
+
+    def shield(self) -> Shield:
+        """Who is never banned, as things are now."""
+        return Shield(self._always(), [(ip_network(host), why) for host, why in self._members()])
+
+    def _always(self) -> Iterator[tuple[Network, str]]:
+        reach = self._places.reach
+        for network in (*_HERE, *reach.host.own):
+            yield network, "an address of this host itself, or of its link"
+        for network, _ in reach.host.connected:
+            if isinstance(network, IPv6Network):
+                yield network, "a network of this host's own links, and its /64 everybody's there"
+        for network in self._overlay():
+            yield network, "the overlay itself"
+        for address, why in self._operators:
+            yield ip_network(address), why
+        for host in self._seeds():
+            yield ip_network(host), "a seed of this node"
+        for entry in self._entries():
+            member = entry.member
+            if member.role is Role.RELAY or member.role is Role.AUTHORITY or member.routes:
+                what = "a router" if member.routes else f"a {member.role.value}"
+                for host in self._hosts(entry):
+                    yield ip_network(host), f"an address of {member.name}, {what} of the mesh"
+
+    def _seeds(self) -> set[str]:
+        return {address.host for address in self._places.seeds()}
+
+    def _members(self) -> Iterator[tuple[str, str]]:
+        """The addresses at which members are, or were of late."""
+        for entry in self._entries():
+            for host in self._hosts(entry):
+                yield host, f"an address of {entry.member.name}"
+        for device in self._actual().values():
+            for peer in device.peers.values():
+                if peer.endpoint is not None:
+                    yield peer.endpoint.host, "an address at which WireGuard has a member"
+
+    def _hosts(self, entry: Entry) -> set[str]:
+        member = entry.member.node_id
+        found: list[Address] = [
+            *self._places.of(entry),
+            *seen_at(self._finding, self._gossip, member),
+            *self._gossip.heard_at(member),
+        ]
+        hosts = {address.host for address in found if address.transport != "via"}
+        return {str(ip_address(host)) for host in (*hosts, *self._places.heard(member))}
