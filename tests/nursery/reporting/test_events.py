@@ -308,7 +308,7 @@ async def test_a_member_that_has_the_interfaces_read_again_and_again_makes_no_re
     make_authority(tmp_path / "a")
     async with serving(tmp_path / "a") as alpha:
         measured = list[None]()
-        monkeypatch.setattr(alpha.recorder, "measure", lambda: measured.append(None))
+        monkeypatch.setattr(alpha.recorder, "look", lambda: measured.append(None))
         for _ in range(50):
             await alpha.parts.reconciler.converge()
         assert len(measured) < 25
