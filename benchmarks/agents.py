@@ -8,6 +8,8 @@
 answers, and all agents on. Each agent is asked in turn: an event of its own is published, it wakes, sees the
 node, and proposes a finding beside what it proposes anyhow; the time ends when that is carried out. A name
 that has no agent yet has a stand-in, which sees nothing and proposes nothing else; ``stand_ins`` names them.
+``bare`` is what a hop into a thread and back takes at the same moments: on a machine that is busy with other
+work both wait for a core. ``node_busy_percent``: of a core, what the node itself uses meanwhile.
 
 **Cost at rest.** A lab of so many peers and one more, every node a whole one. One node's agents are switched
 off and on again by its configuration and SIGHUP, in windows that alternate; the figure is the median of the
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import random
 import signal
@@ -28,10 +31,11 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from time import perf_counter, time
+from time import perf_counter, process_time, time
 from typing import Any
 from unittest.mock import patch
 
+import structlog
 import trio
 
 from benchmarks import idle
@@ -80,8 +84,8 @@ class Asked(Agent[Any]):
                 rule = str(event.data["rule"])
                 yield Proposal(
                     agent=self.name, subject=Subject("rule", rule), until=observation.at.now + 1.0,
-                    action=Raise(rule, "low", "the benchmark asked", ""), expects=None, evidence=(Evidence("asked", 1.0),),
-                    why="the benchmark asked",
+                    action=Raise(rule, "low", "the benchmark asked", ""), expects=None,
+                    evidence=(Evidence("asked", 1.0),), why="the benchmark asked",
                 )  # fmt: skip
 
     def measure(self, seen: Any, proposal: Proposal) -> float | None:
@@ -124,10 +128,18 @@ def make_members(at: Path, count: int) -> None:
     node.state.write(directory.ROSTER, rosterlog.encode(node.roster.in_order(revoked=True)))
 
 
+async def hop() -> float:
+    """Seconds that going into a thread and back takes now: what no answer can be without."""
+    began = perf_counter()
+    await trio.to_thread.run_sync(int)
+    return perf_counter() - began
+
+
 async def respond(peers: int, events: int) -> dict[str, Any]:
     """Seconds from an event to its action being applied, of each event."""
     asked: dict[str, float] = {}
     took: dict[str, float] = {}
+    bare: list[float] = []
     carry_out = hands.carry_out
 
     async def timed(parts: Parts, order: Order) -> None:
@@ -142,13 +154,15 @@ async def respond(peers: int, events: int) -> dict[str, Any]:
         await trio.to_thread.run_sync(make_members, at, peers)
         async with serving(at, ask_all) as node:
             await trio.sleep(WARM)
-            seen = len(node.parts.peers.entries)
+            seen, began, spent = len(node.parts.peers.entries), perf_counter(), process_time()
             for number in range(events):
                 name, rule = NAMES[number % len(NAMES)], f"asked-{number}"
                 asked[rule] = perf_counter()
                 node.parts.events.publish(f"health.asked-{name}", None, {"rule": rule})
+                bare.append(await hop())
                 await trio.sleep(chance.uniform(0.5, 1.5) / PACE)
             await trio.sleep(2.0)
+            busy = (process_time() - spent) * 100.0 / (perf_counter() - began)
             benched = {name: seat.benched for name, seat in node.parts.council.seats.items() if seat.benched}
             slowest = {name: round(seat.slowest * 1e3, 2) for name, seat in node.parts.council.seats.items()}
     times = sorted(took.values())
@@ -160,6 +174,9 @@ async def respond(peers: int, events: int) -> dict[str, Any]:
         "answered": len(times),
         "event_to_applied_ms_p50": round(statistics.median(times) * 1e3, 3),
         "event_to_applied_ms_p99": round(times[int(0.99 * (len(times) - 1))] * 1e3, 3),
+        "bare_ms_p50": round(statistics.median(bare) * 1e3, 3),
+        "bare_ms_p99": round(sorted(bare)[int(0.99 * (len(bare) - 1))] * 1e3, 3),
+        "node_busy_percent": round(busy, 1),
         "slowest_look_ms": slowest,
         "benched": benched,
     }
@@ -243,6 +260,7 @@ def main() -> None:
         if given.quick
         else (given.events, given.windows, given.seconds, given.settle, given.idle_peers)
     )
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     found: dict[str, Any] = {"name": "agents", "machine": describe(), "runs": 1}
     found["stand_ins"] = [name for name in NAMES if name not in MAKERS]
     try:

@@ -300,7 +300,9 @@ class Council:
         self.seats[name].agent = agent
 
     def close(self, now: float) -> list[Order]:
-        """Lift all that stands: the node ends."""
+        """Stop all agents, and lift all that stands: the node ends."""
+        for seat in self.seats.values():
+            self._enter(seat, "paused", now)
         return [self._lift(one) for name in PRECEDENCE for one in self.apex.withdraw(name, now)]
 
     # The inside.

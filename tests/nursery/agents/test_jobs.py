@@ -71,7 +71,7 @@ def test_no_job_is_stopped_in_anothers_stead() -> None:
 
 
 def test_garbage_of_the_whole_node_is_not_the_agents() -> None:
-    heap = [[number] for number in range(300_000)]
+    heap = [[number] for number in range(100_000)]
     spent: list[float] = []
 
     def work() -> Look:
@@ -83,7 +83,7 @@ def test_garbage_of_the_whole_node_is_not_the_agents() -> None:
     with collections_measured():
         job = Job(work)
         job()
-    assert job.look is not None and len(heap) == 300_000
+    assert job.look is not None and len(heap) == 100_000
     assert job.seconds < spent[0] / 2
 
 

@@ -389,9 +389,9 @@ async def test_a_storm_of_events_is_looked_at_at_a_bounded_pace(at: Path) -> Non
     nexus.every = 3600.0
     async with serving(at, lambda node: seat(node, nexus)) as node:
         began = trio.current_time()
-        for _ in range(500):
+        for _ in range(200):
             node.parts.events.publish("health.degraded", None, {})
-            await trio.sleep(0.001)
+            await trio.lowlevel.checkpoint()
         took = trio.current_time() - began
         assert node.parts.council.seats["nexus"].looks <= running.WAKES_AT_ONCE + running.WAKES * took + 2
 
@@ -426,8 +426,9 @@ async def test_decisions_and_outcomes_are_written_down(at: Path) -> None:
     assert isinstance(lines[0], StartLine) and lines[0].run == node.parts.events.run
     made = [one for one in lines if isinstance(one, DecisionLine)]
     assert made[0].action["do"] == "raise" and made[0].result == "accepted"
-    assert (made[-1].trace, made[-1].agent) == (last.trace, "operator")
-    assert made[-1].evidence == [{"what": "uid", "value": 4711.0, "bound": None, "source": "api"}]
+    (mine,) = [one for one in made if one.agent == "operator"]
+    assert mine.trace == last.trace
+    assert mine.evidence == [{"what": "uid", "value": 4711.0, "bound": None, "source": "api"}]
     (came,) = [one for one in lines if isinstance(one, OutcomeLine)][:1]
     assert came.trace == made[0].trace and came.met is True
     assert not ledger.check(directory).problem

@@ -178,7 +178,7 @@ async def write(
 
 def _uid() -> int | None:
     """The user who asks, at the socket; None over TCP."""
-    uid: int | None = request.scope["state"].get("uid")
+    uid: int | None = request.scope.get("state", {}).get("uid")
     return uid
 
 
