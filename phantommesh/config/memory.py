@@ -14,7 +14,7 @@ class MemorySection(msgspec.Struct, frozen=True):
     pattern halves in that time, so that a pattern seen once is forgotten after four of them. `hints`: this
     node tells others of attackers, and what they tell lowers its thresholds."""
 
-    megabytes: Annotated[int, Meta(ge=1, le=1024, description="a number of megabytes from 1 to 1024")] = 8
+    megabytes: Annotated[int, Meta(ge=1, le=64, description="a number of megabytes from 1 to 64")] = 8
     half_life_seconds: Annotated[
         float, Meta(ge=3600, le=7_776_000, description="seconds from 3600 to 7776000 (90 days)")
     ] = 172_800.0

@@ -52,8 +52,9 @@ ONE, MOST_LOWERING = (
     0.5,
     0.75,
 )  # by hinters of one authority; of several. A ban always needs evidence of its own
-MOST_HOPS: Final = 3  # members that pass a list on: with 8 and then 4 each, some 600 members hear of it
+MOST_HOPS: Final = 3  # members that pass a list on, each to 4 of them (`nursery/members/hinting.py`)
 HOP: Final = 0.8  # of a hint's force is left after each
+AGED: Final = 0.95  # of a lowering is left when a ban that was judged by it is carried out, within minutes
 HALF_LIFE: Final = 3600.0  # s: attackers change their addresses within hours
 SETTLED: Final = 3600.0  # s; records of members spread in seconds, but not over a split of the mesh
 CHARGES, HOUR = 4, 3600.0  # bans that rest on one hinter within so many seconds
@@ -217,6 +218,11 @@ class Hints:
         for force in forces.values():
             left *= 1.0 - force
         return min(1.0 - left, ONE if len(forces) < 2 else MOST_LOWERING)
+
+    def bears(self, address: str, lowering: float, now: float) -> bool:
+        """Whether a ban may rest on hints that lowered the threshold by so much when it was judged. Ask right
+        before the ban: of several that were judged at one time the first ones may have used up the cap."""
+        return self.lowering(address, now) >= AGED * lowering
 
     def _forces(self, source: str, now: float) -> dict[bytes, float]:
         """The force of the strongest hint about a source, by authority."""

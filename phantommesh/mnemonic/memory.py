@@ -58,6 +58,7 @@ _STATE: Final = struct.Struct("<ddIHHHB")
 STATE_BYTES: Final = _STATE.size
 # A set is its patterns' tags, the moments when they will be forgotten (0: the place is free), their states.
 _TAG: Final = 8  # bytes
+_FREE, _NOT_FREE = bytes(_TAG), bytes(_TAG - 1) + b"\x01"  # tags
 _DUES: Final = struct.Struct(f"<{WAYS}d")
 _DUE: Final = struct.Struct("<d")
 _DUES_AT: Final = WAYS * _TAG
@@ -276,14 +277,12 @@ class Memory:
         digest = hashed.digest()
         number = int.from_bytes(digest[:_TAG], "little") % self._sets
         base, tag = number * _SET, digest[_TAG:]
+        if tag == _FREE:
+            tag = _NOT_FREE
         at = self._table.find(tag, base, base + _DUES_AT)
         while at >= 0 and (at - base) % _TAG:
             at = self._table.find(tag, at + 1, base + _DUES_AT)
-        way = (at - base) // _TAG
-        # A free place has kept the tag of the pattern that was forgotten there.
-        if at < 0 or self._texts[number * WAYS + way] is None:
-            return -1, base, tag
-        return number * WAYS + way, base, tag
+        return -1 if at < 0 else number * WAYS + (at - base) // _TAG, base, tag
 
     def _take_place(self, text: str, base: int, tag: bytes) -> int:
         """Give a new pattern the place in its set that is free, or has the stalest one."""
@@ -308,6 +307,8 @@ class Memory:
         self._texts[slot] = None
         self._count -= 1
         self._text_bytes -= _size_of(text)
+        at = base + slot % WAYS * _TAG
+        self._table[at : at + _TAG] = _FREE
         _DUE.pack_into(self._table, base + _DUES_AT + slot % WAYS * _DUE.size, 0.0)
         return True
 

@@ -136,11 +136,11 @@ class MemoryKeeper:
         return _Job(items, reputations)
 
     def _write(self, job: _Job) -> None:
-        """Write a job. Blocks. Raises StateError."""
-        data, place, self._place = job.encode(), self._place, None
+        """Write a job. Blocks. Raises StateError: all is to be written then."""
+        data = job.encode()
         if not job.whole:
-            assert place is not None
-            self._place = self._state.append(directory.MEMORY, place, data)
+            assert self._place is not None
+            self._place = self._state.append(directory.MEMORY, self._place, data)
             return
         self._state.write(directory.MEMORY, data)
         self._place = self._state.place(directory.MEMORY)

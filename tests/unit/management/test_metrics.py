@@ -41,6 +41,8 @@ NAMES = {
     "phantommesh_agent_response_seconds",
     "phantommesh_agent_restarts_total",
     "phantommesh_loop_lag_seconds",
+    "phantommesh_memory_patterns",
+    "phantommesh_memory_recall_seconds",
     "phantommesh_faults",
     "phantommesh_node_state",
     "phantommesh_peers_traffic",

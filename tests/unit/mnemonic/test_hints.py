@@ -254,6 +254,20 @@ def test_four_bans_an_hour_rest_on_one_hinter() -> None:
     assert mesh.lowering(sources[CHARGES]) > 0.25
 
 
+def test_of_bans_that_were_judged_at_one_time_four_rest_on_one_hinter() -> None:
+    mesh = Mesh()
+    sources = [f"198.51.100.{number}" for number in range(3 * CHARGES)]
+    mesh.hear(A, *sources)
+    judged = {source: mesh.lowering(source) for source in sources}
+    mesh.now += 60
+    banned = list[str]()
+    for source in sources:
+        if mesh.hints.bears(source, judged[source], mesh.now):
+            mesh.hints.banned(source, mesh.now, alone=False)
+            banned.append(source)
+    assert banned == sources[:CHARGES]
+
+
 def test_a_hint_about_a_member_exposes_a_liar() -> None:
     mesh = Mesh()
     mesh.confirm(A, 50)

@@ -177,6 +177,44 @@ def test_a_record_looks_at_one_set_only(monkeypatch: pytest.MonkeyPatch) -> None
     assert looked == WAYS
 
 
+class Chosen:
+    """A hash that puts all patterns in one set, under tags that a test has chosen by the key's kind."""
+
+    def __init__(self, tags: dict[str, bytes], text: bytes = b"") -> None:
+        self._tags, self._text = tags, text
+
+    def copy(self) -> Chosen:
+        return Chosen(self._tags)
+
+    def update(self, text: bytes) -> None:
+        self._text = text
+
+    def digest(self) -> bytes:
+        return bytes(8) + self._tags[self._text.split(b"|")[0].decode()]
+
+
+def test_a_tag_is_found_where_one_begins_and_nowhere_else() -> None:
+    memory = Memory(ONE_SET)
+    tags = {
+        "a": b"abcdefgh",
+        "b": b"ijklmnop",
+        "across": b"efghijkl",
+        "nought": bytes(8),
+        "end": b"op" + bytes(6),
+    }
+    memory._hash = Chosen(tags)  # type: ignore[assignment]
+    memory.record(Key("a", "x"), NOW)
+    memory.record(Key("b", "x"), NOW, weight=2.0)
+    for kind in ("across", "nought", "end"):
+        assert memory.recall(Key(kind, "x"), NOW) is None
+    memory.record(Key("across", "x"), NOW, weight=3.0)
+    memory.record(Key("nought", "x"), NOW, weight=4.0)
+    found = [memory.recall(Key(kind, "x"), NOW) for kind in ("a", "b", "across", "nought")]
+    assert [one.strength for one in found if one is not None] == [1.0, 2.0, 3.0, 4.0]
+    assert memory.forget(Key("nought", "x")) and memory.recall(Key("nought", "x"), NOW) is None
+    assert len(memory) == 3
+
+
 def test_the_stated_bytes_are_those_that_python_allocates() -> None:
     tracemalloc.start()
     try:
