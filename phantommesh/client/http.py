@@ -129,7 +129,7 @@ def refusal(path: Path) -> ApiError:
     return ApiError(
         error,
         fix=f"run this with sudo; or run `sudo usermod -aG {group.gr_name} {user}` and log in again: the "
-        "group may see all that the node reports and rotate keys, but not revoke",
+        "group may see all that the node reports, rotate keys and pause agents, but not revoke",
     )
 
 

@@ -129,7 +129,6 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("agents cipher"),
         Case("agents no-such-agent"),
         Case("agents pause apex"),
-        Case("agents dry-run cipher --json", kept=False),
         Case("agents stop cipher"),
         Case("agents --socket none.sock"),
     ],

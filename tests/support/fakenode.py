@@ -409,7 +409,7 @@ class FakeNode:
             hinters=[hinter],
         )  # fmt: skip
 
-    def _turn(self, name: str, phase: str) -> AgentsResult:
+    def turn(self, name: str, phase: str) -> AgentsResult:
         if name not in (*self.phases, "all"):
             self.agent(name)
         for one in self.phases:
@@ -418,10 +418,10 @@ class FakeNode:
         return AgentsResult(agents=[one for one in self.agents() if name in ("all", one.name)], lifted=1)
 
     def pause_agent(self, name: str) -> AgentsResult:
-        return self._turn(name, "paused")
+        return self.turn(name, "paused")
 
     def resume_agent(self, name: str, *, dry_run: bool) -> AgentsResult:
-        return self._turn(name, "dry-run" if dry_run else "running")
+        return self.turn(name, "dry-run" if dry_run else "running")
 
     def peers(self) -> list[PeerView]:
         views = [peer_view(number) for number in range(self.count, 0, -1)]

@@ -7,7 +7,7 @@ from typing import Final
 import msgspec
 
 from phantommesh.faults import FaultKind
-from phantommesh.management.agentview import AgentsGlance, DecisionView, IncidentView
+from phantommesh.management.agentview import AgentsGlance, AgentsResult, DecisionView, IncidentView
 from phantommesh.management.events import EventLog
 from phantommesh.management.netview import (
     ClockView,
@@ -303,6 +303,14 @@ class LongNames(FakeNode):
         )
         received = ProofDirection(kept=60, countersigned=59, newest=lost if number == 1 else newest)
         return msgspec.structs.replace(view, peer=NAMES[number], node_id=node_id(number), received=received)
+
+    def turn(self, name: str, phase: str) -> AgentsResult:
+        """Changes nothing: several people ask at one time."""
+        before = dict(self.phases)
+        try:
+            return super().turn(name, phase)
+        finally:
+            self.phases = before
 
     async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
         chosen = [view for view in self.peers() if peer in (None, view.node_id)]

@@ -183,7 +183,7 @@ def _uid() -> int | None:
 
 
 def _need_root(only: RootOnly) -> None:
-    """The group of the socket is for looking and rotating."""
+    """The group of the socket is for looking, rotating and pausing agents."""
     if _uid() not in (0, os.geteuid()):
         raise ProblemError(403, only.refusal, fix=only.fix)
 
