@@ -253,6 +253,10 @@ class Council:
         self._rule(minutes, [proposal], 0.0, at)
         return minutes
 
+    def standing_traces(self) -> frozenset[str]:
+        """The traces of all that stands."""
+        return frozenset(self._traces.values())
+
     def lapse(self, now: float) -> list[Order]:
         """Lift what has expired."""
         return [self._lift(one) for one in self.apex.lapse(now)]

@@ -18,7 +18,8 @@ from typing import Final, TypeAlias
 
 from phantommesh.agents.base import AgentName, Outcome, Proposal, Subject
 from phantommesh.agents.council import Decision
-from phantommesh.agents.telling import Name, came, span, told
+from phantommesh.agents.telling import Name, came, told
+from phantommesh.moments import span
 
 # Tuning.
 WINDOW: Final = 120.0  # s between two decisions that belong together; two of the rarest looks

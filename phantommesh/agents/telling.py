@@ -25,6 +25,7 @@ from phantommesh.agents.actions import (
     Weigh,
 )
 from phantommesh.agents.base import Evidence, Expectation, Outcome, Verdict
+from phantommesh.moments import span
 
 Name: TypeAlias = Callable[[str], str]
 """Gives the name of a member for its node id, or the node id where nobody knows the name."""
@@ -163,11 +164,3 @@ def number(value: float) -> str:
     if value != value:
         return "nan"
     return f"{value:.0f}" if 100 <= abs(value) < 1e15 else f"{value:.3g}"
-
-
-def span(seconds: float) -> str:
-    """A span of time in one unit."""
-    for size, unit in ((86_400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= 2 * size:
-            return f"{number(seconds / size)}{unit}"
-    return f"{number(seconds)}s"

@@ -23,6 +23,7 @@ from phantommesh.cli.output import age, ago, emit, field, moment, say
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
+    from phantommesh.management.agentview import AgentsGlance
     from phantommesh.management.views import MemberState, RevocationResult, Status
 
 ROTATE_TIMEOUT_S = 60.0
@@ -69,6 +70,7 @@ def _show(now: Status) -> None:
         ("version", f"{now.version}, up {age(now.uptime_s)}"),
         ("state", now.state if now.ready or now.state != "running" else "not ready"),
         ("certificate", _until(now.certificate_expires)),
+        *([("agents", _agents(now.agents))] if now.agents is not None else []),
     ]
     rows += [("advice", text) for text in now.advice]
     for fault in now.faults:
@@ -77,6 +79,15 @@ def _show(now: Status) -> None:
         rows += [("degraded", reason) for reason in now.degraded]
     for key, value in rows:
         field(key, value)
+
+
+def _agents(now: AgentsGlance) -> str:
+    """How many agents run, who does not and why, and what they did."""
+    aside = {"dry run": now.dry_run, "paused": now.paused, "benched": now.benched}
+    named = [f"{state}: {', '.join(names)}" for state, names in aside.items() if names]
+    named += ["frozen: nothing new is accepted"] if now.frozen else []
+    text = f"{now.running} of {now.total} run" + (f" ({'; '.join(named)})" if named else "")
+    return f"{text}, {now.accepted} decisions accepted"
 
 
 def _reached(now: Status) -> list[str]:

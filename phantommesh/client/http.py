@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.agentview import AgentDetail, AgentsResult, MemoryView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.netview import NetCheck
@@ -129,7 +130,7 @@ def refusal(path: Path) -> ApiError:
     return ApiError(
         error,
         fix=f"run this with sudo; or run `sudo usermod -aG {group.gr_name} {user}` and log in again: the "
-        "group may see all that the node reports and rotate keys, but not revoke",
+        "group may see all that the node reports, rotate keys and pause agents, but not revoke",
     )
 
 
@@ -169,6 +170,19 @@ class NodeClient:
 
     def end_pact(self, pact: str, *, idempotency_key: str) -> PactResult:
         return self._do("/v1/federation/ends", {"pact": pact}, PactResult, idempotency_key)
+
+    def agent(self, name: str) -> AgentDetail:
+        return self.get(f"/v1/agents/{_segment(name)}", AgentDetail)
+
+    def pause_agent(self, name: str, *, idempotency_key: str) -> AgentsResult:
+        return self._do(f"/v1/agents/{_segment(name)}/pause", {}, AgentsResult, idempotency_key)
+
+    def resume_agent(self, name: str, *, dry_run: bool, idempotency_key: str) -> AgentsResult:
+        body = {"dry_run": dry_run}
+        return self._do(f"/v1/agents/{_segment(name)}/resume", body, AgentsResult, idempotency_key)
+
+    def memory(self) -> MemoryView:
+        return self.get("/v1/memory", MemoryView)
 
     def _do(self, path: str, body: object, kind: type[T], key: str) -> T:
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
@@ -300,6 +314,11 @@ class NodeClient:
         if response.status // 100 != 2:
             raise error_of(response.status, content)
         return content
+
+
+def _segment(text: str) -> str:
+    """A word as one segment of a path, which the path's own quoting leaves as it is."""
+    return quote(text, safe="")
 
 
 def decode(content: bytes | str, kind: type[T]) -> T:

@@ -86,6 +86,16 @@ class BanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     force: bool = False
 
 
+class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/agents/{name}/pause: nothing to choose."""
+
+
+class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/agents/{name}/resume. ``dry_run``: the agent only says what it would do."""
+
+    dry_run: bool = False
+
+
 class NameRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/names: this node's next name."""
 

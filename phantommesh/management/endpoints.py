@@ -9,6 +9,14 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from phantommesh.management.agentview import (
+    AgentDetail,
+    AgentsResult,
+    AgentView,
+    DecisionView,
+    IncidentView,
+    MemoryView,
+)
 from phantommesh.management.bodies import (
     BanRequest,
     FederationAcceptRequest,
@@ -16,8 +24,10 @@ from phantommesh.management.bodies import (
     IdentityRequest,
     NameRequest,
     PactRequest,
+    PauseRequest,
     PingRequest,
     Probe,
+    ResumeRequest,
     RevocationRequest,
     RotationRequest,
     RouteRequest,
@@ -240,6 +250,28 @@ REVOCATIONS = Endpoint(
     answer=RevocationResult,
     errors=_WRITE | {403, 404},
 )
+PAUSES = Endpoint(
+    name="pause_agent",
+    method="POST",
+    path="/v1/agents/{name}/pause",
+    summary="Stop an agent, or `all`, and lift what stands for it; `apex`: accept nothing new.",
+    scope=Scope.OPERATE,
+    body=PauseRequest,
+    example="{}",
+    answer=AgentsResult,
+    errors=_WRITE | {404},
+)
+RESUMES = Endpoint(
+    name="resume_agent",
+    method="POST",
+    path="/v1/agents/{name}/resume",
+    summary="Let an agent, or `all`, go on, or only say what it would do.",
+    scope=Scope.OPERATE,
+    body=ResumeRequest,
+    example='{} or {"dry_run": true}',
+    answer=AgentsResult,
+    errors=_WRITE | {404},
+)
 
 
 def _list(name: str, item: Any, summary: str) -> Endpoint[Any]:
@@ -324,6 +356,28 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         scope=Scope.READ, content=BYTES, query=("peer",), errors=frozenset({404, 409}),
     ),
     Endpoint(
+        name="agents", method="GET", path="/v1/agents", scope=Scope.READ, answer=Page[AgentView], query=PAGE,
+        summary="The agents, and APEX which judges what they propose.",
+    ),
+    Endpoint(
+        name="agent", method="GET", path="/v1/agents/{name}", scope=Scope.READ, answer=AgentDetail,
+        summary="One agent: its policy, what stands for it, its latest decisions.",
+        errors=frozenset({404}),
+    ),
+    Endpoint(
+        name="decisions", method="GET", path="/v1/decisions", scope=Scope.READ, answer=Page[DecisionView],
+        summary="The latest decisions on what agents proposed, by number, with what came of them.",
+        query=(*PAGE, "agent", "accepted"), errors=frozenset({404}),
+    ),
+    Endpoint(
+        name="incidents", method="GET", path="/v1/incidents", scope=Scope.READ, answer=Page[IncidentView],
+        summary="What several agents did about one peer or address at about one time.", query=PAGE,
+    ),
+    Endpoint(
+        name="memory", method="GET", path="/v1/memory", scope=Scope.READ, answer=MemoryView,
+        summary="The memory of threats, and what other members hint.",
+    ),
+    Endpoint(
         name="events", method="GET", path="/v1/events", summary="What happened in the node lately.",
         scope=Scope.READ, answer=Page[Event], query=(*PAGE, *EVENTS),
     ),
@@ -333,6 +387,8 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     ),
     ROTATIONS,
     BANS,
+    PAUSES,
+    RESUMES,
     PINGS,
     IDENTITIES,
     NAMES,

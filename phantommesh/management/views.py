@@ -12,6 +12,15 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from phantommesh.faults import Fault
+from phantommesh.management.agentview import (
+    AgentDetail,
+    AgentsGlance,
+    AgentsResult,
+    AgentView,
+    DecisionView,
+    IncidentView,
+    MemoryView,
+)
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.netview import NetCheck
@@ -79,6 +88,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """What is weak about the mesh, the worst first: see `topology`."""
     exit: list[str] = []
     """How all that is for the internet leaves, one line a family, where `routes.exit` names exits."""
+    agents: AgentsGlance | None = None
+    """None: a node of a version without agents."""
 
 
 class DimensionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -493,6 +504,36 @@ class NodePort(Protocol):
 
     def ready(self) -> Readiness:
         """Whether the node does its work, and what is wrong."""
+        ...
+
+    def agents(self) -> list[AgentView]:
+        """All agents in the order of precedence, APEX first."""
+        ...
+
+    def agent(self, name: str) -> AgentDetail:
+        """One agent. Raises UnknownMemberError."""
+        ...
+
+    def decisions(
+        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+    ) -> list[DecisionView]:
+        """At most so many decisions of this run with a number above ``after``, oldest first."""
+        ...
+
+    def incidents(self) -> list[IncidentView]:
+        """What several agents did about one thing, by when that began."""
+        ...
+
+    async def memory(self) -> MemoryView:
+        """The memory of threats."""
+        ...
+
+    def pause_agent(self, name: str) -> AgentsResult:
+        """Stop an agent, or ``all``."""
+        ...
+
+    def resume_agent(self, name: str, *, dry_run: bool) -> AgentsResult:
+        """Let an agent, or ``all``, go on, or only say what it would do."""
         ...
 
     async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:

@@ -7,6 +7,21 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from phantommesh.faults import Fault
+from phantommesh.management.agentview import (
+    AgentDetail,
+    AgentsGlance,
+    AgentsResult,
+    AgentView,
+    DecisionView,
+    EvidenceView,
+    ExpectedView,
+    HinterRow,
+    IncidentView,
+    MemoryView,
+    OutcomeView,
+    PatternView,
+    StandingView,
+)
 from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import (
     ExplainedChoice,
@@ -25,7 +40,7 @@ from phantommesh.management.federationview import (
     ServiceView,
     VisitorView,
 )
-from phantommesh.management.finding import find
+from phantommesh.management.finding import UnknownMemberError, find
 from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import (
     ClockView,
@@ -239,6 +254,43 @@ def explained_way(path: PathView) -> ExplainedWay:
     )  # fmt: skip
 
 
+def decision_view(number: int, peer: str = "pm-1") -> DecisionView:
+    """Every second is accepted, and has its outcome."""
+    accepted = number % 2 == 1
+    did = "rotated" if accepted else "would rotate"
+    ending = "" if accepted else ": refused, the agent has acted there just now"
+    return DecisionView(
+        seq=number,
+        run="run1",
+        time=f"2030-01-01T10:02:{number:02}.000Z",
+        trace=f"t{number}",
+        agent="cipher",
+        action="rotate",
+        what={"do": "rotate", "peer": "id001"},
+        subject="peer id001",
+        result="accepted" if accepted else "cooling-down",
+        accepted=accepted,
+        by=None,
+        why="its PSK is old",
+        evidence=[EvidenceView(what="psk_age_s", value=190.0, bound=150.0)],
+        expects=ExpectedView(what="psk_age_s", relation="at_most", value=120.0, within_s=5.0),
+        incident="id001",
+        seconds=0.002,
+        times=1 if accepted else 60,
+        outcome=OutcomeView(
+            time=f"2030-01-01T10:02:{number:02}.400Z",
+            after_s=0.4,
+            measured=0.3,
+            met=True,
+            error="",
+            text="psk_age_s 0.3, as expected",
+        )
+        if accepted
+        else None,
+        text=f"cipher {did} the PSK with {peer}: psk_age_s 190 over 150{ending}",
+    )
+
+
 class FakeNode:
     """Counts its rotations; ``reasons`` make it unready; ``on_rotate`` replaces what a rotation does."""
 
@@ -260,6 +312,8 @@ class FakeNode:
         self.undone: list[str] = []
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
         self.failure: Exception | None = None
+        self.phases = {"apex": "running", "fortress": "running", "cipher": "running", "stream": "benched"}
+        self.decided_on = 5  # decisions
         self.exported = b"proofs"
         self.asked: list[tuple[str, float, bool]] = []
         self.lifted: list[tuple[str | None, str | None]] = []
@@ -286,7 +340,114 @@ class FakeNode:
             certificate_expires="2030-01-01T00:00:00Z",
             state=self.state,
             ready=not self.reasons,
+            agents=AgentsGlance(running=2, total=3, benched=["stream"], accepted=41),
         )
+
+    def agents(self) -> list[AgentView]:
+        return [
+            AgentView(
+                name=name,
+                phase=phase,  # type: ignore[arg-type]
+                since_s=61.0,
+                why="it raised ValueError" if phase == "benched" else "",
+                back_in_s=9.0 if phase == "benched" else None,
+                about=f"What {name} does.",
+                every_s=None if name == "apex" else 1.0,
+                wakes=["link.*"] if name == "cipher" else [],
+                looks=60,
+                look_s=0.0004,
+                slowest_s=0.0021,
+                benched=int(phase == "benched"),
+                proposals=9,
+                accepted=3,
+                refused=2,
+                failed=1,
+                met=2,
+                unmet=1,
+                standing=int(name == "cipher"),
+            )
+            for name, phase in self.phases.items()
+        ]
+
+    def agent(self, name: str) -> AgentDetail:
+        for one in self.agents():
+            if one.name == name:
+                return AgentDetail(
+                    agent=one,
+                    policy=f"What {name} does.\n\nIt never does anything else.",
+                    standing=[
+                        StandingView(
+                            subject="peer id001", action="quarantine", since_s=12.0, left_s=48.0,
+                            text=f"{name} quarantined the link with pm-1 for 1 min", why="it is stale",
+                        )
+                    ],
+                    decisions=self.decisions(0, 3),
+                )  # fmt: skip
+        raise UnknownMemberError(f"no such agent: {name!r}", fix=f"give one of {', '.join(self.phases)}")
+
+    def decisions(
+        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+    ) -> list[DecisionView]:
+        found = [decision_view(n) for n in range(after + 1, self.decided_on + 1) if n % 2 or not accepted]
+        return [one for one in found if agent in (None, one.agent)][:limit]
+
+    def incidents(self) -> list[IncidentView]:
+        story = [
+            "fortress banned 192.0.2.7 for 10 min: packets_s 900 over 50",
+            "cipher quarantined the link with pm-1 for 1 min: psk_age_s 190 over 150 -> psk_age_s 0.3",
+        ]
+        about, who = ["192.0.2.7", "pm-1"], ["fortress", "cipher"]
+        return [
+            IncidentView(
+                id=f"t{number}",
+                state="open" if number else "closed",
+                opened=f"2030-01-01T10:0{number}:00Z",
+                updated=f"2030-01-01T10:0{number}:30Z",
+                closed=None if number else "2030-01-01T10:05:30Z",
+                about=about,
+                agents=who,
+                decisions=["t1", "t2"],
+                more=0,
+                title="fortress and cipher acted on 192.0.2.7, pm-1 (over after 5 min)",
+                story=story,
+            )
+            for number in (1, 0)
+        ]
+
+    async def memory(self) -> MemoryView:
+        pattern = PatternView(
+            kind="ban", source="192.0.2.7", target="", signature="", strength=2.5, times=3, useful=2, false=0,
+            first="2030-01-01T00:00:00Z", last="2030-01-01T10:00:00Z", priority=1,
+        )  # fmt: skip
+        hinter = HinterRow(
+            name="pm-1",
+            node_id="id001",
+            weight=0.75,
+            confirmed=3.0,
+            refuted=1.0,
+            hints=4,
+            hops=1,
+            liar_until=None,
+        )
+        return MemoryView(
+            patterns=1, most_patterns=65_536, bytes=8_388_608, most_bytes=16_777_216, evicted=0,
+            strongest=[pattern], hinted=4, own_hints=2, hints_taken=5, hints_dropped={"rate": 2},
+            hinters=[hinter],
+        )  # fmt: skip
+
+    def turn(self, name: str, phase: str) -> AgentsResult:
+        if name not in (*self.phases, "all"):
+            self.agent(name)
+        for one in self.phases:
+            if name == one or (name == "all" and one != "apex"):
+                self.phases[one] = phase
+        return AgentsResult(agents=[one for one in self.agents() if name in ("all", one.name)], lifted=1)
+
+    def pause_agent(self, name: str) -> AgentsResult:
+        return self.turn(name, "paused")
+
+    def resume_agent(self, name: str, *, dry_run: bool) -> AgentsResult:
+        return self.turn(name, "dry-run" if dry_run else "running")
 
     def peers(self) -> list[PeerView]:
         views = [peer_view(number) for number in range(self.count, 0, -1)]

@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from phantommesh.faults import FaultKind
+from phantommesh.management.agentview import AgentsGlance, AgentsResult, DecisionView, IncidentView
 from phantommesh.management.events import EventLog
 from phantommesh.management.netview import (
     ClockView,
@@ -33,7 +34,7 @@ from phantommesh.management.views import (
     Status,
 )
 from phantommesh.management.wayview import WayKind
-from tests.support.fakenode import FakeNode, proofs_view, scatter_view
+from tests.support.fakenode import FakeNode, decision_view, proofs_view, scatter_view
 
 NOW: Final = 1_893_456_000.0  # 2030-01-01T00:00:00Z
 LONGEST: Final = "longest-name-that-a-member-may-have-which-is-of-63-characters-x"
@@ -95,6 +96,16 @@ class LongNames(FakeNode):
             None,
             {"reasons": ["café: \x1b[2Jsaid the 名前 of a file", "two"], "codes": ["peer-dead"], "total": 2},
         )
+        self.agent_events()
+
+    def agent_events(self) -> None:
+        """A decision, and what came of that."""
+        one = decision_view(1, LONGEST)
+        about = {"agent": one.agent, "action": one.action, "subject": one.subject, "trace": one.trace}
+        self.events.publish("agent.decided", None, {**about, "result": one.result, "text": one.text})
+        self.events.publish(
+            "agent.outcome", None, {**about, "met": True, "text": "psk_age_s 0.3, as expected"}
+        )
 
     def status(self) -> Status:
         return Status(
@@ -117,7 +128,16 @@ class LongNames(FakeNode):
             advice=[f"without {NAMES[0]}, {NAMES[4]} and {NAMES[5]} would be cut off"],
             faults=self.faults,
             certificate_expires="2030-01-13T06:00:00Z",
+            agents=AgentsGlance(
+                running=6, total=9, paused=["genesis", "nexus"], benched=["stream"], accepted=41, frozen=True
+            ),
         )
+
+    def decisions(
+        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+    ) -> list[DecisionView]:
+        found = super().decisions(after, limit, agent=agent, accepted=accepted)
+        return [decision_view(one.seq, LONGEST) for one in found]
 
     def peers(self) -> list[PeerView]:
         return [self._peer(number, name) for number, name in enumerate(NAMES)]
@@ -284,6 +304,14 @@ class LongNames(FakeNode):
         received = ProofDirection(kept=60, countersigned=59, newest=lost if number == 1 else newest)
         return msgspec.structs.replace(view, peer=NAMES[number], node_id=node_id(number), received=received)
 
+    def turn(self, name: str, phase: str) -> AgentsResult:
+        """Changes nothing: several people ask at one time."""
+        before = dict(self.phases)
+        try:
+            return super().turn(name, phase)
+        finally:
+            self.phases = before
+
     async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
         chosen = [view for view in self.peers() if peer in (None, view.node_id)]
         return RotationResult(rotations=_rotations(chosen))
@@ -314,6 +342,17 @@ class Alone(LongNames):
     def status(self) -> Status:
         now = msgspec.structs.replace(super().status(), peers_total=0, peers_up=0, members={})
         return msgspec.structs.replace(now, partly_reachable=0, degraded=[], faults=[])
+
+    def agent_events(self) -> None:
+        pass
+
+    def decisions(
+        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+    ) -> list[DecisionView]:
+        return []
+
+    def incidents(self) -> list[IncidentView]:
+        return []
 
     def peers(self) -> list[PeerView]:
         return []

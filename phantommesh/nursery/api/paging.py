@@ -3,14 +3,15 @@
 
 import base64
 import binascii
-from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from phantommesh.management.views import Page
 from phantommesh.nursery.api.problems import ProblemError
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
+MAX_DIGITS = 18  # of a number in a cursor
 CURSOR_FIX = "pass next_cursor of the page before"
 
 
@@ -21,17 +22,48 @@ class HasNodeId(Protocol):
     def node_id(self) -> str: ...
 
 
+class HasNumber(Protocol):
+    """An item of a list by number."""
+
+    @property
+    def seq(self) -> int: ...
+
+
 Item = TypeVar("Item", bound=HasNodeId)
+Numbered = TypeVar("Numbered", bound=HasNumber)
 
 
 def paginate(items: Sequence[Item], args: Mapping[str, str]) -> Page[Item]:
     """Return the page that ``args`` ask for, in order of node id. Raises ProblemError (400)."""
+    return paginate_by(items, args, lambda item: item.node_id)
+
+
+def paginate_by(items: Sequence[Any], args: Mapping[str, str], key: Callable[[Any], str]) -> Page[Any]:
+    """The same in order of another key, which no two items have."""
     limit = limit_of(args.get("limit"))
     after = decode_cursor(args.get("cursor")) or ""
-    rest = sorted((item for item in items if item.node_id > after), key=lambda item: item.node_id)
+    rest = sorted((item for item in items if key(item) > after), key=key)
     page = rest[:limit]
     more = len(rest) > limit
-    return Page(items=page, next_cursor=encode_cursor(page[-1].node_id) if more else None)
+    return Page(items=page, next_cursor=encode_cursor(key(page[-1])) if more else None)
+
+
+def page_after(
+    read: Callable[[int, int], list[Numbered]], run: str, args: Mapping[str, str]
+) -> Page[Numbered]:
+    """The same of a list by number, which ``read`` has: at most so many items above a number. Where the
+    cursor is of another run of the node, it begins anew. Raises ProblemError (400)."""
+    limit, after = limit_of(args.get("limit")), 0
+    if (cursor := decode_cursor(args.get("cursor"))) is not None:
+        of, _, seq = cursor.rpartition(".")
+        if not (seq.isascii() and seq.isdigit() and len(seq) <= MAX_DIGITS):
+            raise ProblemError(400, "cursor is not usable", fix=CURSOR_FIX)
+        after = int(seq) if of == run else 0
+    found = read(after, limit + 1)
+    more = len(found) > limit
+    return Page(
+        items=found[:limit], next_cursor=encode_cursor(f"{run}.{found[limit - 1].seq}") if more else None
+    )
 
 
 def limit_of(text: str | None) -> int:

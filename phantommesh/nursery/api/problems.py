@@ -43,6 +43,17 @@ class ProblemError(Exception):
         )
 
 
+def flag(name: str) -> bool:
+    """A query that is true or false. Raises ProblemError (400)."""
+    match request.args.get(name):
+        case None | "false" | "0":
+            return False
+        case "true" | "1":
+            return True
+        case _:
+            raise ProblemError(400, f"{name} is not usable", fix="give true or false")
+
+
 def problem_response(problem: Problem) -> Response:
     return Response(msgspec.json.encode(problem), status=problem.status, content_type=PROBLEM_TYPE)
 

@@ -12,16 +12,18 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 import trio
 
 from phantommesh import __version__
 from phantommesh.agents.actions import Action
-from phantommesh.agents.base import AgentName, Evidence, Proposal, Subject
-from phantommesh.agents.council import Council, Decision, Minutes, Order, Phase
+from phantommesh.agents.base import AgentName, Evidence, Outcome, Proposal, Subject
+from phantommesh.agents.council import KEPT, Council, Decision, Minutes, Order, Phase
+from phantommesh.agents.incidents import Incidents
 from phantommesh.agents.ledger import Line, MissedLine, decision_line, outcome_line
+from phantommesh.agents.telling import came, told
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.nursery.bell import Bell
@@ -34,6 +36,7 @@ from phantommesh.state.files import StateError
 # Tuning.
 EVENT_RATE, EVENT_BURST = 1.0, 64.0  # decisions of one agent that are told, a second and at once
 MOST_WHY: Final = 300  # characters of a reason in an event
+MOST_SENTENCE: Final = 600  # characters of a decision or outcome in an event
 GATHER = 0.5  # s that lines wait for others: with the disk's own time, less than the second that may be lost
 AT_ONCE = 256  # lines that one write has
 MOST_LINES = 4096  # that wait for the disk
@@ -43,12 +46,25 @@ LAST = 2.0  # s for the last write when the node stops
 log = structlog.get_logger("phantommesh.agents")
 
 
+class Concluded(NamedTuple):
+    """An outcome, and when it was known in Unix seconds."""
+
+    outcome: Outcome
+    at: float
+
+
 class Decisions:
     """The council's decisions on their way to the record and to the hands."""
 
     def __init__(self, council: Council, metrics: Metrics, events: EventLog, directory: Path) -> None:
         """``directory``: where the record is, which need not be there yet."""
         self.council = council
+        self.incidents = Incidents()
+        self.outcomes: dict[str, Concluded] = {}
+        """By trace, of the latest `KEPT` decisions that have one."""
+        self.accepted = 0
+        self.frozen_since = trio.current_time()
+        """When APEX was frozen or freed, or the start."""
         self.disk = Patience(log, "the record of decisions")
         self.dropped = Counter[str]()
         self._ledger = Ledger(directory)
@@ -60,6 +76,8 @@ class Decisions:
         """Called when the operator pauses or resumes an agent: it may be its turn now."""
         self.stands: Callable[[], None] = lambda: None
         """Called when something may lapse at another time than before."""
+        self.words: Callable[[Decision], str] = lambda one: told(one.verdict, str)
+        """A decision as a sentence; set this where members' names are known."""
         self._metrics, self._events = metrics, events
         self._orders: deque[tuple[Order, float]] = deque()
         self._bell = Bell()
@@ -72,8 +90,11 @@ class Decisions:
         for one in minutes.decisions:
             self._tell(one)
             self._note(decision_line(one, at.now))
+            self.accepted += one.verdict.accepted
+            self.incidents.decided(one)
         for outcome in minutes.outcomes:
             self._note(outcome_line(outcome, at.wall))
+            self._conclude(outcome, at.wall)
         self.order(minutes.orders, began)
 
     def order(self, orders: Sequence[Order], began: float) -> None:
@@ -152,6 +173,15 @@ class Decisions:
         self.order(self.council.resume(name, now, dry_run=dry_run), now)
         self.phase(name, "back")
 
+    def freeze(self, *, on: bool) -> None:
+        """Have nothing new accepted but the operator's word, and what stands go on; or end that."""
+        if self.council.apex.frozen != on:
+            self.council.apex.frozen, self.frozen_since = on, trio.current_time()
+            what = "paused" if on else "back"
+            log.info(f"agent {what}", agent="apex", why="")
+            phase: Phase = "paused" if on else "running"
+            self._events.publish(f"agent.{what}", None, {"agent": "apex", "phase": phase, "why": ""})
+
     def phase(self, name: AgentName, what: str, why: str = "") -> None:
         """Tell that an agent is ``paused``, ``benched`` or ``back``."""
         say = log.warning if what == "benched" else log.info
@@ -175,10 +205,26 @@ class Decisions:
         data: dict[str, object] = {
             "agent": agent, "action": action, "subject": str(proposal.subject), "result": reason,
             "why": proposal.why[:MOST_WHY], "trace": one.trace, "seq": one.seq,
+            "text": self.words(one)[:MOST_SENTENCE],
         }  # fmt: skip
         if untold := self._untold.pop(agent, 0):
             data["untold"] = untold
         self._events.publish("agent.decided", None, data)
+
+    def _conclude(self, outcome: Outcome, at: float) -> None:
+        self.outcomes[outcome.trace] = Concluded(outcome, at)
+        while len(self.outcomes) > KEPT:
+            del self.outcomes[next(iter(self.outcomes))]
+        self.incidents.came(outcome, at)
+        proposal = outcome.proposal
+        if not self._told.allow(proposal.agent, trio.current_time()):
+            self._untold[proposal.agent] += 1
+            return
+        data: dict[str, object] = {
+            "agent": proposal.agent, "action": kind_of(proposal), "subject": str(proposal.subject),
+            "met": outcome.met, "trace": outcome.trace, "text": came(outcome)[:MOST_SENTENCE],
+        }  # fmt: skip
+        self._events.publish("agent.outcome", None, data)
 
 
 def asked(subject: Subject, action: Action, why: str, uid: int | None, *, lasts: float = ONCE) -> Proposal:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
-`revoke`, `rename`, `new_identity`, `approve_routes`, `withdraw_routes`,
+`pause_agent`, `resume_agent`, `revoke`, `rename`, `new_identity`, `approve_routes`, `withdraw_routes`,
 `invite_mesh`, `accept_pact`, `end_pact`, `ban` and `unban`."""
 
 from __future__ import annotations
@@ -15,6 +15,14 @@ from phantommesh.agents.actions import Rotate
 from phantommesh.agents.base import Subject
 from phantommesh.faults import Fault
 from phantommesh.link.psk import PskPhase
+from phantommesh.management.agentview import (
+    AgentDetail,
+    AgentsResult,
+    AgentView,
+    DecisionView,
+    IncidentView,
+    MemoryView,
+)
 from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
@@ -40,6 +48,7 @@ from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.keeping.decisions import asked
 from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.reporting import agents as agentrows
 from phantommesh.nursery.reporting import explaining, federation, health, pinging, routing, threats, topology
 from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.nursery.reporting.netchecking import NetChecks
@@ -64,6 +73,7 @@ class Reporter(Rows):
         """Whether the node says goodbye: then its peers' silence is no fault."""
         self.local = LocalCauses(parts)
         self._checks = NetChecks(parts)
+        agentrows.synthesise(parts)
         self._finished = Bell()
         self._stood = False  # whether all interfaces have been as desired
 
@@ -105,6 +115,7 @@ class Reporter(Rows):
             region=parts.config.node.region,
             routes=routing.routed(parts),
             exit=routing.exits(parts),
+            agents=agentrows.glance(parts),
             advice=[finding.text for finding in parts.surveying.findings[:ADVICE]],
         )
 
@@ -235,6 +246,36 @@ class Reporter(Rows):
     async def export_proofs(self, peer: str | None) -> bytes:
         """A file of all proofs, or of those with one peer, by node id. Raises ProofError or IdentityError."""
         return await self._parts.proving.export(None if peer is None else parse_node_id(peer))
+
+    def agents(self) -> list[AgentView]:
+        """All agents in the order of precedence, APEX first."""
+        return agentrows.agents(self._parts)
+
+    def agent(self, name: str) -> AgentDetail:
+        """One agent. Raises UnknownMemberError."""
+        return agentrows.agent(self._parts, name)
+
+    def decisions(
+        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+    ) -> list[DecisionView]:
+        """At most so many decisions with a number above ``after``. Raises UnknownMemberError."""
+        return agentrows.decisions(self._parts, after, limit, agent=agent, accepted=accepted)
+
+    def incidents(self) -> list[IncidentView]:
+        """What several agents did about one thing."""
+        return agentrows.incidents(self._parts)
+
+    async def memory(self) -> MemoryView:
+        """The memory of threats."""
+        return await agentrows.memory(self._parts)
+
+    def pause_agent(self, name: str) -> AgentsResult:
+        """Stop an agent, or ``all``. Raises UnknownMemberError."""
+        return agentrows.pause(self._parts, name)
+
+    def resume_agent(self, name: str, *, dry_run: bool) -> AgentsResult:
+        """Let an agent, or ``all``, go on. Raises UnknownMemberError."""
+        return agentrows.resume(self._parts, name, dry_run=dry_run)
 
     async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
         """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds.

@@ -129,6 +129,8 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
     app = app_of(node)
     writing = [endpoint for endpoint in ENDPOINTS if endpoint.method == "POST" and not endpoint.dry_run]
     assert [endpoint.path for endpoint in writing] == [
+        "/v1/agents/{name}/pause",
+        "/v1/agents/{name}/resume",
         "/v1/pings",
         "/v1/identities",
         "/v1/names",
@@ -235,7 +237,7 @@ def leaves(group: BaseException) -> list[BaseException]:
 async def test_a_query_that_the_endpoint_does_not_know_is_refused(endpoint: Endpoint[Any]) -> None:
     """A mistyped ``dry_run`` would do what it should only try."""
     node = FakeNode()
-    path, known = endpoint.path.replace("{peer}", "pm-1"), endpoint.queries
+    path, known = endpoint.path.replace("{peer}", "pm-1").replace("{name}", "cipher"), endpoint.queries
     for wrong in ("dryrun=true", "lim=3", "=", "&".join([*(f"{name}=1" for name in known), "x=1"])):
         if endpoint.method == "WS":
             with pytest.raises(ExceptionGroup) as refusal:

@@ -72,11 +72,12 @@ def test_a_flood_a_stale_link_and_a_dark_path_are_one_incident_with_one_story() 
     assert found.came(outcome, 50.0) is opened
     assert found.all() == [opened]
     assert (
-        title(opened, name) == "fortress and cipher and velocity acted on 192.0.2.7, db (open, 50s up to now)"
+        title(opened, name)
+        == "fortress and cipher and velocity acted on 192.0.2.7, db (open, 50 s up to now)"
     )
     assert story(opened, name) == [
-        "fortress banned 192.0.2.7 for 10m: packets_s 900 over 50",
-        "cipher quarantined the link with db for 60s: packets_s 900 over 50 -> psk_age_s 0.3, as expected",
+        "fortress banned 192.0.2.7 for 10 min: packets_s 900 over 50",
+        "cipher quarantined the link with db for 1 min: packets_s 900 over 50 -> psk_age_s 0.3, as expected",
         "velocity left dimension 3 to db: packets_s 900 over 50",
         "of 1 effects that were measured 1 came as expected",
     ]

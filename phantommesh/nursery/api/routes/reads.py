@@ -8,13 +8,14 @@ import trio
 from quart import Response, request
 
 from phantommesh import __version__
+from phantommesh.management.agentview import DecisionView
 from phantommesh.management.bodies import Probe
 from phantommesh.management.endpoints import BYTES, ENDPOINTS, JSON
 from phantommesh.management.finding import find
 from phantommesh.management.openapi import document
 from phantommesh.management.views import NodePort, PeerView
-from phantommesh.nursery.api.paging import HasNodeId, paginate
-from phantommesh.nursery.api.problems import ProblemError
+from phantommesh.nursery.api.paging import HasNodeId, page_after, paginate, paginate_by
+from phantommesh.nursery.api.problems import ProblemError, flag
 from phantommesh.nursery.api.routes import Handlers
 
 
@@ -83,6 +84,26 @@ def reads(node: NodePort) -> Handlers:
             ).node_id
         return Response(await node.export_proofs(chosen), content_type=BYTES)
 
+    async def agents() -> Response:
+        return json(paginate_by(node.agents(), request.args, lambda one: one.name))
+
+    async def agent(name: str) -> Response:
+        return json(node.agent(name))
+
+    async def decisions() -> Response:
+        of, accepted = request.args.get("agent"), flag("accepted")
+
+        def read(after: int, limit: int) -> list[DecisionView]:
+            return node.decisions(after, limit, agent=of, accepted=accepted)
+
+        return json(page_after(read, node.events.run, request.args))
+
+    async def incidents() -> Response:
+        return json(paginate_by(node.incidents(), request.args, lambda one: f"{one.opened} {one.id}"))
+
+    async def memory() -> Response:
+        return json(await node.memory())
+
     def paged(read: Callable[[], Sequence[HasNodeId]]) -> Callable[[], Awaitable[Response]]:
         async def page() -> Response:
             return json(paginate(read(), request.args))
@@ -109,6 +130,11 @@ def reads(node: NodePort) -> Handlers:
         "scatter": paged(node.scatter),
         "proofs": paged(node.proofs),
         "export_proofs": export_proofs,
+        "agents": agents,
+        "agent": agent,
+        "decisions": decisions,
+        "incidents": incidents,
+        "memory": memory,
     }
 
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 from quart import Response, request
 
+from phantommesh.management.agentview import AgentsResult
 from phantommesh.management.bodies import (
     BanRequest,
     FederationAcceptRequest,
@@ -16,7 +17,9 @@ from phantommesh.management.bodies import (
     IdentityRequest,
     NameRequest,
     PactRequest,
+    PauseRequest,
     PingRequest,
+    ResumeRequest,
     RevocationRequest,
     RotationRequest,
     RouteRequest,
@@ -30,7 +33,9 @@ from phantommesh.management.endpoints import (
     IDENTITIES,
     JSON,
     NAMES,
+    PAUSES,
     PINGS,
+    RESUMES,
     REVOCATIONS,
     ROTATIONS,
     WITHDRAWALS,
@@ -52,7 +57,7 @@ from phantommesh.management.views import (
     RotationResult,
 )
 from phantommesh.nursery.api.idempotency import IdempotencyCache
-from phantommesh.nursery.api.problems import ProblemError
+from phantommesh.nursery.api.problems import ProblemError, flag
 from phantommesh.nursery.api.routes import Handlers
 from phantommesh.nursery.api.routes.reads import find_peer
 
@@ -119,7 +124,27 @@ def writes(node: NodePort) -> Handlers:
 
         return handler
 
+    def pausing() -> Callable[[str], Awaitable[Response]]:
+        async def handler(name: str) -> Response:
+            async def act(_wanted: PauseRequest, _dry_run: bool) -> AgentsResult:
+                return node.pause_agent(name)
+
+            return await write(PAUSES, answers, act, (name,))
+
+        return handler
+
+    def resuming() -> Callable[[str], Awaitable[Response]]:
+        async def handler(name: str) -> Response:
+            async def act(wanted: ResumeRequest, _dry_run: bool) -> AgentsResult:
+                return node.resume_agent(name, dry_run=wanted.dry_run)
+
+            return await write(RESUMES, answers, act, (name,))
+
+        return handler
+
     return {
+        PAUSES.name: pausing(),
+        RESUMES.name: resuming(),
         ROTATIONS.name: writing(ROTATIONS, rotate),
         PINGS.name: writing(PINGS, ping),
         BANS.name: writing(BANS, ban),
@@ -136,13 +161,17 @@ def writes(node: NodePort) -> Handlers:
 
 
 async def write(
-    endpoint: Endpoint[Body], answers: IdempotencyCache, act: Callable[[Body, bool], Awaitable[object]]
+    endpoint: Endpoint[Body],
+    answers: IdempotencyCache,
+    act: Callable[[Body, bool], Awaitable[object]],
+    named: tuple[str, ...] = (),
 ) -> Response:
     """Answer the request at hand with what ``act`` returns for its body; a repeated one from ``answers``.
+    ``named``: what its path names.
 
     ``act`` is told whether this is a dry run, and then changes nothing. Raises ProblemError.
     """
-    dry_run = _flag("dry_run")
+    dry_run = flag("dry_run")
     if dry_run and not endpoint.dry_run:
         raise ProblemError(400, "this has no dry run", fix="leave dry_run out to do it")
     wanted = await _body(endpoint)
@@ -152,7 +181,7 @@ async def write(
     async def answer() -> bytes:
         return msgspec.json.encode(await act(wanted, dry_run))
 
-    asked = msgspec.json.encode((endpoint.name, wanted, dry_run))
+    asked = msgspec.json.encode((endpoint.name, *named, wanted, dry_run))
     body, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, answer)
     response = Response(body, content_type=JSON)
     if replayed:
@@ -167,7 +196,7 @@ def _uid() -> int | None:
 
 
 def _need_root(only: RootOnly) -> None:
-    """The group of the socket is for looking and rotating."""
+    """The group of the socket is for looking, rotating and pausing agents."""
     if _uid() not in (0, os.geteuid()):
         raise ProblemError(403, only.refusal, fix=only.fix)
 
@@ -186,16 +215,6 @@ def _planned(peers: Sequence[PeerView], links: Sequence[LinkView]) -> RotationRe
             for peer in peers
         ],
     )
-
-
-def _flag(name: str) -> bool:
-    match request.args.get(name):
-        case None | "false" | "0":
-            return False
-        case "true" | "1":
-            return True
-        case _:
-            raise ProblemError(400, f"{name} is not usable", fix="give true or false")
 
 
 async def _body(endpoint: Endpoint[Body]) -> Body:
