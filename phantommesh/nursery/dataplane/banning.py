@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from phantommesh.acl import banrules
-from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, NEAR, ODD, READ, SHED, Ports, Sender
+from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, NEAR, ODD, SHED, Ports, Sender
 from phantommesh.acl.bans import (
     OPEN,
     ORIGINS,
@@ -117,7 +117,7 @@ class Banning:
         self._in_known: frozenset[Network] = frozenset()
         self._senders: dict[tuple[Sender, int], int] = {}
         self._totals: dict[str, int] = {}
-        self._looked = self._checked = float("-inf")
+        self._looked = self._checked = self._moved = float("-inf")
         self._since: dict[str, float] = {}
         self._began = wall()
         self._lock = trio.Lock()
@@ -314,7 +314,9 @@ class Banning:
             await self._put()
         self.offences.settle()  # the kernel has counted all of that
         try:
-            counters = await self._rules.counters_of(*READ)
+            counters = await self._rules.counters_of(ARRIVED, ODD, SHED)
+            if any(banrules.total(counters[name]) != self._totals.get(name, 0) for name in (ARRIVED, ODD)):
+                counters |= await self._rules.counters_of(NEAR, *FAR.values())
         except NftError as error:
             if error.code != errno.ENOENT:
                 raise
@@ -363,6 +365,11 @@ class Banning:
             self.rates[name] = fresh / took if 0 < took < float("inf") else 0.0
             if name == SHED:
                 self.dropped["flood-shed"] += fresh
+        if NEAR not in counters:  # nothing has come
+            if now >= self._moved + banrules.WINDOW:
+                self._senders = {}  # as the kernel has forgotten them, too
+            return
+        self._moved = now
         senders: dict[tuple[Sender, int], int] = {}
         for name in (NEAR, *FAR.values()):
             senders |= banrules.read_senders(name, counters[name])
