@@ -58,6 +58,7 @@ MAX_BACKOFF: Final = 30.0  # s between attempts while the table cannot be put in
 BULK: Final = 100  # datagrams of one neighbour to the control port in one look, from which it is a flood
 ROOM: Final = 0.9  # of the places of a set of sources; with fewer free ones it proves nothing
 ANSWER: Final = 0.02  # s to wait for a neighbour's answer, which takes a millisecond mostly
+MOST_READS: Final = 3  # of the neighbours' table at one look, each after such a wait
 MOST_ASKED: Final = 8  # neighbours whose MAC address is asked for at one look
 
 log = structlog.get_logger("phantommesh.bans")
@@ -401,8 +402,11 @@ class Banning:
         unknown = [(one.interface, one.host) for one in near if (one.interface, one.host) not in table.macs]
         if unknown:
             await trio.to_thread.run_sync(partial(look_for, unknown[:MOST_ASKED]))
-            await trio.sleep(ANSWER)
-            table = await trio.to_thread.run_sync(read_neighbours)
+            for _ in range(MOST_READS):
+                await trio.sleep(ANSWER)
+                table = await trio.to_thread.run_sync(read_neighbours)
+                if all(one in table.macs for one in unknown):
+                    break
         ways = Counter(sender.host for sender in all_of_late)
         return frozenset(
             sender.host
