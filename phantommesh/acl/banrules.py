@@ -31,7 +31,6 @@ FAMILY: Final = "inet"
 ARRIVED, ODD, SHED = "arrived", "odd", "shed"
 NEAR: Final = "near4"
 FAR: Final = {4: "far4", 6: "far6"}
-READ: Final = (NEAR, *FAR.values(), ARRIVED, ODD, SHED)
 """The sets whose elements count, by port: datagrams of unknown sources that came to the control port, those
 to WireGuard's ports that are none of its protocol, and those that were shed."""
 

@@ -100,7 +100,7 @@ def test_a_flood_and_a_scan_of_one_machine_are_banned_and_the_next_one_at_its_fi
     sent = attack(neighbour, "own", victim, 4.0)["sent"]
     (ban,) = threats(victim).bans
     assert (ban.network, ban.by, ban.times) == (f"{neighbour.address()}/32", "own", 1)
-    assert ban.packets is not None and sent - ban.packets < PACE  # what a second brings, at most
+    assert ban.packets is not None and sent - ban.packets < 0.6 * sent  # most of it was dropped
     assert neighbour.run("ping", "-c", "1", "-W", "1", victim.address(0)).status != 0
     assert neighbour.run("ping", "-c", "1", "-W", "5", honest.address(0)).status == 0
     rotated(honest, victim)

@@ -20,7 +20,7 @@ import structlog
 import trio
 
 from phantommesh.acl import banrules
-from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, NEAR, ODD, READ, SHED, Ports, Sender
+from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, NEAR, ODD, SHED, Ports, Sender
 from phantommesh.acl.bans import (
     OPEN,
     ORIGINS,
@@ -58,6 +58,7 @@ MAX_BACKOFF: Final = 30.0  # s between attempts while the table cannot be put in
 BULK: Final = 100  # datagrams of one neighbour to the control port in one look, from which it is a flood
 ROOM: Final = 0.9  # of the places of a set of sources; with fewer free ones it proves nothing
 ANSWER: Final = 0.02  # s to wait for a neighbour's answer, which takes a millisecond mostly
+MOST_READS: Final = 3  # of the neighbours' table at one look, each after such a wait
 MOST_ASKED: Final = 8  # neighbours whose MAC address is asked for at one look
 
 log = structlog.get_logger("phantommesh.bans")
@@ -117,7 +118,7 @@ class Banning:
         self._in_known: frozenset[Network] = frozenset()
         self._senders: dict[tuple[Sender, int], int] = {}
         self._totals: dict[str, int] = {}
-        self._looked = self._checked = float("-inf")
+        self._looked = self._checked = self._moved = float("-inf")
         self._since: dict[str, float] = {}
         self._began = wall()
         self._lock = trio.Lock()
@@ -314,7 +315,9 @@ class Banning:
             await self._put()
         self.offences.settle()  # the kernel has counted all of that
         try:
-            counters = await self._rules.counters_of(*READ)
+            counters = await self._rules.counters_of(ARRIVED, ODD, SHED)
+            if any(banrules.total(counters[name]) != self._totals.get(name, 0) for name in (ARRIVED, ODD)):
+                counters |= await self._rules.counters_of(NEAR, *FAR.values())
         except NftError as error:
             if error.code != errno.ENOENT:
                 raise
@@ -363,6 +366,11 @@ class Banning:
             self.rates[name] = fresh / took if 0 < took < float("inf") else 0.0
             if name == SHED:
                 self.dropped["flood-shed"] += fresh
+        if NEAR not in counters:  # nothing has come
+            if now >= self._moved + banrules.WINDOW:
+                self._senders = {}  # as the kernel has forgotten them, too
+            return
+        self._moved = now
         senders: dict[tuple[Sender, int], int] = {}
         for name in (NEAR, *FAR.values()):
             senders |= banrules.read_senders(name, counters[name])
@@ -394,8 +402,11 @@ class Banning:
         unknown = [(one.interface, one.host) for one in near if (one.interface, one.host) not in table.macs]
         if unknown:
             await trio.to_thread.run_sync(partial(look_for, unknown[:MOST_ASKED]))
-            await trio.sleep(ANSWER)
-            table = await trio.to_thread.run_sync(read_neighbours)
+            for _ in range(MOST_READS):
+                await trio.sleep(ANSWER)
+                table = await trio.to_thread.run_sync(read_neighbours)
+                if all(one in table.macs for one in unknown):
+                    break
         ways = Counter(sender.host for sender in all_of_late)
         return frozenset(
             sender.host

@@ -58,6 +58,7 @@ class Table:
         found: dict[str, dict[bytes, tuple[int, int]]] = {name: {} for name in names}
         if NEAR in names:
             found[NEAR] = dict(self.senders)
+        if ARRIVED in names:
             for name, count in self.totals.items():
                 found[name] = {b"\0\0\0\0": (count, 0)}
         return found
@@ -66,6 +67,7 @@ class Table:
         """A neighbour sends so many more."""
         key = (2).to_bytes(4, "little") + mac + bytes(2) + ip_address(host).packed
         key += port.to_bytes(2, "big") + bytes(2)
+        self.totals[ARRIVED if port == CONTROL else ODD] += count
         self.senders[key] = self.senders.get(key, (0, 0))[0] + count, 0
 
 
