@@ -13,6 +13,7 @@ import click
 from phantommesh import __version__
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept_globals
 from phantommesh.cli.configuring import config
+from phantommesh.cli.doctor import doctor
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
 from phantommesh.cli.federation import federation
@@ -66,8 +67,8 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 
 for _verb in (
-    init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, topology, scatter,
-    route, federation, proofs, events, rotate, revoke, rename, identity, config, lab,
+    init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, doctor, topology,
+    scatter, route, federation, proofs, events, rotate, revoke, rename, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)
