@@ -36,8 +36,8 @@ def findings(seen: HostSeen) -> Iterator[Finding]:
         )
     if keys.certificate_begins is not None and keys.certificate_begins > now:
         yield CERTIFICATE_OVER.found(
-            f"the certificate begins on {rfc3339(keys.certificate_begins)}, and by this machine's clock it is "
-            f"{rfc3339(now)}",
+            f"the certificate begins on {rfc3339(keys.certificate_begins)}, and by this machine's clock it "
+            f"is {rfc3339(now)}",
             "set the clock",
             subject="node.crt",
         )

@@ -152,6 +152,7 @@ def _inside(seen: HostSeen, config: Config) -> Iterator[Finding]:
                     f"let it pass, with a rule before that one; {_SEE}",
                     subject=fate.where,
                 )
+                return
 
 
 def _fates(seen: HostSeen, hook: str, packet: Packet) -> Iterator[Fate]:

@@ -9,6 +9,7 @@ from typing import Final
 
 from phantommesh.hostcheck.finding import Chmod, Finding, Rule
 from phantommesh.hostcheck.seen import FileSeen, HostSeen
+from phantommesh.moments import span
 
 STATE_OPEN = Rule("state-open", "high", "The state directory lets other users in")
 STATE_OWNER = Rule("state-owner", "high", "The state belongs to another user than runs the node")
@@ -35,6 +36,7 @@ RULES: Final = (
 LITTLE_ROOM: Final = 16 * 1024 * 1024  # bytes: a roster of ten thousand members, written twice
 AHEAD: Final = 86_400.0  # s; less is a clock that was set, or a time zone's mistake on a shared file system
 
+_MOST_TOUCHED: Final = 4  # files that a line for a shell names
 _OTHERS, _GROUP = 0o007, 0o070
 _OTHERS_WRITE, _GROUP_WRITE, _STICKY = 0o002, 0o020, 0o1000
 _ROOT: Final = 0
@@ -59,6 +61,7 @@ def findings(seen: HostSeen) -> Iterator[Finding]:
             case "program":
                 if file.mode & _OTHERS_WRITE and not file.mode & _STICKY:
                     yield _writable(PROGRAM_WRITABLE, file, "whoever changes it is root when the node runs")
+    yield from _ahead(seen)
     for copy in seen.copies:
         yield COPY_OPEN.found(
             f"{copy.path} is a copy of {copy.of}, and every user of this machine can read it "
@@ -129,13 +132,21 @@ def _state_file(seen: HostSeen, file: FileSeen) -> Iterator[Finding]:
             mend=mend if file.uid == seen.uid else None,
         )
     yield from _owner(seen, file)
-    if file.modified > seen.now + AHEAD:
+
+
+def _ahead(seen: HostSeen) -> Iterator[Finding]:
+    state = [file for file in seen.files if file.role == "state-file" and file.kind != "link"]
+    ahead = sorted(
+        (file for file in state if file.modified > seen.now + AHEAD), key=lambda file: -file.modified
+    )
+    if ahead:
+        first, more = ahead[0], f" and {len(ahead) - 1} more files" if ahead[1:] else ""
         yield STATE_AHEAD.found(
-            f"{file.path} was written {(file.modified - seen.now) / 3600:.0f} h from now, by this machine's "
-            "clock: certificates do not hold by a clock that is behind",
-            "set the clock, and have it kept right (NTP); if the clock is right, run "
-            f"`touch {shlex.quote(file.path)}`",
-            subject=file.path,
+            f"{first.path}{more} will have been written in {span(first.modified - seen.now)}, by this "
+            "machine's clock: certificates do not hold by a clock that is behind",
+            "set the clock, and have it kept right (NTP); where the clock is right, run "
+            f"`touch {shlex.join(file.path for file in ahead[:_MOST_TOUCHED])}`",
+            subject=first.path,
         )
 
 
