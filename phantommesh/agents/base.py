@@ -127,11 +127,13 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Observation(msgspec.Struct, Generic[Seen], frozen=True):
-    """What an agent sees at one look: its snapshot, and the events that it asked for since its last look."""
+    """What an agent sees at one look: its snapshot, and since its last look the events that it asked for and
+    the outcomes of its actions."""
 
     at: Moment
     seen: Seen
     events: tuple[Event, ...] = ()
+    outcomes: tuple[Outcome, ...] = ()
 
 
 class Agent(Generic[Seen]):
@@ -151,6 +153,3 @@ class Agent(Generic[Seen]):
     def measure(self, seen: Seen, proposal: Proposal) -> float | None:
         """Read the measure that ``proposal.expects`` names from a snapshot; None where it cannot be read."""
         return None
-
-    def learn(self, outcome: Outcome) -> None:
-        """Hear what one of this agent's actions came to."""
