@@ -147,9 +147,8 @@ class Host:
         scanning.time = time.time  # type: ignore[attr-defined]
 
     def interface(self, name: str, strict: int = 2) -> None:
-        self.sh(
-            f"ip link add {name} type veth peer name {name}x; echo {strict} > /proc/sys/net/ipv4/conf/{name}/rp_filter"
-        )
+        setting = f"/proc/sys/net/ipv4/conf/{name}/rp_filter"
+        self.sh(f"ip link add {name} type veth peer name {name}x; echo {strict} > {setting}")
 
     def nft(self, script: str) -> None:
         subprocess.run(["nft", "-f", "-"], input=script, text=True, check=True, capture_output=True)
@@ -474,8 +473,8 @@ PLANTS: Final[dict[str, Plant]] = {
     "wireguard-kernel-debug": Plant(
         "wireguard-kernel-debug",
         sh(
-            "mount -t tmpfs tmpfs /sys/kernel/debug; mkdir /sys/kernel/debug/dynamic_debug; echo "
-            "'drivers/net/wireguard/send.c:43 [wireguard]wg_packet_send =p \"x\"' > /sys/kernel/debug/dynamic_debug/control"
+            "mount -t tmpfs tmpfs /sys/kernel/debug; cd /sys/kernel/debug; mkdir dynamic_debug; echo "
+            "'drivers/net/wireguard/send.c:43 [wireguard]wg_send =p \"x\"' > dynamic_debug/control"
         ),
         sh("sed -i 's/=p/=_/' /sys/kernel/debug/dynamic_debug/control"),
     ),

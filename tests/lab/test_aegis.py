@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""AEGIS's scan on this host: silent on a clean one, and it names each of the misconfigurations of
+`tests/support/plants.py`, until what its finding says has been done."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phantommesh.hostcheck.scan import RULES
+from tests.support.plants import PLANTS
+
+pytestmark = pytest.mark.lab
+
+# Rules whose plant this host cannot hold. tests/unit/hostcheck has them over values.
+NOT_PLANTED = frozenset[str]()
+
+
+class Timex(ctypes.Structure):
+    """struct timex (adjtimex(2)), as far as its status."""
+
+    _fields_ = [
+        ("modes", ctypes.c_uint),
+        ("before", ctypes.c_long * 4),
+        ("status", ctypes.c_int),
+        ("after", ctypes.c_byte * 200),
+    ]
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[tuple[Path, Path]]:
+    """A state directory and a configuration as `init` makes them, where every user could look."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, for namespaces and owners")
+    with tempfile.TemporaryDirectory(prefix="pm-aegis-", dir="/var/tmp") as base:
+        Path(base).chmod(0o755)
+        state, config = Path(base, "state"), Path(base, "pm.toml")
+        doctor("init", "--mesh", "m", "--name", "a", state=state, config=config)
+        yield state, config
+
+
+@pytest.fixture(scope="module")
+def told(made: tuple[Path, Path]) -> dict[str, dict[str, Any]]:
+    """What came of each plant."""
+    command = [sys.executable, "-m", "tests.support.plants", *map(str, made)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+    return {line["case"]: line for line in map(json.loads, done.stdout.splitlines())}
+
+
+def doctor(*words: str, state: Path, config: Path) -> subprocess.CompletedProcess[str]:
+    given = ["--state-dir", str(state), "--config", str(config), "--socket", str(state.parent / "api.sock")]
+    return subprocess.run(
+        [sys.executable, "-m", "phantommesh", *given, *words], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("case", PLANTS)
+def test_a_planted_misconfiguration_is_named_and_its_fix_mends_it(
+    case: str, told: dict[str, dict[str, Any]]
+) -> None:
+    plant, line = PLANTS[case], told[case]
+    assert "error" not in line, line
+    assert set(line["before"]) == plant.always
+    assert set(line["planted"]) == {plant.rule} | plant.also | plant.always
+    assert set(line["mended"]) == plant.always
+    if line["safely_mended"]:
+        mended, undone = line["safely_mended"]
+        assert set(mended) == plant.always and plant.rule in undone
+
+
+def test_at_least_thirty_are_planted_and_each_rule_is_among_them() -> None:
+    planted = {plant.rule for plant in PLANTS.values()}
+    assert len(PLANTS) >= 30 and RULES.keys() - planted == NOT_PLANTED
+
+
+def test_a_host_that_was_just_set_up_is_clean(made: tuple[Path, Path]) -> None:
+    """This very host, after `init`: all that is found is what the kernel itself says of its clock."""
+    state, config = made
+    done = doctor("--json", "doctor", state=state, config=config)
+    found = {one["rule"] for one in json.loads(done.stdout)["findings"]}
+    clock = Timex()
+    loose = ctypes.CDLL(None).adjtimex(ctypes.byref(clock)) >= 0 and clock.status & 0x40
+    assert found == ({"clock-unsynchronised"} if loose else set())
+    assert done.returncode == 0 and json.loads(done.stdout)["unknown"] == []
+
+
+def test_doctor_exits_1_mends_what_is_safe_and_says_how_to_undo_it(made: tuple[Path, Path]) -> None:
+    state, config = made
+    (state / "node.key").chmod(0o644)
+    config.chmod(0o666)
+    found = doctor("doctor", state=state, config=config)
+    assert found.returncode == 1 and "key-open" in found.stdout and "config-writable" in found.stdout
+    mended = doctor("--json", "doctor", "--fix", state=state, config=config)
+    document = json.loads(mended.stdout)
+    assert mended.returncode == 0 and document["not_mended"] == []
+    assert {one["rule"] for one in document["findings"]} <= {"clock-unsynchronised"}
+    assert (state / "node.key").stat().st_mode & 0o777 == 0o600
+    for one in document["mended"]:
+        subprocess.run(one["undo"], shell=True, check=True)
+    assert (state / "node.key").stat().st_mode & 0o777 == 0o644
+    assert doctor("doctor", "--fix", state=state, config=config).returncode == 0
+
+
+def test_doctor_tells_nobody_in_particular_what_it_could_not_read(made: tuple[Path, Path]) -> None:
+    state, config = made
+    # A first scan as root loads all modules: this Python may lie where nobody else may read.
+    code = """
+import contextlib, io, os
+from phantommesh.cli import cli
+with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+    cli()
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+cli()
+"""
+    words = ["--state-dir", str(state), "--config", str(config), "--json", "doctor"]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    document = json.loads(done.stdout)
+    assert any("root" in text for text in document["unknown"])
+    assert not {one["rule"] for one in document["findings"]} - {"clock-unsynchronised"}
