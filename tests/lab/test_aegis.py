@@ -116,7 +116,7 @@ def test_doctor_tells_nobody_in_particular_what_it_could_not_read(made: tuple[Pa
     code = """
 import contextlib, io, os
 from phantommesh.cli import cli
-with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
+with contextlib.redirect_stdout(io.TextIOWrapper(io.BytesIO())), contextlib.suppress(SystemExit):
     cli()
 os.setgroups([])
 os.setgid(65534)
