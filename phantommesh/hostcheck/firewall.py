@@ -8,6 +8,7 @@ packet by has the benefit of the doubt: only what is dropped for sure is called 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -340,7 +341,7 @@ def read_iptables(lines: Iterable[str], family: Literal["ip", "ip6"]) -> list[Ch
     rules: dict[tuple[str, str], list[Rule]] = {}
     table = ""
     for line in lines:
-        words = line.split()
+        words = _words(line)
         if not words:
             continue
         if words[0].startswith("*"):
@@ -355,6 +356,13 @@ def read_iptables(lines: Iterable[str], family: Literal["ip", "ip6"]) -> list[Ch
         Chain(table=where, name=name, hook=hook, policy=policy, rules=tuple(rules.get((where, name), ())))
         for (where, name), (hook, policy) in chains.items()
     ]
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:
+        return line.split()
 
 
 def _iptables_rule(words: Sequence[str]) -> Rule:
@@ -383,13 +391,13 @@ def _iptables_rule(words: Sequence[str]) -> Rule:
                 if value not in ("udp", "tcp", "multiport", "conntrack", "state", "comment"):
                     matches.append(Match(None))
             case "--comment":
-                while at < len(words) and words[at - 1][-1:] != '"' and value[:1] == '"':
-                    at += 1
+                pass
             case "-j" | "-g":
                 effect, target = _iptables_target(value, words[at:], goto=word == "-g")
                 break
             case _:
                 matches.append(Match(None))
+                at -= 1  # how many values an option has is its own
         negated = False
     return Rule(tuple(matches), effect, target)
 
