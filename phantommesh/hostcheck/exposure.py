@@ -31,6 +31,10 @@ RULES: Final = (
 )  # fmt: skip
 
 _MOST_NAMED: Final = 3
+_NEW: Final[Packet] = {
+    "state": "new",
+    "status": "none",
+}  # the first packet of a connection, as conntrack says
 _SEE: Final = "see `nft list ruleset` and `iptables-save`"
 
 
@@ -87,7 +91,7 @@ def _coming(seen: HostSeen, config: Config) -> Iterator[Finding]:
     dropped: dict[str, list[str]] = {}
     for protocol, port in ports_of(config):
         packet: Packet = {
-            "protocol": protocol, "dport": port, "iif": _uplink(seen), "state": "new",
+            "protocol": protocol, "dport": port, "iif": _uplink(seen), **_NEW,
         }  # fmt: skip
         found = {fate.where: fate for hook in ("prerouting", "input") for fate in _fates(seen, hook, packet)}
         for fate in found.values():
@@ -114,7 +118,7 @@ def _sent(seen: HostSeen, config: Config) -> Iterator[Finding]:
     for protocol, port in ports_of(config):
         if protocol != "udp":
             continue  # an answer over TCP belongs to a connection that came
-        packet: Packet = {"protocol": "udp", "sport": port, "oif": _uplink(seen), "state": "new"}
+        packet: Packet = {"protocol": "udp", "sport": port, "oif": _uplink(seen), **_NEW}
         for hook in ("output", "postrouting"):
             for fate in _fates(seen, hook, packet):
                 if fate.kind == "drop":
@@ -130,7 +134,7 @@ def _sent(seen: HostSeen, config: Config) -> Iterator[Finding]:
 def _inside(seen: HostSeen, config: Config) -> Iterator[Finding]:
     """What becomes of what members send: to the probes' port here, and through this host."""
     for name in seen.interfaces:
-        packet: Packet = {"protocol": "udp", "dport": config.paths.port, "iif": name, "state": "new"}
+        packet: Packet = {"protocol": "udp", "dport": config.paths.port, "iif": name, **_NEW}
         if drops := [f for hook in ("prerouting", "input") for f in _fates(seen, hook, packet)]:
             yield MESH_DROPPED.found(
                 f"{drops[0].where} drops what comes in by {name}: probes get no answer, and the node takes "
@@ -144,7 +148,7 @@ def _inside(seen: HostSeen, config: Config) -> Iterator[Finding]:
     master = seen.interfaces[0] if seen.interfaces else config.wireguard.prefix
     behind = config.guard.forward[0] if config.guard.forward else _uplink(seen)
     for came, leaves in ((master, behind), (behind, master)):
-        packet = {"iif": came, "oif": leaves, "state": "new"}
+        packet = {"iif": came, "oif": leaves, **_NEW}
         for fate in _fates(seen, "forward", packet):
             if fate.kind == "drop":
                 yield FORWARDING_DROPPED.found(

@@ -20,7 +20,7 @@ import msgspec
 MOST_STEPS: Final = 20_000  # rules looked at for one packet; a node of a large cluster has some thousands
 DEEPEST: Final = 16  # jumps within each other, as the kernel's NFT_JUMP_STACK_SIZE
 
-Field = Literal["protocol", "dport", "sport", "iif", "oif", "state", "family", "loopback"]
+Field = Literal["protocol", "dport", "sport", "iif", "oif", "state", "status", "family"]
 Value: TypeAlias = int | str
 Span: TypeAlias = tuple[int, int] | str
 """Numbers from, to; or a name, in which ``*`` stands for any end."""
@@ -269,7 +269,8 @@ def _nft_left(left: Any) -> tuple[Field | None, Match | None]:
     if isinstance(meta := left.get("meta"), dict):
         return _META.get(str(meta.get("key"))), None
     if isinstance(ct := left.get("ct"), dict):
-        return ("state" if ct.get("key") == "state" else None), None
+        key = ct.get("key")
+        return (key if key == "state" or key == "status" else None), None
     if isinstance(payload := left.get("payload"), dict):
         protocol, name = str(payload.get("protocol")), str(payload.get("field"))
         more = Match("protocol", (protocol,)) if protocol in _TRANSPORTS else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,33 @@ def test_a_host_that_was_just_set_up_is_clean(made: tuple[Path, Path]) -> None:
     assert done.returncode == 0 and json.loads(done.stdout)["unknown"] == []
 
 
+RUNNING = """
+mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run
+ip link set lo up; ip link add up0 type veth peer name peer0; ip link set up0 up; ip link set peer0 up
+ip addr add 192.0.2.1/24 dev up0; ip route add default via 192.0.2.2
+{node} run 2> {log} & node=$!
+for i in $(seq 300); do {node} status --exit-code > /dev/null 2>&1 && break; sleep 0.1; done
+{node} --json doctor || true
+for pid in $node $(pgrep -x wireguard-go); do
+  [ "$(readlink /proc/$pid/ns/net)" = "$(readlink /proc/$node/ns/net)" ] && grep 'Max core' /proc/$pid/limits
+done >&2
+kill $node; wait $node
+"""
+
+
+def test_a_node_that_runs_is_clean_and_its_processes_dump_no_memory(made: tuple[Path, Path]) -> None:
+    state, config = made
+    node = f"{sys.executable} -m phantommesh --state-dir {state} --config {config}"
+    script = RUNNING.format(node=node, log=state.parent / "log")
+    command = ["unshare", "--mount", "--net", "sh", "-euc", script]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    document = json.loads(done.stdout)
+    assert document["running"], done.stderr
+    assert {one["rule"] for one in document["findings"]} <= {"clock-unsynchronised"}, document["findings"]
+    limits = [line.split()[4] for line in done.stderr.splitlines() if line.startswith("Max core")]
+    assert len(limits) >= 8 and set(limits) == {"1"}, done.stderr
+
+
 def test_doctor_exits_1_mends_what_is_safe_and_says_how_to_undo_it(made: tuple[Path, Path]) -> None:
     state, config = made
     (state / "node.key").chmod(0o644)
@@ -108,6 +136,22 @@ def test_doctor_exits_1_mends_what_is_safe_and_says_how_to_undo_it(made: tuple[P
         subprocess.run(one["undo"], shell=True, check=True)
     assert (state / "node.key").stat().st_mode & 0o777 == 0o644
     assert doctor("doctor", "--fix", state=state, config=config).returncode == 0
+
+
+@pytest.mark.parametrize("kind", ["nft", "legacy"])
+def test_iptables_of_either_kind_is_read(kind: str, made: tuple[Path, Path]) -> None:
+    state, config = made
+    if shutil.which(f"iptables-{kind}") is None:
+        pytest.skip(f"needs iptables-{kind}")
+    script = (
+        f"iptables-{kind} -A INPUT -p udp -m multiport --dports 22,51820 -j REJECT; "
+        f"exec {sys.executable} -m phantommesh --state-dir {state} --config {config} --json doctor"
+    )
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-euc", script], capture_output=True, text=True, check=False
+    )
+    told = {one["rule"]: one["text"] for one in json.loads(done.stdout)["findings"]}
+    assert "udp 51820" in told["port-dropped"] and "(iptables)" in told["port-dropped"]
 
 
 def test_doctor_tells_nobody_in_particular_what_it_could_not_read(made: tuple[Path, Path]) -> None:

@@ -109,19 +109,30 @@ def read_chains(unknown: list[str]) -> list[Chain]:
     found = list[Chain]()
     families: tuple[tuple[str, Literal["ip", "ip6"]], ...] = (("iptables", "ip"), ("ip6tables", "ip6"))
     for program, family in families:
-        legacy = _said(f"{program}-legacy-save", unknown=unknown)
-        found += firewall.read_iptables((legacy or "").splitlines(), family)
-        newer = _said(f"{program}-nft-save", unknown=unknown)
-        if newer is not None:  # it says what nft cannot translate
-            theirs = {f"{family} {name}" for name in _NFT_TABLES}
-            chains = [chain for chain in chains if chain.table not in theirs]
-            found += firewall.read_iptables(newer.splitlines(), family)
+        if _has_legacy(family):
+            legacy = _said(f"{program}-legacy-save", unknown=unknown)
+            found += firewall.read_iptables((legacy or "").splitlines(), family)
+        theirs = {f"{family} {name}" for name in _NFT_TABLES}
+        if any(chain.table in theirs for chain in chains):
+            newer = _said(f"{program}-nft-save", unknown=unknown)
+            if newer is not None:  # it says what nft cannot translate
+                chains = [chain for chain in chains if chain.table not in theirs]
+                found += firewall.read_iptables(newer.splitlines(), family)
     return chains + found
+
+
+def _has_legacy(family: Literal["ip", "ip6"]) -> bool:
+    """Whether the kernel has tables of the old iptables; asking the program itself might make some."""
+    try:
+        return bool(Path("/proc/thread-self/net", f"{family}_tables_names").read_text("ascii").strip())
+    except OSError:
+        return False
 
 
 def _said(program: str, *arguments: str, unknown: list[str]) -> str | None:
     """What a program prints; None where it is not there or fails."""
     if shutil.which(program) is None:
+        unknown.append(f"packet filters: {program} is not installed")
         return None
     try:
         done = subprocess.run(
@@ -135,8 +146,7 @@ def _said(program: str, *arguments: str, unknown: list[str]) -> str | None:
         unknown.append(f"packet filters: {program}: {type(error).__name__}")
         return None
     if done.returncode != 0:
-        if "legacy" not in program:  # a kernel without the old tables is fine
-            unknown.append(f"packet filters: {program} failed")
+        unknown.append(f"packet filters: {program} failed")
         return None
     if len(done.stdout) > MOST_RULES_BYTES:
         unknown.append(f"packet filters: {program} lists more than {MOST_RULES_BYTES >> 20} MiB of rules")

@@ -83,7 +83,7 @@ def look(where: Where) -> HostSeen:
         ),
         known_faults=known,
         running=node is not None,
-        processes=tuple(scanprocess.read_processes(node)),
+        processes=tuple(scanprocess.read_processes(node, interfaces)),
         swaps=tuple(scanprocess.read_swaps()),
         core_pattern=_core_pattern(),
         wireguard_debug=scanprocess.debugs_wireguard(),

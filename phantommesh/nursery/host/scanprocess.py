@@ -10,7 +10,7 @@ import shutil
 import socket
 import struct
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -18,10 +18,11 @@ from typing import Final
 from phantommesh.hostcheck import versions
 from phantommesh.hostcheck.process import WATCHED
 from phantommesh.hostcheck.seen import ProcessSeen, SwapSeen
+from phantommesh.nursery.host.userspace import PROGRAMS
+from phantommesh.nursery.host.whose import MOST_PROCESSES
 from phantommesh.state.lock import LOCK_FILE
 
 # Tuning.
-MOST_CHILDREN: Final = 16  # processes of a node that are looked at: a wireguard-go a dimension
 DEEPEST_STACK: Final = 8  # block devices on each other: partition, RAID, LVM, encryption
 _CHILD_SECONDS: Final = 5.0
 _CONNECT_SECONDS: Final = 1.0
@@ -60,12 +61,22 @@ def find_node(state: Path, api_socket: Path | None) -> int | None:
     return None
 
 
-def read_processes(node: int | None) -> list[ProcessSeen]:
-    """Read the node's process and its children; this process where no node runs."""
+def read_processes(node: int | None, interfaces: Collection[str]) -> list[ProcessSeen]:
+    """Read the node's process and those that serve its interfaces; this process where no node runs."""
     if node is None:
         return [_process(os.getpid())]
-    children = _text(f"/proc/{node}/task/{node}/children").split()[:MOST_CHILDREN]
-    return [_process(pid) for pid in (node, *map(int, children)) if Path(f"/proc/{pid}").exists()]
+    return [_process(pid) for pid in (node, *_serving(node, interfaces))]
+
+
+def _serving(node: int, interfaces: Collection[str]) -> Iterator[int]:
+    """The processes of a userspace WireGuard for these interfaces, in the node's network namespace. They
+    outlive a node, so they are not its children."""
+    space = _text_of_link(f"/proc/{node}/ns/net")
+    for process in list(Path("/proc").glob("[0-9]*"))[:MOST_PROCESSES]:
+        words = _text(f"{process}/cmdline").rstrip("\0").split("\0")
+        serves = Path(words[0]).name in PROGRAMS and words[-1] in interfaces
+        if serves and _text_of_link(f"{process}/ns/net") == space:
+            yield int(process.name)
 
 
 def _process(pid: int) -> ProcessSeen:

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 import json
+import shutil
+import subprocess
 
 import pytest
 from hypothesis import given
@@ -16,7 +18,7 @@ from phantommesh.hostcheck.firewall import (
     read_nft,
 )
 
-STRANGER: Packet = {"protocol": "udp", "dport": 51800, "iif": "eth0", "state": "new"}
+STRANGER: Packet = {"protocol": "udp", "dport": 51800, "iif": "eth0", "state": "new", "status": "none"}
 
 
 def nft(*expressions: object, policy: str = "accept", more: tuple[object, ...] = ()) -> list[Chain]:
@@ -172,6 +174,100 @@ COMMIT
 def test_iptables_is_judged_alike(policy: str, rules: str, dropped: bool) -> None:
     chains = read_iptables(SAVED.format(policy=policy, rules=rules).splitlines(), "ip")
     assert kinds(chains) == (["drop"] if dropped else [])
+
+
+# What ufw makes of "default deny", and of ports that are allowed.
+UFW = """
+*filter
+:INPUT DROP [0:0]
+:ufw-before-input - [0:0]
+:ufw-not-local - [0:0]
+:ufw-user-input - [0:0]
+:ufw-logging-deny - [0:0]
+-A INPUT -j ufw-before-input
+-A ufw-before-input -i lo -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate INVALID -j ufw-logging-deny
+-A ufw-before-input -m conntrack --ctstate INVALID -j DROP
+-A ufw-before-input -p udp -m udp --sport 67 --dport 68 -j ACCEPT
+-A ufw-before-input -j ufw-not-local
+-A ufw-before-input -d 224.0.0.251/32 -p udp -m udp --dport 5353 -j ACCEPT
+-A ufw-before-input -j ufw-user-input
+-A ufw-not-local -m addrtype --dst-type LOCAL -j RETURN
+-A ufw-not-local -m addrtype --dst-type MULTICAST -j RETURN
+-A ufw-not-local -m limit --limit 3/min --limit-burst 10 -j ufw-logging-deny
+-A ufw-not-local -j DROP
+-A ufw-logging-deny -m conntrack --ctstate INVALID -m limit --limit 3/min -j RETURN
+-A ufw-logging-deny -m limit --limit 3/min -j LOG --log-prefix "[UFW BLOCK] "
+{allowed}
+COMMIT
+"""
+
+
+def test_ufw_is_told_for_what_it_does_not_allow() -> None:
+    allowed = "-A ufw-user-input -p udp -m udp --dport 51800 -j ACCEPT"
+    assert kinds(read_iptables(UFW.format(allowed=allowed).splitlines(), "ip")) == []
+    other = "-A ufw-user-input -p tcp -m tcp --dport 22 -j ACCEPT"
+    assert kinds(read_iptables(UFW.format(allowed=other).splitlines(), "ip")) == ["drop"]
+
+
+def test_docker_publishing_one_of_our_ports_redirects_it() -> None:
+    text = """
+*nat
+:PREROUTING ACCEPT [0:0]
+:DOCKER - [0:0]
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
+-A DOCKER -i docker0 -j RETURN
+-A DOCKER ! -i docker0 -p udp -m udp --dport {port} -j DNAT --to-destination 172.17.0.2:9
+"""
+    for port, expected in ((51800, ["redirect"]), (8080, [])):
+        chains = read_iptables(text.format(port=port).splitlines(), "ip")
+        assert kinds(chains, hook="prerouting") == expected
+
+
+# firewalld's zone "public", as nft tells of it, without what takes no part in it.
+FIREWALLD = """
+table inet firewalld {{
+ chain filter_INPUT {{
+  type filter hook input priority filter + 10; policy accept;
+  ct state {{ established, related }} accept
+  ct status dnat accept
+  iifname "lo" accept
+  ct state invalid drop
+  jump filter_INPUT_ZONES
+  reject with icmpx admin-prohibited
+ }}
+ chain filter_INPUT_ZONES {{
+  iifname "eth0" goto filter_IN_public
+  goto filter_IN_public
+ }}
+ chain filter_IN_public {{
+  jump filter_IN_public_allow
+  meta l4proto {{ icmp, ipv6-icmp }} accept
+ }}
+ chain filter_IN_public_allow {{
+  tcp dport 22 accept
+  {allowed}
+ }}
+}}
+"""
+
+
+@pytest.mark.skipif(shutil.which("nft") is None, reason="nft turns the rules into JSON")
+def test_firewalld_is_told_for_what_it_does_not_allow() -> None:
+    for allowed, expected in (("udp dport 51800 accept", []), ("tcp dport 51800 accept", ["drop"])):
+        assert kinds(read_nft(as_json(FIREWALLD.format(allowed=allowed)), "phantommesh")) == expected
+
+
+def as_json(ruleset: str) -> object:
+    """The JSON of a ruleset, by an nft that holds it in a network namespace of its own."""
+    script = f"nft -f - <<'E'\n{ruleset}\nE\nnft --json --terse list ruleset"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--net", "sh", "-euc", script],
+        capture_output=True,
+        check=True,
+    )
+    return json.loads(done.stdout)
 
 
 def test_iptables_redirects() -> None:
