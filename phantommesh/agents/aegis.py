@@ -12,10 +12,10 @@ as the rule goes on finding it: `LASTS` looks, so that one look that fails lifts
 allows it (``mend``, off by default) and all that a rule found has a safe fix, `Mend` in its place: once, and
 if the finding is there again at the next look, `Raise` as usual.
 
-**Bounds.** A look every ``every`` seconds (ten minutes: these things change by people's hands), and when the
-configuration has changed. At most as many proposals as there are rules. A safe fix takes permissions from
-files of the node's own, or sets a setting of an interface of the node's own (`nursery/host/mending.py` checks
-both again when it is carried out).
+**Bounds.** A look every ``every`` seconds (ten minutes: these things change by people's hands). At most as
+many proposals as there are rules. A safe fix takes permissions from files of the node's own, or sets a
+setting of an interface of the node's own (`nursery/host/mending.py` checks both again when it is carried
+out).
 
 **Never.** It touches no other program's packet filter, no file of another user's, no setting of the host's;
 it stops nothing, and deletes nothing. It reads no key's bytes into a finding.
@@ -34,8 +34,8 @@ from phantommesh.hostcheck.scan import scan
 from phantommesh.hostcheck.seen import HostSeen
 
 # Tuning.
-EVERY: Final = 600.0  # s between two scans, of some 0.1 s of CPU each
-LASTS: Final = 2.5  # looks that a finding stands without being found again
+EVERY: Final = 600.0  # s between two scans, of some 0.2 s of CPU each
+LASTS: Final = 1.6  # looks that a finding stands without being found again
 MENDED_WITHIN: Final = 1.2  # looks after which a mended finding has to be gone
 
 _MEASURE: Final = "findings"
@@ -46,7 +46,6 @@ class Aegis(Agent[HostSeen]):
     """The policy. ``every``: seconds between scans; ``mend``: whether safe fixes are allowed."""
 
     name: ClassVar[AgentName] = "aegis"
-    wakes: ClassVar[frozenset[str]] = frozenset({"config.reloaded"})
 
     def __init__(self, *, every: float = EVERY, mend: bool = False) -> None:
         self.every = every

@@ -165,6 +165,8 @@ class _Process:
                     config, state, ready.backend, udp,
                     generation=ready.generation, overlay=overlay, above=above,
                 )  # fmt: skip
+                node.parts.settings.file = self._config_path
+                node.parts.settings.socket = self._socket_path or Path(config.api.socket)
                 self._node = node
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(keep_lock, ready.lock, state.state.path)

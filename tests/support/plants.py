@@ -327,11 +327,11 @@ PLANTS: Final[dict[str, Plant]] = {
     "config-owner": Plant("config-writable", sh(f"chown {STRANGER} $C")),
     "socket-open": Plant("socket-open", lambda host: host.unix(host.api, 0o666)),
     "socket-group": Plant(
-        "socket-open", lambda host: (host.unix(host.api, 0o660), os.chown(host.api, -1, STRANGER))
+        "socket-open", both(lambda host: host.unix(host.api, 0o660), sh(f"chgrp {STRANGER} $B/run/api.sock"))
     ),
     "hosts-writable": Plant(
         "hosts-writable",
-        lambda host: (host.over("/etc/hosts", "127.0.0.1 localhost\n"), host.sh("chmod 666 /etc/hosts")),
+        both(lambda host: host.over("/etc/hosts", "127.0.0.1 localhost\n"), sh("chmod 666 /etc/hosts")),
     ),
     "program-writable": Plant("program-writable", program("nft", "nothing", 0o777)),
     "path-writable": Plant("program-writable", both(program("else", "nothing"), sh("chmod 777 $B/bin"))),
@@ -533,7 +533,7 @@ def host(state: Path, config: Path) -> Iterator[Host]:
         shutil.copy2(config, made.config)
         made.config.chmod(0o644)
         made.sh(_SETUP)
-        scanprocess.clock_synchronised = lambda: True  # type: ignore[assignment]
+        scanprocess.clock_synchronised = lambda: True
         yield made
     finally:
         for started in made.nodes:
@@ -585,9 +585,9 @@ def in_child(state: Path, config: Path, plant: Plant) -> dict[str, Any]:
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as told:
-        answer = json.load(told)
+        told_of: dict[str, Any] = json.load(told)
     os.waitpid(child, 0)
-    return answer
+    return told_of
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from phantommesh.agents.actions import (
 )
 from phantommesh.agents.council import Order
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery.agents import look_aegis
 from phantommesh.nursery.parts import Parts
 from phantommesh.trust.identity import parse_node_id
 
@@ -60,7 +61,9 @@ async def do(parts: Parts, action: Action) -> None:
             parts.services.restart(service)
         case Tune(parameter, value, taken):
             await parts.tuning.tune(parameter, value, taken=taken)
-        case Ban() | Shed() | Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
+        case Mend(rule):
+            await look_aegis.mend(parts, rule)
+        case Ban() | Shed() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)

@@ -2,7 +2,6 @@
 """Rules over values, where a real host cannot be made to look so; and the documents."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -13,9 +12,7 @@ from hypothesis import strategies as st
 import phantommesh
 from phantommesh.config.sections import Config, NodeSection
 from phantommesh.errors import DecodeError
-from phantommesh.faults import FaultKind
 from phantommesh.hostcheck import versions
-from phantommesh.hostcheck.finding import Rule
 from phantommesh.hostcheck.scan import RULES, scan
 from phantommesh.hostcheck.seen import FileSeen, HostSeen, ProcessSeen, SwapSeen
 from phantommesh.hostcheck.versions import KnownFault, has, parse, parse_list, upstream
@@ -45,7 +42,6 @@ def test_each_rule_has_its_section_in_the_hardening_guide_and_no_fault_has_its_n
     assert sorted(sections) == sorted((rule.id, rule.severity) for rule in RULES.values())
     assert len(sections) == len(re.findall(r"^### ", HARDENING.read_text(), re.MULTILINE))
     assert not RULES.keys() & {kind.code for kind in declared()}
-    assert all(isinstance(rule, Rule) and not isinstance(rule, FaultKind) for rule in RULES.values())
 
 
 def test_the_worst_comes_first() -> None:
@@ -137,7 +133,8 @@ def test_the_list_is_dated_whole_and_cites_where_each_fault_is_described() -> No
     assert re.fullmatch(r"20\d\d-\d\d-\d\d", dated) and len(faults) >= 8
     for fault in faults:
         assert fault.source.startswith("https://") and parse(fault.since) is not None
-        assert all(parse(one) for one in fault.fixed) and list(fault.fixed) == sorted(fault.fixed, key=parse)
+        numbers = [parse(one) or () for one in fault.fixed]
+        assert all(numbers) and numbers == sorted(numbers)
         assert not any(has(fault, parse(one) or ()) for one in fault.fixed)
 
 
@@ -159,8 +156,3 @@ def test_no_version_is_an_error(text: str) -> None:
 def test_a_damaged_list_is_told() -> None:
     with pytest.raises(DecodeError, match="known faults"):
         parse_list('dated = "2026-01-01"\n[[fault]]\ncomponent = 3')
-
-
-def test_rules_are_values() -> None:
-    rule = next(iter(RULES.values()))
-    assert replace(rule) == rule
