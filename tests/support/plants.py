@@ -275,7 +275,7 @@ def proc_version(text: str) -> Act:
 
 def synchronised(value: bool) -> Act:
     def act(host: Host) -> None:
-        scanprocess.clock_synchronised = lambda: value  # type: ignore[assignment]
+        scanprocess.clock_synchronised = lambda: value
 
     return act
 
