@@ -108,6 +108,22 @@ kill $node; wait $node
 """
 
 
+# Waits for the finding among the faults, or for the fix.
+TOLD = """
+mount -t sysfs sysfs /sys; mount -t tmpfs tmpfs /run
+ip link set lo up; ip link add up0 type veth peer name peer0; ip link set up0 up; ip link set peer0 up
+ip addr add 192.0.2.1/24 dev up0; ip route add default via 192.0.2.2
+{node} run 2> {log} & node=$!
+for i in $(seq 150); do
+  {node} --json status 2> /dev/null | grep -q config-writable && break
+  [ $(stat -c %a {config}) = 644 ] && break
+  sleep 0.1
+done
+{node} --json status
+kill $node; wait $node
+"""
+
+
 def test_a_node_that_runs_is_clean_and_its_processes_dump_no_memory(made: tuple[Path, Path]) -> None:
     state, config = made
     node = f"{sys.executable} -m phantommesh --state-dir {state} --config {config}"
@@ -119,6 +135,33 @@ def test_a_node_that_runs_is_clean_and_its_processes_dump_no_memory(made: tuple[
     assert {one["rule"] for one in document["findings"]} <= {"clock-unsynchronised"}, document["findings"]
     limits = [line.split()[4] for line in done.stderr.splitlines() if line.startswith("Max core")]
     assert len(limits) >= 8 and set(limits) == {"1"}, done.stderr
+
+
+@pytest.mark.parametrize("mends", [False, True])
+def test_a_node_that_runs_tells_what_it_finds_and_mends_it_where_allowed(
+    mends: bool, made: tuple[Path, Path]
+) -> None:
+    state, config = made
+    before = config.read_text()
+    config.write_text(before.replace("mend = false", f"mend = {str(mends).lower()}"))
+    config.chmod(0o666)
+    node = f"{sys.executable} -m phantommesh --state-dir {state} --config {config}"
+    script = TOLD.format(node=node, log=state.parent / "log", config=config)
+    command = ["unshare", "--mount", "--net", "sh", "-euc", script]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        mode = config.stat().st_mode & 0o777
+    finally:
+        config.write_text(before)
+        config.chmod(0o644)
+    found = {
+        one["subject"]: one for one in json.loads(done.stdout)["faults"] if one["code"] == "agent-finding"
+    }
+    if mends:
+        assert mode == 0o644 and "config-writable" not in found
+    else:
+        assert mode == 0o666 and found["config-writable"]["severity"] == "high"
+        assert f"chmod 644 {config}" in found["config-writable"]["fix"]
 
 
 def test_doctor_exits_1_mends_what_is_safe_and_says_how_to_undo_it(made: tuple[Path, Path]) -> None:
