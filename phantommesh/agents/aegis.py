@@ -34,7 +34,7 @@ from phantommesh.hostcheck.scan import scan
 from phantommesh.hostcheck.seen import HostSeen
 
 # Tuning.
-EVERY: Final = 600.0  # s between two scans, of some 0.2 s of CPU each
+EVERY: Final = 600.0  # s between two scans, of some 0.1 s of CPU each
 LASTS: Final = 1.6  # looks that a finding stands without being found again
 MENDED_WITHIN: Final = 1.2  # looks after which a mended finding has to be gone
 
