@@ -9,6 +9,7 @@ from random import Random
 from types import MappingProxyType
 from typing import Any, Final
 
+from phantommesh.agents.aegis import Aegis
 from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
 from phantommesh.agents.council import Council, Order, Phase
 from phantommesh.agents.fortress import Fortress
@@ -18,6 +19,7 @@ from phantommesh.config.agents import AgentSection, AgentsSection
 MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType(
     {
         "fortress": lambda settings: Fortress(settings.fortress),
+        "aegis": lambda settings: Aegis(every=settings.aegis.scan_seconds, mend=settings.aegis.mend),
         "genesis": lambda settings: Genesis(Random(os.urandom(16))),  # noqa: S311  # an order of trials
     }
 )

@@ -15,6 +15,7 @@ from phantommesh.cli.agents import agents, decisions, incidents, memory
 from phantommesh.cli.bans import ban, threats, unban
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept_globals
 from phantommesh.cli.configuring import config
+from phantommesh.cli.doctor import doctor
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
 from phantommesh.cli.federation import federation
@@ -68,9 +69,9 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 
 for _verb in (
-    init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, topology, scatter,
-    route, federation, proofs, agents, decisions, incidents, memory, threats, ban, unban, events, rotate,
-    revoke, rename, identity, config, lab,
+    init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, doctor, topology,
+    scatter, route, federation, proofs, agents, decisions, incidents, memory, threats, ban, unban, events,
+    rotate, revoke, rename, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

@@ -33,7 +33,13 @@ class FortressSection(AgentSection, frozen=True):
 
 
 class AegisSection(AgentSection, frozen=True):
-    """AEGIS, which scans this host and its configuration."""
+    """AEGIS, which scans this host and its configuration. `mend`: whether it carries out safe fixes by
+    itself, which take permissions from the node's own files or set its own interfaces; off, since an operator
+    wants to know first. `scan_seconds`: between two scans; ten minutes, since what is looked at changes by
+    people's hands, and a scan costs 0.1 s of CPU."""
+
+    mend: Switch = False
+    scan_seconds: Annotated[float, Meta(ge=30, le=86_400, description="seconds from 30 to 86400")] = 600.0
 
 
 class CipherSection(AgentSection, frozen=True):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from random import Random
 from time import monotonic, time
 
@@ -126,12 +127,15 @@ from phantommesh.wireguard.insisting import Insisting
 class Settings:
     """The configuration that the node runs with, its intents with the users whom this machine has.
     ``refused`` says why the file could not be taken over, and ``waiting`` names the keys of the file that
-    only a restart does: see `config.changes`."""
+    only a restart does: see `config.changes`. ``file`` is where the configuration was read, and ``socket``
+    where the API listens, as far as that is known."""
 
     config: Config
     intents: Intents
     refused: PhantomMeshError | None = None
     waiting: tuple[str, ...] = ()
+    file: Path | None = None
+    socket: Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

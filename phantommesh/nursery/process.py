@@ -7,6 +7,7 @@ checked. Below it sockets are bound, interfaces made and peers spoken to.
 
 from __future__ import annotations
 
+import resource
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -51,6 +52,7 @@ async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = 
     """Run the node until SIGTERM or SIGINT; a second one has it leave without a goodbye. SIGHUP has it take
     over the configuration; SIGUSR1 and SIGUSR2 do nothing. Raises `PhantomMeshError` for what an operator can
     mend."""
+    _forbid_core_dumps()
     trio.socket.set_custom_hostname_resolver(SystemNames())
     trio.socket.set_custom_socket_factory(OuterSockets())
     try:
@@ -67,6 +69,15 @@ async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = 
         if known is None or other is not None:
             raise
         raise first_of(known) from group
+
+
+def _forbid_core_dumps() -> None:
+    """Have neither this process nor its children, wireguard-go among them, write their memory to disk when
+    they crash: it holds keys. The kernel writes no file of less than a page, and takes the limit of 1 byte as
+    a word against dumps to a program, too, which it gives without a limit else (linux/fs/coredump.c). Whoever
+    needs a dump raises the limit again: ``prlimit --pid PID --core=unlimited``."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0 if most == 0 else 1, most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +165,8 @@ class _Process:
                     config, state, ready.backend, udp,
                     generation=ready.generation, overlay=overlay, above=above,
                 )  # fmt: skip
+                node.parts.settings.file = self._config_path
+                node.parts.settings.socket = self._socket_path or Path(config.api.socket)
                 self._node = node
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(keep_lock, ready.lock, state.state.path)

@@ -96,6 +96,7 @@ CASES: Final[dict[str, list[Case]]] = {
     ],
     # Without a node it shows this machine's own interfaces.
     "topology": [Case("topology"), Case("topology --dot"), Case("topology --dot --json")],
+    "doctor": [Case("doctor --list"), Case("doctor", kept=False)],
     "netcheck": [Case("netcheck"), Case("netcheck --socket none.sock", kept=False)],
     "threats": [Case("threats"), Case(f"threats {ALONE}"), Case("threats --json")],
     "ban": [

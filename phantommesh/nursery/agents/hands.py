@@ -32,7 +32,7 @@ from phantommesh.agents.actions import (
 from phantommesh.agents.base import Proposal
 from phantommesh.agents.council import Order
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery.agents import look_fortress
+from phantommesh.nursery.agents import look_aegis, look_fortress
 from phantommesh.nursery.parts import Parts
 from phantommesh.trust.identity import parse_node_id
 
@@ -67,7 +67,9 @@ async def do(parts: Parts, action: Action, proposal: Proposal) -> None:
             await parts.banning.limit(rate)
         case Tune(parameter, value, taken):
             await parts.tuning.tune(parameter, value, taken=taken)
-        case Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
+        case Mend(rule):
+            await look_aegis.mend(parts, rule)
+        case Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)

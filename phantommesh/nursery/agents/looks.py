@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from phantommesh.agents.base import AgentName
-from phantommesh.nursery.agents import look_fortress, look_genesis
+from phantommesh.nursery.agents import look_aegis, look_fortress, look_genesis
 from phantommesh.nursery.parts import Parts
 
 Look: TypeAlias = Callable[[Parts], Awaitable[object]]
@@ -20,6 +20,7 @@ Look: TypeAlias = Callable[[Parts], Awaitable[object]]
 LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType(
     {
         "fortress": look_fortress.look,
+        "aegis": look_aegis.look,
         "genesis": look_genesis.look,
     }
 )

@@ -98,6 +98,8 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "log.format": ("json", "json"),
     "agents.enabled": ("false", False),
     "agents.dry_run": ("true", True),
+    "agents.aegis.mend": ("true", True),
+    "agents.aegis.scan_seconds": ("60", 60.0),
     **{f"{agent}.enabled": ("false", False) for agent in AGENTS},
     **{f"{agent}.dry_run": ("true", True) for agent in AGENTS},
 }
