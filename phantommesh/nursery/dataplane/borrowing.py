@@ -269,7 +269,7 @@ class Borrower:
 
     def _set_relays(self) -> None:
         self._measured = trio.current_time()
-        near = dict[NodeId, float]()
+        near, leaving = dict[NodeId, float](), set[NodeId]()
         if self._lacking or not self.machine.idle:
             for entry in self._peers.entries:
                 relay = entry.member.node_id
@@ -279,8 +279,10 @@ class Borrower:
                 trip = round_trip(paths, self._ways.taken(relay)) if paths else None
                 if trip is not None:
                     near[relay] = trip
+                    if entry.record.condition.draining:
+                        leaving.add(relay)
         self._relays = {relay: known for relay, known in self._relays.items() if relay in near or known.busy}
-        self._do(self.machine.set_relays(near, trio.current_time()))
+        self._do(self.machine.set_relays(near, trio.current_time(), leaving))
 
     # Effects.
 
