@@ -13,6 +13,7 @@ import click
 from phantommesh import __version__
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept_globals
 from phantommesh.cli.configuring import config
+from phantommesh.cli.draining import drain, undrain
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
 from phantommesh.cli.federation import federation
@@ -67,7 +68,7 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 for _verb in (
     init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, topology, scatter,
-    route, federation, proofs, events, rotate, revoke, rename, identity, config, lab,
+    route, federation, proofs, events, rotate, revoke, rename, drain, undrain, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

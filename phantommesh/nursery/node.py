@@ -23,6 +23,7 @@ from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.news import Teller
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.parts import make_parts
+from phantommesh.nursery.pulse import Pulse, alive
 from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.nursery.sockets.udp import UdpPort
@@ -153,7 +154,8 @@ class Node:
         parts = self.parts
         async with trio.open_nursery() as nursery:
             for name, service in self._services().items():
-                nursery.start_soon(partial(supervise, name, service, on_restart=self._restarted))
+                pulse = parts.pulses[name] = Pulse()
+                nursery.start_soon(partial(supervise, name, service, on_restart=self._restarted, pulse=pulse))
             await parts.runs.aside.wait()
             nursery.cancel_scope.cancel()
         async with trio.open_nursery() as nursery:
@@ -208,6 +210,7 @@ class Node:
             "routes-asked": parts.talk.run,
             "routes-offered": parts.gateway.run,
             "splitting": parts.splitter.run,
+            "draining": parts.drainer.run,
             "proofs": parts.proving.run,
             "paths": parts.paths.run,
             "frames": parts.framed.run,
@@ -249,6 +252,7 @@ class Node:
 
     async def _refresh(self) -> None:
         while True:
+            alive(REFRESH)
             await trio.sleep(REFRESH)
             await self.parts.places.refresh()
             self.parts.own.publish()

@@ -27,7 +27,9 @@ from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.carrying import Carrier
+from phantommesh.node.draining import Work
 from phantommesh.node.peers import Peers, generation_of
+from phantommesh.node.policy import policy
 from phantommesh.node.regions import nearness
 from phantommesh.node.routes import really_there
 from phantommesh.node.wiring import Wiring
@@ -35,6 +37,7 @@ from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.cgroups import CgroupMarks
+from phantommesh.nursery.dataplane.draining import Drainer
 from phantommesh.nursery.dataplane.framed import Framed
 from phantommesh.nursery.dataplane.gateway import GatewayDriver
 from phantommesh.nursery.dataplane.lending import Lending
@@ -92,6 +95,7 @@ from phantommesh.nursery.news import (
 )
 from phantommesh.nursery.overlay.guarding import Guarding, make_guarding
 from phantommesh.nursery.overlay.holding import Overlay
+from phantommesh.nursery.pulse import Pulse
 from phantommesh.nursery.sockets.furtherports import FurtherPorts
 from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
@@ -127,7 +131,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Parts:
-    """One node's live parts. ``started`` is on trio's clock, ``names`` are the seven interfaces'."""
+    """One node's live parts. ``started`` is on trio's clock, ``names`` are the seven interfaces', ``pulses``
+    those of the supervised services."""
 
     settings: Settings
     state: NodeState
@@ -135,6 +140,7 @@ class Parts:
     udp: UdpPort
     overlay: Overlay
     names: Sequence[str]
+    pulses: dict[str, Pulse]
     started: float
     metrics: Metrics
     events: EventLog
@@ -156,6 +162,7 @@ class Parts:
     driver: LinkDriver
     wgports: WireguardPorts
     lending: Lending
+    drainer: Drainer
     borrower: Borrower
     punching: PunchDriver
     lifetimes: LifetimeDriver
@@ -449,6 +456,17 @@ def make_parts(
         federal=federating.answer, pacts=federating.federation.pacts.digest,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
+
+    def work() -> Work:
+        if drainer.on:
+            gateway.kick()  # it counts seldom where nobody asks
+        return Work(gateway.passed, lending.forwarding, bridging.bridges.joined)
+
+    drainer = Drainer(
+        state.identity.node_id, config.node.region, state.state,
+        entries=lambda: peers.entries, work=work, publish=own.publish,
+    )  # fmt: skip
+    drainer.policy, own.condition = policy(config), drainer.condition
     further = FurtherPorts(config.control.tcp_ports, own.publish)
     own.tcp_ports = lambda: further.open
     tcp = TcpPort(
@@ -471,6 +489,7 @@ def make_parts(
         udp=udp,
         overlay=overlay,
         names=names,
+        pulses={},
         started=trio.current_time(),
         metrics=metrics,
         events=EventLog(run=os.urandom(4).hex(), clock=time),
@@ -492,6 +511,7 @@ def make_parts(
         driver=driver,
         wgports=wgports,
         lending=lending,
+        drainer=drainer,
         borrower=borrower,
         punching=punching,
         lifetimes=lifetimes,

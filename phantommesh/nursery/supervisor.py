@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Runs a service again when it fails, a bounded number of times, then lets the failure end the node."""
+"""Runs a service again when it fails, a bounded number of times, then lets the failure end the node. A
+service that has stopped turning is run again on the word of whoever watches its pulse."""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import structlog
 import trio
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery import pulse as pulses
+from phantommesh.nursery.pulse import Pulse
 
 # Tuning.
 RESTARTS, WINDOW = 5, 60.0  # more restarts than this in so many seconds, and the failure escalates
@@ -27,14 +30,24 @@ def _said(error: Exception) -> str:
 
 
 async def supervise(
-    name: str, service: Callable[[], Awaitable[None]], *, on_restart: Callable[[str], None]
+    name: str,
+    service: Callable[[], Awaitable[None]],
+    *,
+    on_restart: Callable[[str], None],
+    pulse: Pulse | None = None,
 ) -> None:
     """Run ``service`` until it returns. An exception restarts it after a growing pause; the sixth within a
-    minute raises `ServiceFailedError` from it. Cancellation passes through."""
+    minute raises `ServiceFailedError` from it. `Pulse.restart` ends the service alone and restarts it after
+    the first pause; that counts as no failure. Other cancellation passes through."""
     failures: list[float] = []
+    pulse = Pulse() if pulse is None else pulse
+    pulses.take(pulse)
     while True:
+        scope = trio.CancelScope()
+        pulse.begin(scope)
         try:
-            await service()
+            with scope:
+                await service()
         except Exception as error:
             now = trio.current_time()
             failures = [moment for moment in failures if now - moment < WINDOW] + [now]
@@ -47,7 +60,13 @@ async def supervise(
                 ) from error
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** (len(failures) - 1))
             log.error("service failed; it is started again", service=name, pause_s=pause, exc_info=error)
+            pulse.restarts += 1
             on_restart(name)
             await trio.sleep(pause)
         else:
-            return
+            if not scope.cancelled_caught:
+                return
+            log.error("service did not turn any more; it is started again", service=name)
+            pulse.restarts += 1
+            on_restart(name)
+            await trio.sleep(FIRST_PAUSE)

@@ -12,8 +12,8 @@ some time, which doubles with each break. So a link that comes and goes moves tr
 else carries the prefix, a router takes it back at once after one break, and after a short while where breaks
 follow each other: each change costs this node a change of its interfaces, rules and routes.
 
-A router that is about to go (`Taken.leaving`) gives a prefix up at once to any other that works, however short
-that one has been up: the router still carries while the prefix moves, and later it would not.
+A router that is about to go (`Taken.leaving`) gives a prefix up at once to any other that works, however
+short that one has been up: the router still carries while the prefix moves, and later it would not.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def make_record(
     relay: RelayOffer | None = None,
     tcp_ports: tuple[int, ...] = (),
     routes: tuple[str, ...] = (),
-    condition: Condition = Condition(),  # noqa: B008  # frozen
+    condition: Condition = Condition(),
 ) -> NodeRecord:
     """Return our record, unsigned, from the keys and the configuration. ``found`` are control endpoints for
     where the configuration names none; ``relay`` says that this node relays; ``tcp_ports`` are further ports

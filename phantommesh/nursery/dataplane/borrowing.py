@@ -27,6 +27,7 @@ from phantommesh.node.peers import Peers
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.tags import Tags
 from phantommesh.nursery.members.calling import Caller
+from phantommesh.nursery.pulse import alive
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.sockets.wgports import WireguardPorts
 from phantommesh.nursery.unexpected import left_out
@@ -238,7 +239,9 @@ class Borrower:
     async def _look_all(self) -> None:
         while True:
             if not self._lacking and self.machine.idle:
+                alive(inf)
                 await self._bell.wait()
+            alive(SELDOM)
             self._look(now := trio.current_time())
             pause = LOOK if now - self._doubted < STEADY else SELDOM
             with trio.move_on_at(max(now + SOONEST, min(now + pause, self.machine.deadline))):

@@ -30,6 +30,7 @@ from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.node.routes import sites
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.overlay.holding import Overlay
+from phantommesh.nursery.pulse import WORK, alive
 from phantommesh.overlay import guard
 from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard, Visited
 from phantommesh.scatter.ruleset import table_name as scatter_table
@@ -121,6 +122,7 @@ class Guarding:
             delay = INTERVAL
             while True:
                 self._kicked = trio.Event()
+                alive(WORK)
                 try:
                     await self.converge()
                     delay = INTERVAL
@@ -133,6 +135,7 @@ class Guarding:
                         log.error("the overlay is not guarded", error=str(error), fix=error.fix)
                     self.problem = error
                     delay = min(max(delay if delay < INTERVAL else 0.0, 0.5) * 2, MAX_BACKOFF)
+                alive(delay)
                 with trio.move_on_after(delay):
                     await self._kicked.wait()
 

@@ -141,6 +141,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.tcp.further.faults()
     yield from parts.wgports.faults()
     yield from parts.lending.faults()
+    yield from parts.drainer.faults()
     yield from parts.borrower.faults()
     yield from parts.finding.faults()
     yield from routing.faults(parts)

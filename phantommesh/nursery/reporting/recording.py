@@ -18,6 +18,7 @@ from phantommesh.membership.messages import State
 from phantommesh.node.peers import generation_of
 from phantommesh.node.routes import Change
 from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.pulse import alive
 from phantommesh.nursery.reporting import federation, health, routing
 from phantommesh.nursery.reporting.netchecking import nats_of, said
 from phantommesh.nursery.reporting.pathnews import Moved, PathNews
@@ -242,6 +243,7 @@ class Recorder:
         """Look at what is wrong also while the interfaces cannot be read, until cancelled."""
         while True:
             wait = self._judged + JUDGE - trio.current_time()
+            alive(max(0.0, wait))
             if wait > 0:
                 await trio.sleep(wait)
             else:

@@ -58,6 +58,9 @@ def reads(node: NodePort) -> Handlers:
             )
         return json(node.explain(dest))
 
+    async def drain() -> Response:
+        return json(node.drain_state())
+
     async def topology() -> Response:
         return json(await node.topology())
 
@@ -97,6 +100,7 @@ def reads(node: NodePort) -> Handlers:
         "routes": routes,
         "federation": federation,
         "explain_route": explain_route,
+        "drain": drain,
         "topology": topology,
         "scatter": paged(node.scatter),
         "proofs": paged(node.proofs),

@@ -10,6 +10,7 @@ import msgspec
 from quart import Response, request
 
 from phantommesh.management.bodies import (
+    DrainRequest,
     FederationAcceptRequest,
     FederationInviteRequest,
     IdentityRequest,
@@ -19,9 +20,12 @@ from phantommesh.management.bodies import (
     RevocationRequest,
     RotationRequest,
     RouteRequest,
+    UndrainRequest,
 )
+from phantommesh.management.drainview import DrainView
 from phantommesh.management.endpoints import (
     APPROVALS,
+    DRAINS,
     FEDERATION_ENDS,
     FEDERATION_INVITES,
     FEDERATION_PACTS,
@@ -31,6 +35,7 @@ from phantommesh.management.endpoints import (
     PINGS,
     REVOCATIONS,
     ROTATIONS,
+    UNDRAINS,
     WITHDRAWALS,
     Endpoint,
     RootOnly,
@@ -69,6 +74,12 @@ def writes(node: NodePort) -> Handlers:
     async def ping(wanted: PingRequest, _dry_run: bool) -> PingResult:
         chosen = find_peer(node.peers(), wanted.peer)
         return await node.ping(chosen.node_id, count=wanted.count, size=wanted.size)
+
+    async def drain(wanted: DrainRequest, dry_run: bool) -> DrainView:
+        return await node.drain(wanted.seconds, force=wanted.force, dry_run=dry_run)
+
+    async def undrain(_wanted: UndrainRequest, _dry_run: bool) -> DrainView:
+        return await node.undrain()
 
     async def replace(_wanted: IdentityRequest, _dry_run: bool) -> IdentityResult:
         return await node.new_identity()
@@ -111,6 +122,8 @@ def writes(node: NodePort) -> Handlers:
     return {
         ROTATIONS.name: writing(ROTATIONS, rotate),
         PINGS.name: writing(PINGS, ping),
+        DRAINS.name: writing(DRAINS, drain),
+        UNDRAINS.name: writing(UNDRAINS, undrain),
         IDENTITIES.name: writing(IDENTITIES, replace),
         NAMES.name: writing(NAMES, rename),
         REVOCATIONS.name: writing(REVOCATIONS, revoke),

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Draining, as the API shows it."""
+
+from __future__ import annotations
+
+from time import time
+
+from phantommesh.management.drainview import DrainView
+from phantommesh.moments import rfc3339
+from phantommesh.node.draining import of_region
+from phantommesh.nursery.parts import Parts
+
+
+def view(parts: Parts) -> DrainView:
+    """How this node stands."""
+    drainer, work, region = parts.drainer, parts.drainer.left(), parts.config.node.region
+    drained = drainer.machine.drained
+    others = sorted(entry.member.name for entry in of_region(parts.peers.entries, region, time()))
+    return DrainView(
+        state="working" if drained is None else "drained" if drainer.idle() else "draining",
+        since=None if drained is None else rfc3339(drained.since),
+        until=None if drained is None else rfc3339(drained.until),
+        forced=drained is not None and drained.forced,
+        packets=work.packets,
+        leases=work.leases,
+        bridges=work.bridges,
+        region=region,
+        others=others,
+        ended=drainer.gave_way,
+    )
