@@ -29,19 +29,37 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, PhantomMeshError) else repr(error)
 
 
+class Services:
+    """The services that run now, by name, each with its pulse, so that one can be watched and started again
+    from outside."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, Pulse] = {}
+
+    def restart(self, name: str) -> None:
+        """Have a service start again, though it has not failed. Raises ServiceFailedError where there is no
+        such service."""
+        if (pulse := self.running.get(name)) is None:
+            raise ServiceFailedError(f"no service {name} runs", fix="see the names in the node's log")
+        pulse.restart()
+
+
 async def supervise(
     name: str,
     service: Callable[[], Awaitable[None]],
     *,
     on_restart: Callable[[str], None],
-    pulse: Pulse | None = None,
+    among: Services | None = None,
 ) -> None:
     """Run ``service`` until it returns. An exception restarts it after a growing pause; the sixth within a
-    minute raises `ServiceFailedError` from it. `Pulse.restart` ends the service alone and restarts it after
-    the first pause; that counts as no failure. Other cancellation passes through."""
+    minute raises `ServiceFailedError` from it. Cancellation passes through, but for `Services.restart` of the
+    services ``among`` which it is: that ends this one alone, restarts it after the first pause, and counts as
+    no failure."""
     failures: list[float] = []
-    pulse = Pulse() if pulse is None else pulse
+    pulse = Pulse()
     pulses.take(pulse)
+    running = {} if among is None else among.running
+    running[name] = pulse
     while True:
         scope = trio.CancelScope()
         pulse.begin(scope)
@@ -65,8 +83,9 @@ async def supervise(
             await trio.sleep(pause)
         else:
             if not scope.cancelled_caught:
+                del running[name]
                 return
-            log.error("service did not turn any more; it is started again", service=name)
+            log.warning("service is started again, as was asked for", service=name)
             pulse.restarts += 1
             on_restart(name)
             await trio.sleep(FIRST_PAUSE)
