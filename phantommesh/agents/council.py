@@ -19,7 +19,16 @@ import msgspec
 
 from phantommesh.agents import actions
 from phantommesh.agents.apex import Apex, Judgement, Standing
-from phantommesh.agents.base import PRECEDENCE, Agent, AgentName, Observation, Outcome, Proposal, Verdict
+from phantommesh.agents.base import (
+    PRECEDENCE,
+    Agent,
+    AgentName,
+    Observation,
+    Outcome,
+    Proposal,
+    Subject,
+    Verdict,
+)
 from phantommesh.management.views import Event
 from phantommesh.node.steps import Moment
 
@@ -242,6 +251,10 @@ class Council:
                     one.error, one.due = error, float("-inf")
 
     # On the operator's word.
+
+    def withdraw(self, name: AgentName, subject: Subject, now: float) -> list[Order]:
+        """Lift what stands for an agent, or for the operator, on one subject."""
+        return [self._lift(one) for one in self.apex.withdraw(name, now, subject)]
 
     def pause(self, name: AgentName, now: float) -> list[Order]:
         """Stop an agent, and lift what stands for it."""

@@ -9,9 +9,16 @@ from typing import Any, Final
 
 from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
 from phantommesh.agents.council import Council, Order, Phase
+from phantommesh.agents.nexus import Nexus
+from phantommesh.agents.omniscient import Omniscient
 from phantommesh.config.agents import AgentSection, AgentsSection
 
-MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType({})
+MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType(
+    {
+        "nexus": lambda settings: Nexus(settings.nexus),
+        "omniscient": lambda settings: Omniscient(settings.omniscient),
+    }
+)
 """How to make each agent. A further agent is one line here, and one in `nursery/agents/looks.py`."""
 
 

@@ -1,33 +1,33 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """OMNISCIENT: the health of this node's services and of its process, and of the mesh as members share it.
 
-**Inputs.** The pulse of each supervised service (when its next turn is due; see `nursery/pulse.py`), the lag of
+**Inputs.** The pulse of each supervised service (when its next turn is due: `nursery/pulse.py`), the lag of
 the node's loop, resident memory, file descriptors, tasks, jumps of the wall clock, free space of the state
 directory; of each other member the state by gossip, and the health and draining of its record.
 
 **Services.** A service is wedged if its turn is overdue by `GRACE`, or by `PATIENCE` times the longest delay
-that a turn of it ever had, whichever is more, and the loop itself was not held up meanwhile: then all services
-are late, and none is wedged. The grace is far above what a turn takes (0.01 to 0.3 s measured); with a look
-each second a service is started again within 5 s of the moment at which its turn was due. A wedged service is
-restarted once per `Restart.rests`; one that is wedged `OFTEN` times within `WITHIN`, or that does not end,
-since a task of it hangs in a thread, becomes a finding: a restart of the node is the operator's.
+that a turn of it ever had, whichever is more, and the loop itself was not held up meanwhile: then all
+services are late, and none is wedged. A look comes each second, so that a service is started again within 5 s
+of the moment at which its turn was due. A wedged service is restarted once per `Restart.rests`. One that is
+wedged `OFTEN` times within `WITHIN` becomes a finding, and so does one that does not end, since a task of it
+hangs in a thread: to restart the node is the operator's.
 
 **Findings** stand while the measure is beyond its bound, and until it was within `BACK` times the bound for
-`CALM` seconds: so that nothing flickers.
+`CALM` seconds, so that nothing flickers. The bounds, and where they come from:
 
-| rule | bound | where it comes from |
-|---|---|---|
-| `loop-slow` | lag over 0.25 s in each of 3 looks | half of the gossip's probe interval: later answers count as lost |
-| `memory-high` | `memory_mb` of the config, 512 | six times what a node with ten peers takes (80 MB) |
-| `descriptors-high` | 80 % of the process's limit | what opens the next socket fails at 100 % |
-| `tasks-many` | 5,000 | a node with 1,000 peers has about 400 |
-| `disk-low` | 64 MiB free | all that a node writes is below 32 MiB |
-| `clock-jumped` | 2 s between two looks | certificates and epochs are judged by the wall clock; told for 10 min |
-| `service-wedged` | 3 within 10 min, or 15 s without an end | |
-| `mesh-degraded` | a third of the members, two at least | fewer are those members' own matter, and told by them |
+- `loop-slow`: a lag over 0.25 s in each of 3 looks. Half of the gossip's probe interval: answers that come
+  later begin to count as lost.
+- `memory-high`: `memory_mb` of the configuration, 512: six times the budget of an idle node, 80 MB.
+- `descriptors-high`: 80 % of the process's limit. At 100 % the next socket fails.
+- `tasks-many`: 5,000. A choice: tasks are bounded part by part, so this means that some bound does not hold.
+- `disk-low`: 64 MiB free. A choice: the state directory has to take a whole new roster beside the old one.
+- `clock-jumped`: by 2 s between two looks; told for 10 minutes. Certificates and epochs are judged by it.
+- `service-wedged`: 3 restarts within 10 minutes, or 15 s without an end.
+- `mesh-degraded`: a third of the members, two at least, gone or not well. Fewer are those members' own
+  matter.
 
 **Actions.** `Restart` of one service, `Raise`. **Bounds.** One restart of a service in 30 s. **Never**: it
-restarts no node, touches no peer, and judges no peer by what that one's record says of itself alone.
+restarts no node, touches no peer, and judges no member alone by what that one's record says.
 """
 
 from __future__ import annotations
@@ -39,14 +39,15 @@ from typing import ClassVar, Final, Literal
 
 from phantommesh.agents.actions import Raise, Restart
 from phantommesh.agents.base import Agent, AgentName, Evidence, Expectation, Observation, Proposal, Subject
-from phantommesh.config.sections import OmniscientSection
+from phantommesh.config.agents import OmniscientSection
 
 # Tuning.
 EVERY: Final = 1.0  # s between looks
 GRACE: Final = 2.0  # s that a turn may be overdue
 PATIENCE: Final = 3.0  # times the longest delay of a service's turn so far
 HELD: Final = 2.5  # times `EVERY` between two looks: then the process itself was held up
-OFTEN, WITHIN: Final = 3, 600.0
+OFTEN: Final = 3  # restarts
+WITHIN: Final = 600.0  # s
 ENDS: Final = 15.0  # s that a service may take to end
 STANDS: Final = 15.0  # s that a finding stands without being renewed
 BACK: Final = 0.8  # times the bound, within which a measure is well again
@@ -58,13 +59,19 @@ TASKS: Final = 5000
 DISK: Final = 64 * 2**20  # bytes
 JUMP: Final = 2.0  # s
 JUMP_TOLD: Final = 600.0  # s
-PART, LEAST: Final = 1 / 3, 2  # of the members, for the mesh to be degraded
+PART: Final = 1 / 3  # of the members, for the mesh to be degraded
+LEAST: Final = 2  # members
 MOST_SERVICES: Final = 128  # whose restarts are remembered
 
 Rule = Literal[
     "loop-slow", "memory-high", "descriptors-high", "tasks-many", "disk-low", "clock-jumped",
     "service-wedged", "mesh-degraded",
 ]  # fmt: skip
+OWN: Final = frozenset[Rule](
+    {"loop-slow", "memory-high", "descriptors-high", "tasks-many", "disk-low", "service-wedged"}
+)
+"""The rules that are about this node itself, and more than passing."""
+
 Severity = Literal["low", "medium", "high", "critical"]
 
 

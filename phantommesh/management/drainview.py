@@ -18,6 +18,9 @@ class DrainView(msgspec.Struct, frozen=True, kw_only=True):
     until: str | None = None
     """When the node is at work again by itself."""
     forced: bool = False
+    by: Literal["", "operator", "nexus"] = ""
+    """Who has it drain. What NEXUS began, since the node is not ready for its own work, NEXUS ends; to have
+    it not do so, pause NEXUS."""
     packets: int | None = None
     """Packets to and from prefixes beyond the mesh that this node has forwarded; None: it routes none."""
     leases: int = 0

@@ -54,6 +54,7 @@ from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.users import numbers_of
+from phantommesh.nursery.keeping.configfile import ConfigFile
 from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
@@ -104,6 +105,7 @@ from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.sockets.wgports import WireguardPorts
 from phantommesh.nursery.supervisor import Services
+from phantommesh.nursery.vitals import VitalSigns
 from phantommesh.paths import probe
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
@@ -196,6 +198,8 @@ class Parts:
     council: Council
     decisions: Decisions
     services: Services
+    vitals: VitalSigns
+    configfile: ConfigFile
     server: ControlServer
     tcp: TcpPort
 
@@ -557,6 +561,8 @@ def make_parts(
         council=council,
         decisions=Decisions(council, metrics, events),
         services=Services(),
+        configfile=ConfigFile(state.state.path),
+        vitals=VitalSigns(state.state.path, metrics.loop_lag_seconds.observe),
         server=server,
         tcp=tcp,
     )

@@ -154,6 +154,7 @@ class _Process:
                     config, state, ready.backend, udp,
                     generation=ready.generation, overlay=overlay, above=above,
                 )  # fmt: skip
+                node.parts.configfile.path = self._config_path
                 self._node = node
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(keep_lock, ready.lock, state.state.path)

@@ -58,7 +58,9 @@ async def do(parts: Parts, action: Action) -> None:
             await parts.own.renew_now(parts.caller)
         case Restart(service):
             parts.services.restart(service)
-        case Ban() | Shed() | Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Drain():
+            parts.drainer.by_agent(True)
+        case Ban() | Shed() | Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -71,7 +73,9 @@ async def lift(parts: Parts, action: Action) -> None:
             pass
         case Rotate() | ReplaceKey() | Renew() | Restart() | Mend():
             pass  # done once
-        case Ban() | Shed() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Drain():
+            parts.drainer.by_agent(False)
+        case Ban() | Shed() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune():
             pass  # never done: see `do`
         case _:
             assert_never(action)

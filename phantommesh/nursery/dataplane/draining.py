@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 import structlog
@@ -45,18 +45,32 @@ class Drainer:
         self.problem: StateError | None = None
         self.told: Callable[[str, str], None] = lambda kind, text: None
         self._state, self._entries, self._work, self._publish = state, entries, work, publish
-        self._bell = Bell()
+        self.able = True
+        """Whether all but the draining speaks for this node's readiness."""
+        self._bell, self._by_nexus = Bell(), False
         self.gave_way = ""
         """Why this node stopped draining by itself the last time, if it did."""
 
     @property
     def on(self) -> bool:
         """Whether this node drains."""
-        return self.machine.on
+        return bool(self.by)
+
+    @property
+    def by(self) -> Literal["", "operator", "nexus"]:
+        """By whose word this node drains, if it does."""
+        return "operator" if self.machine.on else "nexus" if self._by_nexus else ""
+
+    def by_agent(self, drains: bool) -> None:
+        """Drain on an agent's word, or no more. That does not outlive this run, and what the operator has
+        said stands beside it."""
+        if drains != self._by_nexus:
+            self._by_nexus = drains
+            self._publish()
 
     def condition(self) -> Condition:
         """What the record says of how this node stands."""
-        return Condition(self.machine.on, self.health, self.policy)
+        return Condition(self.on, self.health, self.policy)
 
     def idle(self) -> bool:
         """Whether this node drains, and forwards nothing for others any more."""

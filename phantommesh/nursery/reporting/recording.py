@@ -254,6 +254,10 @@ class Recorder:
         reporter, metrics = self._reporter, self._metrics
         faults = reporter.faults()
         metrics.set_faults(Counter((fault.code, fault.severity) for fault in faults))
+        parts = self._parts
+        parts.drainer.able = reporter.life() != "starting" and not any(
+            f.code in health.UNREADY for f in faults
+        )
         metrics.set_state(reporter.life(), ready=reporter.readiness(faults).ready)
         metrics.set_traffic(reporter.flows(reporter.seen()))
         reasons = [fault.line for fault in faults]

@@ -321,11 +321,14 @@ class Reporter(Rows):
             drainer.check(force=force)
         else:
             await drainer.begin(seconds, force=force)
+            self._parts.decisions.operate([drain.asked(seconds, force=force)])
         return self.drain_state()
 
     async def undrain(self) -> DrainView:
         """Have members use this node again."""
-        await self._parts.drainer.end("somebody took it back")
+        parts, now = self._parts, trio.current_time()
+        await parts.drainer.end("somebody took it back")
+        parts.decisions.order(parts.council.withdraw("operator", drain.NODE, now), now)
         return self.drain_state()
 
     async def rename(self, name: str) -> NameResult:
