@@ -3,12 +3,13 @@
 
     python -m benchmarks.drain [--each N] [--backend B] [--without] [--remove] [--json] [--quick]
 
-Five nodes of one uplink. Two of them (2 and 3) route one network beyond the mesh, without masquerade; the others
-use it. The last two let nothing through between their WireGuard ports, so that they go over relays. ``--each``
-TCP connections are open between each pair of nodes, and from each node to a host of the network; each sends a
-number ten times a second and waits for the echo. Then each node in turn is drained (`phantommesh drain
---wait`), stopped with SIGTERM, started again, and taken back (`phantommesh undrain --wait`). The host's route
-back to the mesh is changed before a router drains: a site's own routing does that where it has two routers.
+Five nodes of one uplink. Two of them (2 and 3) route one network beyond the mesh, without masquerade; the
+others use it. The last two let nothing through between their WireGuard ports, so that they go over relays.
+``--each`` TCP connections are open between each pair of nodes, and from each node to a host of the network;
+each sends a number ten times a second and waits for the echo. Then each node in turn is drained (`phantommesh
+drain --wait`), stopped with SIGTERM, started again, and taken back (`phantommesh undrain --wait`). The host's
+route back to the mesh is changed before a router drains: a site's own routing does that where it has two
+routers.
 
 ``lost`` counts connections that broke, that got another number than they sent, or that were silent for 90 s.
 ``silence_s`` is the longest wait for an echo: ``through`` for connections of which neither end was being
@@ -25,7 +26,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -39,6 +40,7 @@ from benchmarks.relayed import apart, over
 from phantommesh.client.http import NodeClient
 from phantommesh.config.reading import load
 from phantommesh.config.writing import render
+from phantommesh.dimensions import DIMENSIONS
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.lab import net, up
 from phantommesh.nursery.lab.mesh import converged, kill, phantommesh, pid_file, start
@@ -110,8 +112,8 @@ print("ready", flush=True)
 sys.stdin.read()
 stop.set()
 for thread in threads:
-    thread.join(silent + 5)
-print(json.dumps([{key: value for key, value in entry.items() if key != "up"} for entry in found]), flush=True)
+    thread.join(silent + 5) print(json.dumps([{key: value for key, value in entry.items() if key != "up"} for
+    entry in found]), flush=True)
 """
 
 
@@ -177,9 +179,14 @@ async def stop(node: LabNode) -> None:
     """Stop a node as a service manager does."""
     pid = int(pid_file(node).read_text(encoding="ascii"))
     kill(node, signal.SIGTERM)
+    await until(lambda: pid not in net.processes_in([node.name]))
+
+
+async def until(so: Callable[[], bool]) -> None:
+    """Wait until something is so."""
     with trio.fail_after(PATIENCE):
-        while pid in net.processes_in([node.name]):
-            await trio.sleep(0.05)
+        while not await trio.to_thread.run_sync(so):
+            await trio.sleep(0.1)
 
 
 async def reached(node: LabNode, address: str) -> None:
@@ -214,9 +221,7 @@ async def meshed(spec: LabSpec, *, keep: bool) -> AsyncIterator[tuple[list[LabNo
             for router in routers:
                 await phantommesh(nodes[0], "route", "approve", router.name, LAN)
             stack.enter_context(apart(nodes[3], nodes[4]))
-            with trio.fail_after(PATIENCE):
-                while sum(over(nodes[3], nodes[4], relay) for relay in nodes[:3]) < 7:
-                    await trio.sleep(0.2)
+            await until(lambda: sum(over(nodes[3], nodes[4], relay) for relay in nodes[:3]) == DIMENSIONS)
             yield nodes, lan
     finally:
         with trio.CancelScope(shield=True):
@@ -285,12 +290,12 @@ async def roll(spec: LabSpec, *, each: int, drained: bool, keep: bool) -> Result
     """Restart all nodes, one after the other."""
     result = Result(drained, keep)
     async with meshed(spec, keep=keep) as (nodes, lan):
-        for node in (nodes[0], *nodes[3:]):
-            await reached(node, HOST)
         # The route back has to be by the router that carries: WireGuard takes the network from that one only.
         number = {nodes[1].name: 2, nodes[2].name: 3}
-        now_by = carrier(nodes[0])
-        back_by(lan, number[now_by])
+        await until(lambda: carrier(nodes[0]) in number)
+        back_by(lan, number[carrier(nodes[0])])
+        for node in (nodes[0], *nodes[3:]):
+            await reached(node, HOST)
         load, phases = Load(nodes, lan, each), list[tuple[str, float, float]]()
         try:
             await trio.to_thread.run_sync(load.begin)
@@ -306,9 +311,7 @@ async def roll(spec: LabSpec, *, each: int, drained: bool, keep: bool) -> Result
                 gone = time()
                 await stop(node)
                 await start(node)
-                with trio.fail_after(PATIENCE):
-                    while not node.socket.exists():
-                        await trio.sleep(0.05)
+                await until(node.socket.exists)
                 await converged(nodes, PATIENCE, of=[node])
                 await phantommesh(node, "undrain", "--wait")
                 phases.append((node.name, gone, time()))

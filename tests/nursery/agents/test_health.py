@@ -4,6 +4,7 @@ drains."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import msgspec
 from hypothesis import given
@@ -144,4 +145,4 @@ def test_it_turns_at_most_once_within_its_patience(looks: list[tuple[bool, str]]
         if after != drains:
             turns.append(run.now)
         drains = after
-    assert all(b - a >= min(UNREADY, READY) for a, b in zip(turns, turns[1:], strict=False))
+    assert all(b - a >= min(UNREADY, READY) for a, b in pairwise(turns))
