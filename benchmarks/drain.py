@@ -185,7 +185,9 @@ async def stop(node: LabNode) -> None:
 async def until(so: Callable[[], bool]) -> None:
     """Wait until something is so."""
     with trio.fail_after(PATIENCE):
-        while not await trio.to_thread.run_sync(so):
+        while True:
+            if await trio.to_thread.run_sync(so):
+                return
             await trio.sleep(0.1)
 
 

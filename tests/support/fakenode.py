@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 import msgspec
 
 from phantommesh.faults import Fault
-from phantommesh.management.events import EventLog
 from phantommesh.management.drainview import DrainView
+from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import (
     ExplainedChoice,
     ExplainedClass,

@@ -44,6 +44,7 @@ from phantommesh.management.views import (
     ScatterView,
     Status,
 )
+from phantommesh.node.draining import DrainRefusedError
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
 from phantommesh.nursery.api.problems import MAX_BODY_BYTES
@@ -129,6 +130,7 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
     writing = [endpoint for endpoint in ENDPOINTS if endpoint.method == "POST" and not endpoint.dry_run]
     assert [endpoint.path for endpoint in writing] == [
         "/v1/pings",
+        "/v1/undrain",
         "/v1/identities",
         "/v1/names",
         "/v1/routes/approvals",
@@ -949,3 +951,19 @@ async def test_a_key_of_a_rotation_is_not_one_of_a_revocation() -> None:
     app = app_of(FakeNode())
     await rotate(app, "pm-2", "k")
     await problem(await revoke(app, {"node": "pm-2"}, key="k"), 422)
+
+
+async def test_draining_is_begun_shown_and_ended() -> None:
+    node = FakeNode()
+    begun = await ask(node, "POST", "/v1/drain", json={"seconds": 60, "force": True})
+    assert begun.status_code == 200 and (await begun.get_json())["forced"] is True
+    shown = await (await ask(node, "GET", "/v1/drain")).get_json()
+    assert shown["state"] == "drained" and shown["by"] == "operator"
+    assert (await (await ask(node, "POST", "/v1/undrain")).get_json())["state"] == "working"
+    dry = await (await ask(node, "POST", "/v1/drain?dry_run=true")).get_json()
+    assert dry["state"] == "working"
+    for body in ({"seconds": 0}, {"seconds": 1e9}, {"force": 1}, {"more": 1}):
+        await problem(await ask(node, "POST", "/v1/drain", json=body), 400)
+    node.failure = DrainRefusedError("b drains in the region eu", fix="wait")
+    refused = await problem(await ask(node, "POST", "/v1/drain"), 409)
+    assert refused.fix == "wait"
