@@ -112,8 +112,10 @@ print("ready", flush=True)
 sys.stdin.read()
 stop.set()
 for thread in threads:
-    thread.join(silent + 5) print(json.dumps([{key: value for key, value in entry.items() if key != "up"} for
-    entry in found]), flush=True)
+    thread.join(silent + 5)
+for entry in found:
+    del entry["up"]
+print(json.dumps(found), flush=True)
 """
 
 

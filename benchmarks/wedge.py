@@ -66,10 +66,12 @@ async def hang(node: Node, service: str) -> Round:
         kick()
         with trio.fail_after(PATIENCE):
             await hung.wait()
-            while not any(
-                one.verdict.accepted and one.verdict.proposal.subject.name == service
-                for one in list(parts.council.decisions)[-1:]
-            ):
+            while True:
+                if any(
+                    one.verdict.accepted and one.verdict.proposal.subject.name == service
+                    for one in list(parts.council.decisions)[-1:]
+                ):
+                    break
                 await trio.sleep(0.005)
             noticed = trio.current_time() - began[0]
             await again.wait()

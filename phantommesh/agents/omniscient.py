@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """OMNISCIENT: the health of this node's services and of its process, and of the mesh as members share it.
 
-**Inputs.** The pulse of each supervised service (when its next turn is due: `nursery/pulse.py`), the lag of
+**Inputs.** The pulse of each supervised service (when its next turn is due: `nursery/due.py`), the lag of
 the node's loop, resident memory, file descriptors, tasks, jumps of the wall clock, free space of the state
 directory; of each other member the state by gossip, and the health and draining of its record.
 

@@ -19,12 +19,12 @@ from phantommesh.config.changes import change
 from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.agents.running import Agents
+from phantommesh.nursery.due import alive
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.news import Teller
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.parts import make_parts
-from phantommesh.nursery.pulse import alive
 from phantommesh.nursery.reporting.health import health_of
 from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter

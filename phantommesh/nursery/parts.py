@@ -54,6 +54,7 @@ from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.users import numbers_of
+from phantommesh.nursery.host.vitals import VitalSigns
 from phantommesh.nursery.keeping.configfile import ConfigFile
 from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
@@ -105,7 +106,6 @@ from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.sockets.wgports import WireguardPorts
 from phantommesh.nursery.supervisor import Services
-from phantommesh.nursery.vitals import VitalSigns
 from phantommesh.paths import probe
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths

@@ -10,8 +10,8 @@ import structlog
 import trio
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.nursery import pulse as pulses
-from phantommesh.nursery.pulse import Pulse
+from phantommesh.nursery import due
+from phantommesh.nursery.due import Pulse
 
 # Tuning.
 RESTARTS, WINDOW = 5, 60.0  # more restarts than this in so many seconds, and the failure escalates
@@ -57,7 +57,7 @@ async def supervise(
     no failure."""
     failures: list[float] = []
     pulse = Pulse()
-    pulses.take(pulse)
+    due.take(pulse)
     running = {} if among is None else among.running
     running[name] = pulse
     while True:

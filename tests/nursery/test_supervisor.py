@@ -7,8 +7,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from phantommesh.nursery import supervisor
-from phantommesh.nursery.due import Due
-from phantommesh.nursery.pulse import alive
+from phantommesh.nursery.due import Due, alive
 from phantommesh.nursery.supervisor import RESTARTS, WINDOW, ServiceFailedError, Services, supervise
 
 

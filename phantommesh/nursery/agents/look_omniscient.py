@@ -6,8 +6,8 @@ from __future__ import annotations
 import trio
 
 from phantommesh.agents.omniscient import Member, Seen, Service, Vitals
+from phantommesh.nursery.host.vitals import descriptors, memory
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.vitals import descriptors, memory
 
 
 async def look(parts: Parts) -> Seen:

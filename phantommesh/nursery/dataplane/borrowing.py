@@ -26,8 +26,8 @@ from phantommesh.node.lacking import Lacking, family, round_trip
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.tags import Tags
+from phantommesh.nursery.due import alive
 from phantommesh.nursery.members.calling import Caller
-from phantommesh.nursery.pulse import alive
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.sockets.wgports import WireguardPorts
 from phantommesh.nursery.unexpected import left_out

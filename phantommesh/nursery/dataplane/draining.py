@@ -13,8 +13,7 @@ import trio
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.node.draining import Drained, Draining, Work
 from phantommesh.nursery.bell import Bell
-from phantommesh.nursery.due import moment
-from phantommesh.nursery.pulse import alive
+from phantommesh.nursery.due import alive, moment
 from phantommesh.records.record import Condition
 from phantommesh.records.roster import Entry
 from phantommesh.state.directory import DRAIN, StateDir

@@ -22,12 +22,12 @@ from phantommesh.config.sections import RoutesSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.node.routes import sites
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.host import forwarding as switches
 from phantommesh.nursery.host import hostroutes, waysout
 from phantommesh.nursery.host.leftovers import close_left, opened_beside
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.host.waysout import WayOut
-from phantommesh.nursery.pulse import WORK, alive
 from phantommesh.nursery.sockets.echo import Echo, Target
 from phantommesh.overlay.exits import MAX_AROUND
 from phantommesh.routable import in_order, is_exit

@@ -25,9 +25,8 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.outside import Outside
-from phantommesh.nursery.due import Due
+from phantommesh.nursery.due import Due, alive
 from phantommesh.nursery.host.errors import BackendError
-from phantommesh.nursery.pulse import alive
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.burst import Burst, Tally
 from phantommesh.paths.effects import AskHops, Effect, Fit, Rescore, Send, Turned

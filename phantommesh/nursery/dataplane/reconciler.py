@@ -18,9 +18,9 @@ from structlog.typing import FilteringBoundLogger
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.dataplane.calm import Calm
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.errors import ApplyError
-from phantommesh.nursery.pulse import WORK, alive
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, PeerConfig, without_ipv6
 from phantommesh.wireguard.diff import DeviceDiff, PeerDiff, diff
 from phantommesh.wireguard.insisting import Insisting

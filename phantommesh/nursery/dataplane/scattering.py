@@ -24,11 +24,11 @@ from phantommesh.config.sections import ScatterSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.dataplane.calm import Calm
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
-from phantommesh.nursery.pulse import WORK, alive
 from phantommesh.scatter import cgroups
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.plan import NONE_QUICKEST, Plan

@@ -14,8 +14,8 @@ import trio
 from phantommesh.config.sections import RoutesSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.routes import Change, Routes
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.overlay import hostview
-from phantommesh.nursery.pulse import WORK, alive
 from phantommesh.overlay.prefixes import HostRange
 from phantommesh.records.roster import Entry
 from phantommesh.routable import Network

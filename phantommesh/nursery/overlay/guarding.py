@@ -28,9 +28,9 @@ from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nftables.reversepath import is_strict
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.node.routes import sites
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.pulse import WORK, alive
 from phantommesh.overlay import guard
 from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard, Visited
 from phantommesh.scatter.ruleset import table_name as scatter_table

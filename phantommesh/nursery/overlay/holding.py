@@ -17,8 +17,8 @@ import trio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.overlay import closing, hostview
-from phantommesh.nursery.pulse import WORK, alive
 from phantommesh.overlay.prefixes import Address, Closing, Plan, plan, refusal
 from phantommesh.wireguard.device import Network
 

@@ -17,8 +17,8 @@ from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.node.peers import generation_of
 from phantommesh.node.routes import Change
+from phantommesh.nursery.due import alive
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.pulse import alive
 from phantommesh.nursery.reporting import federation, health, routing
 from phantommesh.nursery.reporting.netchecking import nats_of, said
 from phantommesh.nursery.reporting.pathnews import Moved, PathNews

@@ -13,8 +13,8 @@ from structlog.testing import capture_logs
 
 from phantommesh.agents import omniscient
 from phantommesh.node.draining import DrainRefusedError
-from phantommesh.nursery import vitals
 from phantommesh.nursery.dataplane import draining
+from phantommesh.nursery.host import vitals
 from phantommesh.nursery.node import Node
 from phantommesh.state.directory import DRAIN
 from tests.support.loopback import join, make_authority, make_invite, serving, until

@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from phantommesh.nursery.pulse import alive
+from phantommesh.nursery.due import alive
 
 # Tuning.
 LAG_PROBE: Final = 1.0  # s between two measures of the loop's lag
