@@ -3,18 +3,22 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from random import Random
 from types import MappingProxyType
 from typing import Any, Final
 
 from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
 from phantommesh.agents.council import Council, Order, Phase
+from phantommesh.agents.genesis import Genesis
 from phantommesh.agents.nexus import Nexus
 from phantommesh.agents.omniscient import Omniscient
 from phantommesh.config.agents import AgentSection, AgentsSection
 
 MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType(
     {
+        "genesis": lambda settings: Genesis(Random(os.urandom(16))),  # noqa: S311  # an order of trials
         "nexus": lambda settings: Nexus(settings.nexus),
         "omniscient": lambda settings: Omniscient(settings.omniscient),
     }

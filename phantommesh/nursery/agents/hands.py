@@ -60,7 +60,9 @@ async def do(parts: Parts, action: Action) -> None:
             parts.services.restart(service)
         case Drain():
             parts.drainer.by_agent(True)
-        case Ban() | Shed() | Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune():
+        case Tune(parameter, value, taken):
+            await parts.tuning.tune(parameter, value, taken=taken)
+        case Ban() | Shed() | Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -75,7 +77,9 @@ async def lift(parts: Parts, action: Action) -> None:
             pass  # done once
         case Drain():
             parts.drainer.by_agent(False)
-        case Ban() | Shed() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune():
+        case Tune(parameter):
+            parts.tuning.restore(parameter)
+        case Ban() | Shed() | Quarantine() | Weigh() | Deal() | Pin() | Cover():
             pass  # never done: see `do`
         case _:
             assert_never(action)

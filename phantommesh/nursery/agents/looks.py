@@ -11,12 +11,16 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from phantommesh.agents.base import AgentName
-from phantommesh.nursery.agents import look_nexus, look_omniscient
+from phantommesh.nursery.agents import look_genesis, look_nexus, look_omniscient
 from phantommesh.nursery.parts import Parts
 
 Look: TypeAlias = Callable[[Parts], Awaitable[object]]
 """Returns the agent's frozen ``Seen``. What blocks goes to a thread there."""
 
 LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType(
-    {"nexus": look_nexus.look, "omniscient": look_omniscient.look}
+    {
+        "genesis": look_genesis.look,
+        "nexus": look_nexus.look,
+        "omniscient": look_omniscient.look,
+    }
 )
