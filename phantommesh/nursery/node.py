@@ -25,6 +25,7 @@ from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.news import Teller
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.parts import make_parts
+from phantommesh.nursery.reporting.drain import NODE
 from phantommesh.nursery.reporting.health import health_of
 from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter
@@ -70,6 +71,7 @@ class Node:
         teller.listen(self._weaving.react)
         self.agents = Agents(self.parts)
         self._health = SOUND
+        self.parts.drainer.told = self._draining
 
     def reload(self, wanted: Config, uids: Mapping[str, int]) -> None:
         """Take over what can be of a configuration that holds; the rest waits for a restart. ``uids`` are the
@@ -257,6 +259,13 @@ class Node:
     def _restarted(self, service: str) -> None:
         self.parts.metrics.service_restarts.labels(service).inc()
         self.parts.events.publish("health.restarted", None, {"service": service})
+
+    def _draining(self, what: str, why: str) -> None:
+        """Tell of the draining. When it ends, the operator's word on record does, too."""
+        parts, now = self.parts, trio.current_time()
+        parts.events.publish(f"health.drain-{what}", None, {"why": why})
+        if what == "ended":
+            parts.decisions.order(parts.council.withdraw("operator", NODE, now), now)
 
     async def _refresh(self) -> None:
         while True:

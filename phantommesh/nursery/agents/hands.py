@@ -41,6 +41,8 @@ class UndoneError(PhantomMeshError):
 
 async def carry_out(parts: Parts, order: Order) -> None:
     """Carry out an order, or lift what it says. Raises PhantomMeshError where that cannot be done."""
+    if isinstance(order.proposal.action, Drain) and order.proposal.agent == "operator":
+        return  # that was done where it was asked for, and is kept: the proposal is for the record
     await (lift if order.lift else do)(parts, order.proposal.action)
 
 

@@ -326,9 +326,7 @@ class Reporter(Rows):
 
     async def undrain(self) -> DrainView:
         """Have members use this node again."""
-        parts, now = self._parts, trio.current_time()
-        await parts.drainer.end("somebody took it back")
-        parts.decisions.order(parts.council.withdraw("operator", drain.NODE, now), now)
+        await self._parts.drainer.end("somebody took it back")
         return self.drain_state()
 
     async def rename(self, name: str) -> NameResult:
