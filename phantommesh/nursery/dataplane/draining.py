@@ -30,8 +30,8 @@ log = structlog.get_logger("phantommesh.draining")
 
 class Drainer:
     """The draining of one node. ``entries`` gives the other members; ``work`` what the node does for others
-    now; ``publish`` has the record follow `condition`; ``told`` is called with each change
-    (``begun``, ``drained`` or ``ended``), and why. ``health`` and ``policy`` are what the record says beside."""
+    now; ``publish`` has the record follow `condition`; ``told`` is called with each change (``begun``,
+    ``drained`` or ``ended``), and why. ``health`` and ``policy`` are what the record says beside."""
 
     def __init__(
         self, me: NodeId, region: str, state: StateDir, *,
