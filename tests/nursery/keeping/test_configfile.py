@@ -25,12 +25,15 @@ async def test_what_the_file_says_otherwise_is_named_until_it_is_taken_over(tmp_
     await file.look(running, ())
     assert file.drift == () and not file.unusable
     edited = msgspec.structs.replace(
-        running, gossip=GossipSection(preset="wan"), log=LogSection(level="debug"), relay=RelaySection(rate=1)
+        running,
+        gossip=GossipSection(preset="wan"),
+        log=LogSection(level="debug"),
+        relay=RelaySection(offer=False),
     )
     path.write_text(render(edited), "ascii")
     await file.look(running, ())
-    assert set(file.drift) == {"gossip.preset", "log.level", "relay.rate"}
-    await file.look(running, ("gossip.preset", "relay.rate"))
+    assert set(file.drift) == {"gossip.preset", "log.level", "relay.offer"}
+    await file.look(running, ("gossip.preset", "relay.offer"))
     assert file.drift == ("log.level",)  # a reload has met the others
     await file.look(edited, ())
     assert file.drift == ()
