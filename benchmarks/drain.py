@@ -8,8 +8,8 @@ others use it. The last two let nothing through between their WireGuard ports, s
 ``--each`` TCP connections are open between each pair of nodes, and from each node to a host of the network;
 each sends a number ten times a second and waits for the echo. Then each node in turn is drained (`phantommesh
 drain --wait`), stopped with SIGTERM, started again, and taken back (`phantommesh undrain --wait`). The host's
-route back to the mesh is changed before a router drains: a site's own routing does that where it has two
-routers.
+route back to the mesh follows the router that members use, within a third of a second: that is a site's own
+matter where it has two routers.
 
 ``lost`` counts connections that broke, that got another number than they sent, or that were silent for 90 s.
 ``silence_s`` is the longest wait for an echo: ``through`` for connections of which neither end was being
@@ -27,7 +27,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import time
@@ -48,6 +48,7 @@ from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 
 LAN, HOST, PORT = "192.168.50.0/24", "192.168.50.10", 9900
 PATIENCE = 120.0  # s
+FOLLOW = 0.3  # s between looks at who carries the network, for the route back
 PACE = 0.1  # s between an echo and the next number
 SILENT = 90.0  # s without an echo after which a connection counts as lost
 SETTLED = 3.0  # s of undisturbed traffic before the first node and after the last one
@@ -293,22 +294,20 @@ class Load:
 async def roll(spec: LabSpec, *, each: int, drained: bool, keep: bool) -> Result:
     """Restart all nodes, one after the other."""
     result = Result(drained, keep)
-    async with meshed(spec, keep=keep) as (nodes, lan):
+    async with meshed(spec, keep=keep) as (nodes, lan), AsyncExitStack() as stack:
         # The route back has to be by the router that carries: WireGuard takes the network from that one only.
         number = {nodes[1].name: 2, nodes[2].name: 3}
         await until(lambda: carrier(nodes[0]) in number)
         back_by(lan, number[carrier(nodes[0])])
         for node in (nodes[0], *nodes[3:]):
             await reached(node, HOST)
+        await stack.enter_async_context(followed(nodes[0], lan, number))
         load, phases = Load(nodes, lan, each), list[tuple[str, float, float]]()
         try:
             await trio.to_thread.run_sync(load.begin)
             await trio.sleep(SETTLED)
             for node in nodes:
                 began = trio.current_time()
-                other = next((name for name in number if name != node.name), "")
-                if node.name in number:
-                    back_by(lan, number[other])
                 if drained:
                     await phantommesh(node, "drain", "--wait", "--timeout", "60s")
                 result.drain_s.append(round(trio.current_time() - began, 2))
@@ -324,7 +323,6 @@ async def roll(spec: LabSpec, *, each: int, drained: bool, keep: bool) -> Result
                     f"{node.name}: drained in {result.drain_s[-1]} s, restarted in {result.restart_s[-1]} s",
                     file=sys.stderr,
                 )
-                await trio.to_thread.run_sync(follow, nodes[0], lan, number)
             await trio.sleep(SETTLED)
             found = await trio.to_thread.run_sync(load.end)
         finally:
@@ -348,10 +346,24 @@ async def roll(spec: LabSpec, *, each: int, drained: bool, keep: bool) -> Result
     return result
 
 
-def follow(node: LabNode, lan: str, number: dict[str, int]) -> None:
-    """Have the network answer by whom the members use now, as a site's own routing does."""
-    if (by := carrier(node)) in number:
-        back_by(lan, number[by])
+@asynccontextmanager
+async def followed(node: LabNode, lan: str, number: dict[str, int]) -> AsyncIterator[None]:
+    """Have the network answer by whom members use, whenever that changes, as a site's own routing does."""
+
+    def look() -> None:
+        with suppress(PhantomMeshError):  # the node that is asked is being restarted
+            if (by := carrier(node)) in number:
+                back_by(lan, number[by])
+
+    async def follow() -> None:
+        while True:
+            await trio.to_thread.run_sync(look)
+            await trio.sleep(FOLLOW)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(follow)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 def main() -> int:
