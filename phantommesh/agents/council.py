@@ -281,6 +281,10 @@ class Council:
 
     # On the operator's word.
 
+    def withdraw(self, name: AgentName, subject: Subject, now: float) -> list[Order]:
+        """Lift what stands for an agent, or for the operator, on one subject."""
+        return [self._lift(one) for one in self.apex.withdraw(name, now, subject)]
+
     def pause(self, name: AgentName, now: float) -> list[Order]:
         """Stop an agent, and lift what stands for it."""
         seat = self.seats[name]

@@ -14,6 +14,8 @@ from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
 from phantommesh.agents.council import Council, Order, Phase
 from phantommesh.agents.fortress import Fortress
 from phantommesh.agents.genesis import Genesis
+from phantommesh.agents.nexus import Nexus
+from phantommesh.agents.omniscient import Omniscient
 from phantommesh.config.agents import AgentSection, AgentsSection
 
 MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType(
@@ -21,6 +23,8 @@ MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = Mappi
         "fortress": lambda settings: Fortress(settings.fortress),
         "aegis": lambda settings: Aegis(every=settings.aegis.scan_seconds, mend=settings.aegis.mend),
         "genesis": lambda settings: Genesis(Random(os.urandom(16))),  # noqa: S311  # an order of trials
+        "nexus": lambda settings: Nexus(settings.nexus),
+        "omniscient": lambda settings: Omniscient(settings.omniscient),
     }
 )
 """How to make each agent. A further agent is one line here, and one in `nursery/agents/looks.py`."""

@@ -16,6 +16,7 @@ from phantommesh.cli.bans import ban, threats, unban
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept_globals
 from phantommesh.cli.configuring import config
 from phantommesh.cli.doctor import doctor
+from phantommesh.cli.draining import drain, undrain
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
 from phantommesh.cli.federation import federation
@@ -71,7 +72,7 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 for _verb in (
     init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, doctor, topology,
     scatter, route, federation, proofs, agents, decisions, incidents, memory, threats, ban, unban, events,
-    rotate, revoke, rename, identity, config, lab,
+    rotate, revoke, rename, drain, undrain, identity, config, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

@@ -19,6 +19,7 @@ import msgspec
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.agentview import AgentDetail, AgentsResult, MemoryView
+from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.netview import NetCheck
@@ -247,6 +248,19 @@ class NodeClient:
             ),
             RevocationResult,
         )
+
+    def drain_state(self) -> DrainView:
+        return self.get("/v1/drain", DrainView)
+
+    def drain(self, seconds: float, *, force: bool, idempotency_key: str) -> DrainView:
+        return self._drain("/v1/drain", {"seconds": seconds, "force": force}, idempotency_key)
+
+    def undrain(self, *, idempotency_key: str) -> DrainView:
+        return self._drain("/v1/undrain", {}, idempotency_key)
+
+    def _drain(self, path: str, body: dict[str, object], idempotency_key: str) -> DrainView:
+        headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key}
+        return decode(self.request("POST", path, body=msgspec.json.encode(body), headers=headers), DrainView)
 
     def rename(self, name: str, *, idempotency_key: str) -> NameResult:
         return decode(

@@ -63,11 +63,19 @@ class GenesisSection(AgentSection, frozen=True):
 
 
 class NexusSection(AgentSection, frozen=True):
-    """NEXUS, which drains the node and watches deployment."""
+    """NEXUS, which drains the node and watches deployment. `drain_unready`: whether a node that is not ready
+    for its own work drains by itself; on, since what it forwards for others is no better off. `skew_hours`:
+    for so long members may run different versions until that is told; a day, the time of a slow rollout."""
+
+    drain_unready: Switch = True
+    skew_hours: Annotated[float, msgspec.Meta(gt=0, le=8760, description="hours, above 0")] = 24.0
 
 
 class OmniscientSection(AgentSection, frozen=True):
-    """OMNISCIENT, which watches the node's own health."""
+    """OMNISCIENT, which watches the node's own health. `memory_mb`: resident memory above which that is told;
+    six times the budget of a node with ten peers. A mesh of many thousand members needs more."""
+
+    memory_mb: Annotated[int, msgspec.Meta(ge=64, le=1_048_576, description="MB, 64 or more")] = 512
 
 
 class AgentsSection(msgspec.Struct, frozen=True):

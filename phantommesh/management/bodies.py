@@ -96,6 +96,18 @@ class ResumeRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dry_run: bool = False
 
 
+class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /v1/drain: after how many seconds the node is at work again by itself, and whether it
+    drains also while another node of its region does."""
+
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=86_400)] = 3600.0
+    force: bool = False
+
+
+class UndrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/undrain: nothing to choose."""
+
+
 class NameRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/names: this node's next name."""
 

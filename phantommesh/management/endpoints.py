@@ -19,6 +19,7 @@ from phantommesh.management.agentview import (
 )
 from phantommesh.management.bodies import (
     BanRequest,
+    DrainRequest,
     FederationAcceptRequest,
     FederationInviteRequest,
     IdentityRequest,
@@ -31,7 +32,9 @@ from phantommesh.management.bodies import (
     RevocationRequest,
     RotationRequest,
     RouteRequest,
+    UndrainRequest,
 )
+from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.netview import NetCheck
@@ -139,6 +142,29 @@ PINGS = Endpoint(
     example='{"peer": "NAME"}',
     answer=PingResult,
     errors=_WRITE | {404},
+)
+DRAINS = Endpoint(
+    name="begin_drain",
+    method="POST",
+    path="/v1/drain",
+    summary="Have members use other routers, exits and relays than this node.",
+    scope=Scope.OPERATE,
+    body=DrainRequest,
+    example='{} or {"seconds": 3600, "force": false}',
+    answer=DrainView,
+    errors=_WRITE,
+    dry_run=True,
+)
+UNDRAINS = Endpoint(
+    name="end_drain",
+    method="POST",
+    path="/v1/undrain",
+    summary="Have members use this node again.",
+    scope=Scope.OPERATE,
+    body=UndrainRequest,
+    example="{}",
+    answer=DrainView,
+    errors=_WRITE,
 )
 IDENTITIES = Endpoint(
     name="identities",
@@ -310,6 +336,10 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     _list("links", LinkView, "The post-quantum links."),
     _list("paths", PathView, "Every dimension of every peer, as measured."),
     Endpoint(
+        name="drain", method="GET", path="/v1/drain", summary="Whether this node drains.",
+        scope=Scope.READ, answer=DrainView,
+    ),
+    Endpoint(
         name="topology", method="GET", path="/v1/topology",
         summary="The mesh as its members measure it, which they are asked, and what is weak about it.",
         scope=Scope.READ, answer=TopologyView,
@@ -390,6 +420,8 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     PAUSES,
     RESUMES,
     PINGS,
+    DRAINS,
+    UNDRAINS,
     IDENTITIES,
     NAMES,
     REVOCATIONS,

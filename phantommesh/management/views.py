@@ -21,6 +21,7 @@ from phantommesh.management.agentview import (
     IncidentView,
     MemoryView,
 )
+from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.netview import NetCheck
@@ -38,8 +39,8 @@ if TYPE_CHECKING:  # prometheus-client would double what a command line verb tak
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
 
-Life = Literal["starting", "running", "leaving", "revoked", "aside"]
-LIVES: tuple[Life, ...] = ("starting", "running", "leaving", "revoked", "aside")
+Life = Literal["starting", "running", "draining", "leaving", "revoked", "aside"]
+LIVES: tuple[Life, ...] = ("starting", "running", "draining", "leaving", "revoked", "aside")
 
 Flow = Literal["up", "joining", "dark", "unkeyed", "left"]
 FLOWS: tuple[Flow, ...] = ("up", "joining", "dark", "unkeyed", "left")
@@ -74,8 +75,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     faults: list[Fault] = []
     certificate_expires: str
     state: Life = "running"
-    """``starting``: its interfaces are being made. ``leaving``: it says goodbye. Neither is a fault; a start
-    that does not come to its end is one. ``aside``: a later run of this node is there, which is a fault."""
+    """``starting``: its interfaces are being made. ``draining``: others are to use it no more. ``leaving``:
+    it says goodbye. None is a fault; a start that does not come to its end is one. ``aside``: a later run of
+    this node is there, which is a fault."""
     ready: bool = True
     """As /readyz says."""
     whereabouts: Whereabouts = Whereabouts()
@@ -538,6 +540,19 @@ class NodePort(Protocol):
 
     async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
         """Rotate the PSKs of one peer, by node id, or of all (None)."""
+        ...
+
+    def drain_state(self) -> DrainView:
+        """Whether this node drains."""
+        ...
+
+    async def drain(self, seconds: float, *, force: bool, dry_run: bool) -> DrainView:
+        """Have members use other routers, exits and relays for so long at most; ``force``: also while another
+        node of the region drains. A dry run only says whether that would be refused."""
+        ...
+
+    async def undrain(self) -> DrainView:
+        """Have members use this node again."""
         ...
 
     async def rename(self, name: str) -> NameResult:

@@ -66,6 +66,11 @@ class Bridges:
             return "too many connections are joined"
         return "" if self._left(origin, to, now) else "the quota of the day is used up"
 
+    @property
+    def joined(self) -> int:
+        """The connections that are joined, or wait to be."""
+        return self._held.total()
+
     def over(self, origin: bytes) -> None:
         """A connection that was admitted has ended."""
         self._held[origin] -= 1

@@ -112,7 +112,7 @@ class Routes:
         offering = (entry for entry in entries if entry.record.routes)  # few, of many members
         listed = sorted(offering, key=self._preference)
         offers = [
-            Offer(prefix, entry.member.node_id)
+            Offer(prefix, entry.member.node_id, entry.record.condition.draining)
             for entry in listed
             for prefix in offered(entry, revoked)
             if prefix not in self.own

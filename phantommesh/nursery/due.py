@@ -1,14 +1,25 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The present moment, and how a task sleeps that ticks a protocol: until something is due there."""
+"""The present moment; how a task sleeps that ticks a protocol, until something is due there; and when a
+service is due.
+
+At each turn of its loop a supervised service says when its next turn is due: its *pulse*. A service whose
+turn does not come waits for something that does not come either: a thread that hangs in the kernel, a lock,
+an answer. Nothing raises then, so that the supervisor alone would never know. A service that waits for news
+only, and has nothing due, is never late.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import ContextVar
 from time import time
 
 import trio
 
 from phantommesh.node.steps import Moment
+
+# Tuning.
+WORK = 1.0  # s that a turn's own work may take: some calls of the kernel, or of an nft child
 
 
 def moment() -> Moment:
@@ -18,16 +29,22 @@ def moment() -> Moment:
 
 class Due:
     """The sleep of the one task that ticks a protocol. ``deadline`` says when something is next to be done
-    there, in seconds on trio's clock; infinity is never."""
+    there, in seconds on trio's clock; infinity is never. ``turns``: the task is the loop of its service, and
+    tells the service's pulse."""
 
-    def __init__(self, deadline: Callable[[], float]) -> None:
-        self._deadline = deadline
+    def __init__(self, deadline: Callable[[], float], *, turns: bool = False) -> None:
+        self._deadline, self._turns = deadline, turns
         self._until, self._moved = float("inf"), trio.Event()
 
     async def sleep(self) -> None:
         """Sleep until the deadline."""
         await trio.lowlevel.checkpoint()
-        while (deadline := self._deadline()) > trio.current_time():
+        while True:
+            deadline, now = self._deadline(), trio.current_time()
+            if self._turns:
+                alive(max(0.0, deadline - now))
+            if deadline <= now:
+                return
             self._until, self._moved = deadline, trio.Event()
             with trio.move_on_at(deadline):
                 await self._moved.wait()
@@ -37,3 +54,54 @@ class Due:
         other way."""
         if self._deadline() < self._until:
             self._moved.set()
+
+
+class Pulse:
+    """The pulse of one service, and the way to start it again. Times are on trio's clock."""
+
+    def __init__(self) -> None:
+        self.due = float("inf")
+        """When the next turn should begin at the latest, but for the time that the turn before takes."""
+        self.turns = 0
+        self.slowest = 0.0
+        """The longest time in seconds that a turn came after it was due."""
+        self.restarts = 0
+        """How often the service was started again, whatever for."""
+        self.ordered: float | None = None
+        """Since when the service is to end, and be started again; None: it runs."""
+        self.scope: trio.CancelScope | None = None
+
+    def turn(self, within: float) -> None:
+        """Another turn begins; the next one is due within so many seconds."""
+        now = trio.current_time()
+        if self.turns and self.due < now:
+            self.slowest = max(self.slowest, now - self.due)
+        self.due, self.turns = now + within, self.turns + 1
+
+    def begin(self, scope: trio.CancelScope) -> None:
+        """The service begins, in a scope of its own; nothing is due until its first turn."""
+        self.scope, self.due, self.turns, self.ordered = scope, float("inf"), 0, None
+
+    def restart(self) -> None:
+        """Have the service end and begin again. A task that hangs in a thread ends when the thread does."""
+        if self.scope is not None and self.ordered is None:
+            self.ordered = trio.current_time()
+            self.scope.cancel()
+
+
+_OURS: ContextVar[Pulse | None] = ContextVar("pulse", default=None)
+
+
+def take(pulse: Pulse) -> None:
+    """The task that calls this, and those that it starts, are this service from now on."""
+    _OURS.set(pulse)
+
+
+def alive(within: float) -> None:
+    """The loop of a service begins a turn, and begins the next one within so many seconds of waiting.
+
+    Only one loop of a service may call this. Where nobody supervises, this does nothing.
+    """
+    pulse = _OURS.get()
+    if pulse is not None:
+        pulse.turn(within)

@@ -19,23 +19,26 @@ from phantommesh.config.changes import change
 from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.agents.running import Agents
+from phantommesh.nursery.due import alive
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.news import Teller
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.nursery.parts import make_parts
+from phantommesh.nursery.reporting.drain import NODE
+from phantommesh.nursery.reporting.health import health_of
 from phantommesh.nursery.reporting.recording import Recorder
 from phantommesh.nursery.reporting.report import Reporter
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.supervisor import supervise
 from phantommesh.nursery.weaving import Weaving
+from phantommesh.records.record import SOUND
 from phantommesh.records.runs import NOBODY, Run
 from phantommesh.scatter.intents import Intents
 from phantommesh.state.start import NodeState
 
 # Tuning.
 REFRESH = 30.0  # s between looks at the clock (certificates that ran out) and at the host's networks
-LAG_PROBE = 5.0  # s
 GRACE = 2.0  # s for API requests under way at shutdown
 LEAVE = 4.0  # s to say goodbye to the mesh
 STOP = 8.0  # s to take the interfaces down; longer than a WireGuard process is waited for before it is killed
@@ -67,6 +70,8 @@ class Node:
         self._weaving = Weaving(self.parts, self.reporter, self.recorder)
         teller.listen(self._weaving.react)
         self.agents = Agents(self.parts)
+        self._health = SOUND
+        self.parts.drainer.told = self._draining
 
     def reload(self, wanted: Config, uids: Mapping[str, int]) -> None:
         """Take over what can be of a configuration that holds; the rest waits for a restart. ``uids`` are the
@@ -218,6 +223,7 @@ class Node:
             "routes-asked": parts.talk.run,
             "routes-offered": parts.gateway.run,
             "splitting": parts.splitter.run,
+            "draining": parts.drainer.run,
             "proofs": parts.proving.run,
             "paths": parts.paths.run,
             "frames": parts.framed.run,
@@ -243,7 +249,7 @@ class Node:
             "attending": partial(parts.attending.run, parts.tcp.attend),
             "health": self.recorder.watch,
             "local-causes": self.reporter.local.run,
-            "loop-lag": self._watch_lag,
+            "vitals": parts.vitals.run,
             **parts.naming.services(),
             **self.agents.services(),
         }
@@ -261,18 +267,29 @@ class Node:
         self.parts.metrics.service_restarts.labels(service).inc()
         self.parts.events.publish("health.restarted", None, {"service": service})
 
+    def _draining(self, what: str, why: str) -> None:
+        """Tell of the draining. When it ends, the operator's word on record does, too."""
+        parts, now = self.parts, trio.current_time()
+        parts.events.publish(f"health.drain-{what}", None, {"why": why})
+        if what == "ended":
+            parts.decisions.order(parts.council.withdraw("operator", NODE, now), now)
+
     async def _refresh(self) -> None:
         while True:
+            alive(REFRESH)
             await trio.sleep(REFRESH)
             await self.parts.places.refresh()
+            self._say_health()
             self.parts.own.publish()
             self._weaving.peers_changed()
 
-    async def _watch_lag(self) -> None:
-        while True:
-            due = trio.current_time() + LAG_PROBE
-            await trio.sleep_until(due)
-            self.parts.metrics.loop_lag_seconds.observe(trio.current_time() - due)
+    def _say_health(self) -> None:
+        """Have the record say how this node itself stands, once two looks in a row have come to the same: a
+        record is signed and goes to all members."""
+        now = health_of(self.reporter.faults())
+        if now == self._health:
+            self.parts.drainer.health = now
+        self._health = now
 
 
 async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:

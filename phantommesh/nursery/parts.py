@@ -30,7 +30,9 @@ from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
 from phantommesh.node.carrying import Carrier
+from phantommesh.node.draining import Work
 from phantommesh.node.peers import Peers, generation_of
+from phantommesh.node.policy import policy
 from phantommesh.node.regions import nearness
 from phantommesh.node.routes import really_there
 from phantommesh.node.wiring import Wiring
@@ -39,6 +41,7 @@ from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.cgroups import CgroupMarks
+from phantommesh.nursery.dataplane.draining import Drainer
 from phantommesh.nursery.dataplane.framed import Framed
 from phantommesh.nursery.dataplane.gateway import GatewayDriver
 from phantommesh.nursery.dataplane.lending import Lending
@@ -55,6 +58,8 @@ from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.users import numbers_of
+from phantommesh.nursery.host.vitals import VitalSigns
+from phantommesh.nursery.keeping.configfile import ConfigFile
 from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.memory import MemoryKeeper
@@ -169,6 +174,7 @@ class Parts:
     driver: LinkDriver
     wgports: WireguardPorts
     lending: Lending
+    drainer: Drainer
     borrower: Borrower
     punching: PunchDriver
     lifetimes: LifetimeDriver
@@ -205,6 +211,8 @@ class Parts:
     council: Council
     decisions: Decisions
     services: Services
+    vitals: VitalSigns
+    configfile: ConfigFile
     server: ControlServer
     tcp: TcpPort
 
@@ -477,6 +485,17 @@ def make_parts(
         federal=federating.answer, pacts=federating.federation.pacts.digest,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
+
+    def work() -> Work:
+        if drainer.on:
+            gateway.kick()  # it counts seldom where nobody asks
+        return Work(gateway.passed, lending.forwarding, bridging.bridges.joined)
+
+    drainer = Drainer(
+        state.identity.node_id, config.node.region, state.state,
+        entries=lambda: peers.entries, work=work, publish=own.publish,
+    )  # fmt: skip
+    drainer.policy, own.condition = policy(config), drainer.condition
     further = FurtherPorts(config.control.tcp_ports, own.publish)
     own.tcp_ports = lambda: further.open
     tcp = TcpPort(
@@ -531,6 +550,7 @@ def make_parts(
         driver=driver,
         wgports=wgports,
         lending=lending,
+        drainer=drainer,
         borrower=borrower,
         punching=punching,
         lifetimes=lifetimes,
@@ -575,6 +595,8 @@ def make_parts(
         council=council,
         decisions=Decisions(council, metrics, events, state.state.path / directory.DECISIONS),
         services=Services(),
+        configfile=ConfigFile(state.state.path),
+        vitals=VitalSigns(state.state.path, metrics.loop_lag_seconds.observe),
         server=server,
         tcp=tcp,
     )

@@ -167,6 +167,7 @@ class _Process:
                 )  # fmt: skip
                 node.parts.settings.file = self._config_path
                 node.parts.settings.socket = self._socket_path or Path(config.api.socket)
+                node.parts.configfile.path = self._config_path
                 self._node = node
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(keep_lock, ready.lock, state.state.path)

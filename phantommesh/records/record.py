@@ -42,6 +42,8 @@ MAX_RECORD_BYTES: Final = MAX_BODY_BYTES + SIGNATURE_BYTES + 2 * MAX_CERTIFICATE
 MAX_MEMBERS: Final = 16_384
 HASH_BYTES: Final = 16
 RELAYS_IPV4, RELAYS_IPV6 = 1, 2
+SOUND, DEGRADED, UNREADY = 0, 1, 2
+MAX_POLICY: Final = 32
 _MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
 
 
@@ -61,6 +63,17 @@ class RelayOffer(msgspec.Struct, frozen=True, array_like=True):
     families: int
 
 
+class Condition(msgspec.Struct, frozen=True, array_like=True):
+    """How a node stands, by its own word. ``draining``: it is about to go, so that others should choose other
+    routers, exits and relays. ``health``: `SOUND`, `DEGRADED` or `UNREADY`, about the node itself and not
+    about its peers. ``policy``: 16 bits of a hash of each setting that members should agree on, in the order
+    of `node.policy.AGREED`."""
+
+    draining: bool = False
+    health: int = SOUND
+    policy: tuple[int, ...] = ()
+
+
 class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     """One node's own word. A later one has a greater `seq`; fields that a newer version adds are ignored.
 
@@ -70,7 +83,8 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     which the node may be reached, the likeliest first. `relay`: it forwards for others. `tcp_ports`: up to 2
     more ports at which each of its addresses takes TCP. `region`: where it stands, a label of up to 32
     characters, or empty. `routes`: the prefixes beyond the mesh that it offers to route now, each in its only
-    form and sorted. They count as far as its certificate has them. Earlier versions know of none of these.
+    form and sorted. They count as far as its certificate has them. `condition`: how the node stands. Earlier
+    versions know of none of these.
     """
 
     node_id: bytes
@@ -85,6 +99,7 @@ class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
     tcp_ports: tuple[int, ...] = ()
     region: str = ""
     routes: tuple[str, ...] = ()
+    condition: Condition = Condition()
 
 
 def known_by_itself(record: NodeRecord) -> frozenset[str]:
@@ -255,6 +270,11 @@ def _check(record: NodeRecord) -> None:
         raise RecordError("the record offers a relay whose port or families are out of range")
     if len(record.tcp_ports) > MAX_TCP_PORTS or any(not 1 <= port <= 65535 for port in record.tcp_ports):
         raise RecordError("the record has too many TCP ports, or one that is out of range")
+    condition = record.condition
+    if not SOUND <= condition.health <= UNREADY or len(condition.policy) > MAX_POLICY:
+        raise RecordError("the record's condition is out of range")
+    if any(not 0 <= one < 2**16 for one in condition.policy):
+        raise RecordError("the record's condition is out of range")
     if record.region:
         _check_region(record.region)
     if record.routes:

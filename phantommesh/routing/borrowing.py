@@ -69,6 +69,7 @@ class Borrowing:
     ) -> None:  # fmt: skip
         self._own, self._needs, self._confined = own, needs, confined
         self._relays: dict[NodeId, float] = {}
+        self._leaving: Container[NodeId] = frozenset()
         self._peers: dict[NodeId, Peer] = {}
         self._hints: dict[tuple[NodeId, int], tuple[NodeId, float]] = {}  # by peer and dimension
 
@@ -98,9 +99,13 @@ class Borrowing:
             for one in offers
         ]
 
-    def set_relays(self, relays: Mapping[NodeId, float], now: float) -> list[Effect]:
+    def set_relays(
+        self, relays: Mapping[NodeId, float], now: float, leaving: Container[NodeId] = frozenset()
+    ) -> list[Effect]:
         """Make these the relays that this node trusts and reaches, with their round trips in seconds. A relay
-        that is not among them is left at once."""
+        that is not among them is left at once. Those that are ``leaving`` are about to go: another is chosen
+        where one offers, and the leg at the one that goes is kept until the new one forwards."""
+        self._leaving = leaving
         self._relays = {relay: near for relay, near in relays.items() if relay != self._own}
         effects = list[Effect]()
         for peer_id, peer in self._peers.items():
@@ -329,8 +334,8 @@ class Borrowing:
 
     def _to_ask(self, peer_id: NodeId) -> list[NodeId]:
         """The nearest relays, and the nearest that a class of traffic needs if these do not serve."""
-        relays = self._relays
-        nearest = sorted(relays.keys() - {peer_id}, key=lambda relay: (relays[relay], relay))
+        relays, leaving = self._relays, self._leaving
+        nearest = sorted(relays.keys() - {peer_id}, key=lambda one: (one in leaving, relays[one], one))
         return nearest[:ASKED] + needed(nearest[:ASKED], nearest[ASKED:], self._needs(peer_id))
 
     def _keep(self, peer_id: NodeId, peer: Peer, dimension: int, leg: Leg, now: float) -> list[Effect]:
@@ -367,11 +372,12 @@ class Borrowing:
         offers = [
             offer for relay, (offer, _) in peer.offers.items() if relay in self._relays and relay != peer_id
         ]
+        staying = [offer for offer in offers if offer.relay not in self._leaving]
         # It may be the peer that was away: a relay that failed is better than none.
-        good = [offer for offer in offers if peer.failed.get(offer.relay, -inf) <= now]
+        good = [offer for offer in staying or offers if peer.failed.get(offer.relay, -inf) <= now]
         effects = list[Effect]()
         for dimension, relay in peer.choice.decide(
-            peer.wanted, good or offers, now, self._needs(peer_id)
+            peer.wanted, good or staying or offers, now, self._needs(peer_id)
         ).items():
             leg = peer.legs.get(dimension)
             if leg is None or leg.relay != relay:

@@ -11,6 +11,9 @@ A router that is better liked and that broke once takes a prefix back only after
 some time, which doubles with each break. So a link that comes and goes moves traffic seldom. Where nobody
 else carries the prefix, a router takes it back at once after one break, and after a short while where breaks
 follow each other: each change costs this node a change of its interfaces, rules and routes.
+
+A router that is about to go (`Taken.leaving`) gives a prefix up at once to any other that works, however
+short that one has been up: the router still carries while the prefix moves, and later it would not.
 """
 
 from __future__ import annotations
@@ -77,11 +80,14 @@ class Failover:
     def __init__(self) -> None:
         self.carried: Mapping[Network, bytes] = {}
         self._taken: dict[Network, tuple[bytes, ...]] = {}
+        self._leaving: dict[Network, frozenset[bytes]] = {}
         self._routers: dict[bytes, _Router] = {}
 
     def take(self, taken: Iterable[Taken], now: float) -> bool:
         """Take these prefixes and no others; return whether `carried` has changed."""
-        self._taken = {one.prefix: one.routers for one in taken if one.routers}
+        taken = [one for one in taken if one.routers]
+        self._taken = {one.prefix: one.routers for one in taken}
+        self._leaving = {one.prefix: one.leaving for one in taken if one.leaving}
         paces: dict[bytes, float] = {}
         for routers in self._taken.values():
             for router in routers:
@@ -163,8 +169,11 @@ class Failover:
         carried = dict[Network, bytes]()
         for prefix, routers in self._taken.items():
             working = [router for router in routers if self._works(router, prefix, now)]
-            current = self.carried.get(prefix)
-            if current in working:
+            current, leaving = self.carried.get(prefix), self._leaving.get(prefix, frozenset())
+            staying = [router for router in working if router not in leaving]
+            if current in working and current in leaving and staying:
+                carried[prefix] = staying[0]
+            elif current in working:
                 better = working[: working.index(current)]
                 ready = (r for r in better if self._ready_at(r, prefix) <= now)
                 carried[prefix] = next(ready, current)

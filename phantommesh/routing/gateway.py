@@ -166,6 +166,11 @@ class Passing:
             self._unseen[key] = 0 if gone else self._unseen.get(key, 0) + max(more, 0)
         self._before = now
 
+    @property
+    def came(self) -> int:
+        """The packets that have come since the counters began."""
+        return sum(self._before[0].values())
+
     def restart(self) -> None:
         """The counters begin at nothing again."""
         self._before = {}, {}

@@ -21,18 +21,21 @@ EVERYTHING: Final = EXITS
 @dataclass(frozen=True, slots=True)
 class Offer:
     """One prefix that a member's certificate says it may route, and that it offers now. ``router`` is a node
-    id."""
+    id; ``leaving``: the router is about to go."""
 
     prefix: Network
     router: bytes
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A prefix that this node takes, with the node ids of its routers in order of preference."""
+    """A prefix that this node takes, with the node ids of its routers in order of preference. ``leaving`` are
+    those of them that are about to go: they come last."""
 
     prefix: Network
     routers: tuple[bytes, ...]
+    leaving: frozenset[bytes] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +53,19 @@ def taken(
 ) -> tuple[tuple[Taken, ...], tuple[Conflict, ...]]:
     """Say which of the ``offers`` this node takes, sorted by prefix, and which it cannot.
 
-    The routers of a prefix are in the order of the offers: the first is the one to use while it works.
+    The routers of a prefix are in the order of the offers, but for those that are about to go, which come
+    last: the first is the one to use while it works.
     ``host`` is what this host has that is not ours, without default routes. A prefix within a range of the
     host's own is a conflict: it would take that network from the host. A range of the host's within a prefix
     is none: the host's route is longer, and stays.
     """
     routers: dict[Network, dict[bytes, None]] = {}
-    for offer in offers:
+    leaving = set[bytes]()
+    for offer in sorted(offers, key=lambda one: one.leaving):
         if accepted(offer.prefix, accept):
             routers.setdefault(offer.prefix, {})[offer.router] = None
+            if offer.leaving:
+                leaving.add(offer.router)
     if not routers:
         return (), ()
     meshes, ranges = list(overlay), Places((own.network, own) for own in host)
@@ -69,7 +76,7 @@ def taken(
         if why:
             conflicts.append(Conflict(prefix, by, why))
         else:
-            found.append(Taken(prefix, by))
+            found.append(Taken(prefix, by, frozenset(leaving.intersection(by))))
     return tuple(found), tuple(conflicts)
 
 
@@ -78,9 +85,10 @@ def exits(offers: Sequence[Offer], liked: Mapping[bytes, int]) -> tuple[Taken, .
     place of each, the least first."""
     found = list[Taken]()
     for prefix in EXITS:
-        by = {offer.router for offer in offers if offer.prefix == prefix and offer.router in liked}
+        by = {o.router: o.leaving for o in offers if o.prefix == prefix and o.router in liked}
         if by:
-            found.append(Taken(prefix, tuple(sorted(by, key=lambda router: (liked[router], router)))))
+            routers = tuple(sorted(by, key=lambda router: (by[router], liked[router], router)))
+            found.append(Taken(prefix, routers, frozenset(one for one in by if by[one])))
     return tuple(found)
 
 

@@ -55,6 +55,7 @@ TOPOLOGY: Final = "topology.bin"  # what members' links were like yesterday; no 
 TUNED: Final = "tuned.json"  # values that GENESIS found better than the configured; no loss if it is lost
 INVITES: Final = "invites"
 APPROVALS: Final = "routes.json"  # an authority's: which member may route what; there from the first one on
+DRAIN: Final = "drain.json"  # there while this node drains; the node is back at work if it is lost
 PACTS: Final = "pacts.bin"  # with other meshes, their secrets among them; there from the first one on
 SUCCESSION: Final = "successor.invite"  # what a new identity is got by; there while one is under way
 SUCCESSOR: Final = "successor"  # a directory: the whole state of the new identity, until it is put in place

@@ -21,7 +21,7 @@ from phantommesh.gossip.acquaintance import LastAddresses
 from phantommesh.membership.messages import EVENT_SIZE, MAX_GENERATION, STATE, State
 from phantommesh.membership.table import EMPTY, Snapshot
 from phantommesh.records.candidate import Candidate
-from phantommesh.records.record import NodeRecord, RelayOffer
+from phantommesh.records.record import Condition, NodeRecord, RelayOffer
 from phantommesh.records.roster import Roster
 from phantommesh.state import directory, rosterlog
 from phantommesh.state.directory import StateDir
@@ -113,10 +113,11 @@ def make_record(
     relay: RelayOffer | None = None,
     tcp_ports: tuple[int, ...] = (),
     routes: tuple[str, ...] = (),
+    condition: Condition = Condition(),
 ) -> NodeRecord:
     """Return our record, unsigned, from the keys and the configuration. ``found`` are control endpoints for
     where the configuration names none; ``relay`` says that this node relays; ``tcp_ports`` are further ports
-    at which it takes TCP; ``routes`` the prefixes that it offers to route."""
+    at which it takes TCP; ``routes`` the prefixes that it offers to route; ``condition`` how it stands."""
     return NodeRecord(
         node_id=identity.node_id,
         seq=seq,
@@ -132,6 +133,7 @@ def make_record(
         tcp_ports=tcp_ports,
         region=config.node.region,
         routes=routes,
+        condition=condition,
     )
 
 

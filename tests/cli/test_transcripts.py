@@ -180,6 +180,13 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("revoke nas --undo --force"),
     ],
     "rename": [Case("rename new --config copy.toml", kept=False), Case("rename new --socket none.sock")],
+    "drain": [
+        Case("drain"),
+        Case("drain --wait"),
+        Case("drain --for soon"),
+        Case(f"drain {ALONE}", kept=False),
+    ],
+    "undrain": [Case("undrain"), Case("undrain --wait")],
     "config write": [Case("config write"), Case("config write --state-dir none", kept=False)],
     "identity new": [Case("identity new")],
     "config check": [

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+from functools import partial
+
 import pytest
 import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from phantommesh.nursery import supervisor
-from phantommesh.nursery.supervisor import RESTARTS, WINDOW, ServiceFailedError, supervise
+from phantommesh.nursery.due import Due, alive
+from phantommesh.nursery.supervisor import RESTARTS, WINDOW, ServiceFailedError, Services, supervise
 
 
 class Service:
@@ -77,3 +80,66 @@ async def test_cancellation_passes_through(autojump_clock: MockClock, lasting: f
     assert scope.cancelled_caught
     assert len(restarted) == (lasting == 0)  # being cancelled is no failure
     assert len(service.began) == 1
+
+
+async def test_one_service_is_started_again_from_outside_and_that_is_no_failure(
+    autojump_clock: MockClock,
+) -> None:
+    services, restarted = Services(), list[str]()
+    wedged, well = Service(0, lasting=1e6), Service(0, lasting=1e6)
+    with capture_logs():
+        async with trio.open_nursery() as nursery:
+            for name, service in (("wedged", wedged), ("well", well)):
+                run = partial(supervise, name, service, on_restart=restarted.append, among=services)
+                nursery.start_soon(run)
+            for _ in range(2 * RESTARTS):
+                await trio.sleep(1.0)
+                services.restart("wedged")
+            await trio.sleep(1.0)
+            assert len(well.began) == 1 and len(wedged.began) == 2 * RESTARTS + 1
+            assert services.running["wedged"].restarts == 2 * RESTARTS
+            nursery.cancel_scope.cancel()
+    assert set(restarted) == {"wedged"}
+    with pytest.raises(ServiceFailedError, match="no service nobody"):
+        services.restart("nobody")
+
+
+async def test_a_service_says_when_it_turns_next_and_its_children_are_silent(
+    autojump_clock: MockClock,
+) -> None:
+    services = Services()
+
+    async def service() -> None:
+        for wait, work in ((1.0, 0.0), (1.0, 2.5), (1.0, 0.0), (1e6, 0.0)):
+            alive(wait)
+            await trio.sleep(wait + work)
+
+    async with trio.open_nursery() as nursery:
+        alive(0.5)  # nobody's
+        nursery.start_soon(partial(supervise, "it", service, on_restart=lambda name: None, among=services))
+        await trio.sleep(0.5)
+        pulse = services.running["it"]
+        assert pulse.due - trio.current_time() == pytest.approx(0.5)
+        await trio.sleep(10.0)
+        assert pulse.slowest == pytest.approx(2.5) and pulse.turns == 4
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_protocol_is_due_when_its_deadline_has_come(autojump_clock: MockClock) -> None:
+    services, deadline = Services(), [5.0]
+
+    async def service() -> None:
+        due = Due(lambda: deadline[0], turns=True)
+        while True:
+            await due.sleep()
+            deadline[0] = float("inf")
+
+    start = trio.current_time()
+    deadline[0] += start
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(supervise, "it", service, on_restart=lambda name: None, among=services))
+        await trio.sleep(1.0)
+        assert services.running["it"].due == start + 5.0
+        await trio.sleep(5.0)
+        assert services.running["it"].due == float("inf")
+        nursery.cancel_scope.cancel()

@@ -22,6 +22,7 @@ from phantommesh.management.agentview import (
     PatternView,
     StandingView,
 )
+from phantommesh.management.drainview import DrainView
 from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import (
     ExplainedChoice,
@@ -310,6 +311,7 @@ class FakeNode:
         self.revoked: list[tuple[str, bool]] = []
         self.decided: list[tuple[str, str, tuple[str, ...]]] = []
         self.undone: list[str] = []
+        self.draining: DrainView = DrainView(state="working", region="eu")
         self.on_rotate: Callable[[], Awaitable[None]] | None = None
         self.failure: Exception | None = None
         self.phases = {"apex": "running", "fortress": "running", "cipher": "running", "stream": "benched"}
@@ -564,6 +566,23 @@ class FakeNode:
 
     def life(self) -> Life:
         return self.state
+
+    def drain_state(self) -> DrainView:
+        return self.draining
+
+    async def drain(self, seconds: float, *, force: bool, dry_run: bool) -> DrainView:
+        if self.failure is not None:
+            raise self.failure
+        if not dry_run:
+            self.draining = DrainView(
+                state="drained", since="2030-01-01T00:00:00Z", until="2030-01-01T01:00:00Z", by="operator",
+                forced=force, packets=1200, region="eu",
+            )  # fmt: skip
+        return self.draining
+
+    async def undrain(self) -> DrainView:
+        self.draining = DrainView(state="working", region="eu")
+        return self.draining
 
     def ready(self) -> Readiness:
         return Readiness(

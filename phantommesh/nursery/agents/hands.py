@@ -44,6 +44,8 @@ class UndoneError(PhantomMeshError):
 async def carry_out(parts: Parts, order: Order) -> None:
     """Carry out an order, or lift what it says. Raises PhantomMeshError where that cannot be done."""
     proposal = order.proposal
+    if isinstance(proposal.action, Drain) and proposal.agent == "operator":
+        return  # that was done where it was asked for, and is kept: the proposal is for the record
     await (lift if order.lift else do)(parts, proposal.action, proposal)
 
 
@@ -69,7 +71,9 @@ async def do(parts: Parts, action: Action, proposal: Proposal) -> None:
             await parts.tuning.tune(parameter, value, taken=taken)
         case Mend(rule):
             await look_aegis.mend(parts, rule)
-        case Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
+        case Drain():
+            parts.drainer.by_agent(True)
+        case Quarantine() | Weigh() | Deal() | Pin() | Cover():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -88,7 +92,9 @@ async def lift(parts: Parts, action: Action, proposal: Proposal) -> None:
             await parts.banning.limit(None)
         case Tune(parameter):
             parts.tuning.restore(parameter)
-        case Quarantine() | Weigh() | Deal() | Pin() | Cover() | Drain():
+        case Drain():
+            parts.drainer.by_agent(False)
+        case Quarantine() | Weigh() | Deal() | Pin() | Cover():
             pass  # never done: see `do`
         case _:
             assert_never(action)

@@ -26,6 +26,7 @@ from phantommesh.node.lacking import Lacking, family, round_trip
 from phantommesh.node.peers import Peers
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.tags import Tags
+from phantommesh.nursery.due import alive
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.sockets.wgports import WireguardPorts
@@ -238,7 +239,9 @@ class Borrower:
     async def _look_all(self) -> None:
         while True:
             if not self._lacking and self.machine.idle:
+                alive(inf)
                 await self._bell.wait()
+            alive(SELDOM)
             self._look(now := trio.current_time())
             pause = LOOK if now - self._doubted < STEADY else SELDOM
             with trio.move_on_at(max(now + SOONEST, min(now + pause, self.machine.deadline))):
@@ -269,7 +272,7 @@ class Borrower:
 
     def _set_relays(self) -> None:
         self._measured = trio.current_time()
-        near = dict[NodeId, float]()
+        near, leaving = dict[NodeId, float](), set[NodeId]()
         if self._lacking or not self.machine.idle:
             for entry in self._peers.entries:
                 relay = entry.member.node_id
@@ -279,8 +282,10 @@ class Borrower:
                 trip = round_trip(paths, self._ways.taken(relay)) if paths else None
                 if trip is not None:
                     near[relay] = trip
+                    if entry.record.condition.draining:
+                        leaving.add(relay)
         self._relays = {relay: known for relay, known in self._relays.items() if relay in near or known.busy}
-        self._do(self.machine.set_relays(near, trio.current_time()))
+        self._do(self.machine.set_relays(near, trio.current_time(), leaving))
 
     # Effects.
 

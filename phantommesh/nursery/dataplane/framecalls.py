@@ -173,10 +173,16 @@ class FrameCalls:
 
     def _carriers(self, peer: NodeId) -> list[NodeId]:
         """The members to try as a way to a peer that takes no connection, in an order that all share: those
-        that relay, the authorities first, then this node's homes."""
-        relays = [e.member for e in self._peers.entries if e.record.relay is not None]
-        relays.sort(key=lambda member: (member.role is not Role.AUTHORITY, member.node_id))
-        found = dict.fromkeys((*(member.node_id for member in relays), *self._homes()))
+        that relay, the authorities first and those that are about to go last, then this node's homes."""
+        relays = [e for e in self._peers.entries if e.record.relay is not None]
+        relays.sort(
+            key=lambda e: (
+                e.record.condition.draining,
+                e.member.role is not Role.AUTHORITY,
+                e.member.node_id,
+            )
+        )
+        found = dict.fromkeys((*(entry.member.node_id for entry in relays), *self._homes()))
         allowed = (one for one in found if one != peer and self._may(one))
         there = [one for one in allowed if self._caller.sessions.newest(one) is not None]
         return there[:CARRIERS]

@@ -22,6 +22,7 @@ from phantommesh.config.sections import RoutesSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault, FaultKind
 from phantommesh.node.routes import sites
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.host import forwarding as switches
 from phantommesh.nursery.host import hostroutes, waysout
 from phantommesh.nursery.host.leftovers import close_left, opened_beside
@@ -121,6 +122,11 @@ class GatewayDriver:
                 "the same with -o; with ufw both in FORWARD; else see `nft list ruleset`",
             )
 
+    @property
+    def passed(self) -> int | None:
+        """The packets that came to be forwarded, as of the last look; None: nothing is routed."""
+        return self._passing.came if self._installed is not None else None
+
     def kick(self) -> None:
         """Look now: the routes, the host's or those to offer, may have changed."""
         self._kicked.set()
@@ -143,12 +149,14 @@ class GatewayDriver:
                 nursery.start_soon(self._echo.run)
                 while True:
                     self._kicked = trio.Event()
+                    alive(WORK)
                     try:
                         await self._look()
                         self.problem = None
                     except PhantomMeshError as error:
                         self._tell(error)
                     often = bool(self._routes) and trio.current_time() < self._asked_at + ASKED
+                    alive(PACE if often else IDLE_PACE)
                     with trio.move_on_after(PACE if often else IDLE_PACE):
                         await self._kicked.wait()
         finally:

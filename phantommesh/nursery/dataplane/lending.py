@@ -115,6 +115,11 @@ class Lending:
         families = (RELAYS_IPV4 if frame.here4 else 0) | (RELAYS_IPV6 if frame.here6 else 0)
         return RelayOffer(frame.port, families)
 
+    @property
+    def forwarding(self) -> int:
+        """The leases, each of a pair of members in one dimension, that are forwarded now."""
+        return 0 if self.relaying is None else len(self.relaying.forwarded) // 2
+
     def changed(self) -> None:
         """Members, what they may, or this host's addresses may be others than before."""
         if self.relaying is not None:

@@ -25,7 +25,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.dataplane.outside import Outside
-from phantommesh.nursery.due import Due
+from phantommesh.nursery.due import Due, alive
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.unexpected import left_out
 from phantommesh.paths.burst import Burst, Tally
@@ -146,7 +146,7 @@ class PathDriver:
         self._bursts: dict[bytes, Burst] = {}
         self._bursting = Bucket(*BURSTS, trio.current_time())
         self._random = Random()  # noqa: S311  # spreads pings, keys nothing
-        self._due = Due(lambda: self._deadline)
+        self._due = Due(lambda: self._deadline, turns=True)
 
     # --- what the node tells it ---
 
@@ -315,6 +315,7 @@ class PathDriver:
                         log.warning(str(self.problem), fix=self.problem.fix)
                 finally:
                     self._socket = None
+                alive(RETRY)
                 await trio.sleep(RETRY)
 
     async def _serve(self, sock: ProbeSocket) -> None:

@@ -18,6 +18,7 @@ from structlog.typing import FilteringBoundLogger
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.dataplane.calm import Calm
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.errors import ApplyError
 from phantommesh.wireguard.device import DeviceConfig, DeviceState, Endpoint, PeerConfig, without_ipv6
@@ -142,6 +143,7 @@ class Reconciler:
         delay = self._interval
         while True:
             self._kicked = trio.Event()
+            alive(WORK)
             before = self.failures
             try:
                 await self.converge()
@@ -165,6 +167,7 @@ class Reconciler:
         pass."""
         end = trio.current_time() + seconds
         while True:
+            alive(self._interval)
             with trio.move_on_at(min(end, trio.current_time() + self._interval)):
                 await self._kicked.wait()
             if self._calm is not None:

@@ -24,6 +24,7 @@ from phantommesh.config.sections import ScatterSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
 from phantommesh.nursery.dataplane.calm import Calm
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.master import MasterConfig
@@ -240,6 +241,7 @@ class Scattering:
         backoff, self._began = self._interval, trio.current_time()
         while True:
             self._kicked = trio.Event()
+            alive(WORK)
             try:
                 async with self._lock:
                     await self._pass()
@@ -248,6 +250,7 @@ class Scattering:
             except PhantomMeshError as error:
                 await self._retreat(error)
                 backoff = min(max(backoff, 0.5) * 2, MAX_BACKOFF)
+                alive(backoff)
                 with trio.move_on_after(backoff):
                     await self._kicked.wait()
                 continue
@@ -259,7 +262,9 @@ class Scattering:
     async def _rotate_until(self, end: float) -> None:
         """Change the maps that are due, until it is time for the next pass."""
         while not self._kicked.is_set() and trio.current_time() < end:
-            with trio.move_on_at(min(self._plan.next_due(), end)):
+            until = min(self._plan.next_due(), end)
+            alive(max(0.0, until - trio.current_time()) + WORK)
+            with trio.move_on_at(until):
                 await self._kicked.wait()
             async with self._lock:
                 if self._plan.can_rest(_now()):

@@ -162,7 +162,7 @@ class GossipDriver:
         )
         self._send_framed: Callable[[bytes, Address], None] = lambda datagram, to: None
         self._dropped = self.news.dropped
-        self._due, self._saver = Due(lambda: self.gossip.deadline), Saver(self._write)
+        self._due, self._saver = Due(lambda: self.gossip.deadline, turns=True), Saver(self._write)
         self.disk = Patience(log, "members")
         self._wanted, self._watched = Bell(), Bell()
 

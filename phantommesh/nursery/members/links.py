@@ -41,7 +41,7 @@ class LinkDriver:
         self.by_way: Callable[[bytes, Address], None] = lambda datagram, to: None
         self._identity, self._udp = identity, udp
         self._install, self._opened, self._alarmed = install, opened, alarmed
-        self._due = Due(lambda: links.deadline)
+        self._due = Due(lambda: links.deadline, turns=True)
         self._to_sign, self._signing = trio.open_memory_channel[Sign](1024)
         self._log: FilteringBoundLogger = structlog.get_logger("phantommesh.link")
 

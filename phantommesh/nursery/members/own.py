@@ -28,7 +28,7 @@ from phantommesh.nursery.logs import tell
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.members.working import do
-from phantommesh.records.record import NodeRecord, RelayOffer
+from phantommesh.records.record import Condition, NodeRecord, RelayOffer
 from phantommesh.records.roster import Dispute
 from phantommesh.routable import Network, in_order, parse_prefix
 from phantommesh.state import directory
@@ -58,7 +58,7 @@ class OwnRecord:
     """This node as others know it. ``word`` has all that it says of itself. ``merge`` takes in the group keys
     that an authority gave: `GroupKeys.merge`. ``found`` says where this node is reached, beside the
     configured endpoints; ``relays``, whether it forwards for others; ``tcp_ports``, at which further ports it
-    takes TCP."""
+    takes TCP; ``condition``, how it stands."""
 
     def __init__(
         self,
@@ -71,6 +71,7 @@ class OwnRecord:
         self.found: Callable[[], Found] = Found
         self.relays: Callable[[], RelayOffer | None] = lambda: None
         self.tcp_ports: Callable[[], tuple[int, ...]] = tuple
+        self.condition: Callable[[], Condition] = Condition
         self._approved = trio.Event()
         self._certifying = trio.Lock()  # a renewal must not bring back a name that a rename has just replaced
         certified = Certified(state.node_cert, state.authority_cert, state.member_at_issue())
@@ -83,6 +84,7 @@ class OwnRecord:
             self._state.identity, keys, self._config, seq,
             found=found.endpoints, candidates=found.candidates, relay=self.relays(),
             tcp_ports=self.tcp_ports(), routes=tuple(map(str, self.word.routes.offered)),
+            condition=self.condition(),
         )  # fmt: skip
 
     @property

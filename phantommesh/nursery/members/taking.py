@@ -14,6 +14,7 @@ import trio
 from phantommesh.config.sections import RoutesSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.node.routes import Change, Routes
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.overlay import hostview
 from phantommesh.overlay.prefixes import HostRange
 from phantommesh.records.roster import Entry
@@ -73,11 +74,13 @@ class Taking:
         """Judge whenever something may have changed, until cancelled."""
         while True:
             self._kicked, began = trio.Event(), trio.current_time()
+            alive(WORK)
             try:
                 await self.look()
             except PhantomMeshError as error:  # the host cannot be read: what was taken stays
                 log.warning("the host's own ranges are not known", error=str(error), fix=error.fix)
             took = trio.current_time() - began
+            alive(max(LOOK, SHARE * took))
             with trio.move_on_after(max(LOOK, SHARE * took)):
                 await self._kicked.wait()
             await trio.sleep_until(began + max(PAUSE, SHARE * took))

@@ -28,6 +28,7 @@ from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nftables.reversepath import is_strict
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.node.routes import sites
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.overlay import guard
@@ -121,6 +122,7 @@ class Guarding:
             delay = INTERVAL
             while True:
                 self._kicked = trio.Event()
+                alive(WORK)
                 try:
                     await self.converge()
                     delay = INTERVAL
@@ -133,6 +135,7 @@ class Guarding:
                         log.error("the overlay is not guarded", error=str(error), fix=error.fix)
                     self.problem = error
                     delay = min(max(delay if delay < INTERVAL else 0.0, 0.5) * 2, MAX_BACKOFF)
+                alive(delay)
                 with trio.move_on_after(delay):
                     await self._kicked.wait()
 

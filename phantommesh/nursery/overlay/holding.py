@@ -17,6 +17,7 @@ import trio
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, FaultKind
+from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.overlay import closing, hostview
 from phantommesh.overlay.prefixes import Address, Closing, Plan, plan, refusal
 from phantommesh.wireguard.device import Network
@@ -103,6 +104,7 @@ class Overlay:
             nursery.start_soon(self._listen)
             while True:
                 self._kicked = trio.Event()
+                alive(WORK)
                 began = trio.current_time()
                 try:
                     await self.converge()
@@ -115,6 +117,7 @@ class Overlay:
                     self.problem = error
                 took = trio.current_time() - began
                 interval = max(TOLD, self._interval) if self._told else self._interval
+                alive(max(interval, SHARE * took, PAUSE))
                 with trio.move_on_after(max(interval, SHARE * took)):
                     await self._kicked.wait()
                 await trio.sleep_until(began + max(PAUSE, SHARE * took))

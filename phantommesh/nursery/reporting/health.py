@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from time import time
 from typing import assert_never
 
 import trio
 
+from phantommesh.agents import omniscient
 from phantommesh.config import changes
 from phantommesh.faults import OFTEN, WITHIN, Fault, FaultKind
 from phantommesh.link.copies import COPIED, Suspicion, Why
@@ -56,6 +57,18 @@ UNREADY = frozenset(
         COPY_RUNNING,
     )
 )
+
+
+def health_of(faults: Iterable[Fault]) -> int:
+    """What this node's record says of its health, given its faults. Only what is about the node itself
+    counts: a member that is gone is a fault at each of the others, and all their records would change with
+    it."""
+    faults = list(faults)
+    if any(one.code in UNREADY and one.code != TRAFFIC_STOPPED.code for one in faults):
+        return record.UNREADY
+    if any(one.code == findings.AGENT_FINDING.code and one.subject in omniscient.OWN for one in faults):
+        return record.DEGRADED
+    return record.SOUND
 
 
 def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> Iterator[Fault]:
@@ -150,6 +163,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.tcp.further.faults()
     yield from parts.wgports.faults()
     yield from parts.lending.faults()
+    yield from parts.drainer.faults()
     yield from parts.borrower.faults()
     yield from parts.finding.faults()
     yield from routing.faults(parts)

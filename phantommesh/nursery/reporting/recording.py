@@ -17,6 +17,7 @@ from phantommesh.membership.effects import Changed
 from phantommesh.membership.messages import State
 from phantommesh.node.peers import generation_of
 from phantommesh.node.routes import Change
+from phantommesh.nursery.due import alive
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting import federation, health, routing
 from phantommesh.nursery.reporting.netchecking import nats_of, said
@@ -250,6 +251,7 @@ class Recorder:
         """Measure what was asked for (`look`), and see what is wrong also while the interfaces cannot be
         read, until cancelled."""
         while True:
+            alive(max(0.0, self._judged + JUDGE - trio.current_time()))
             with trio.move_on_at(self._judged + JUDGE):
                 await self._asked.wait()
             if self._asked.is_set():
@@ -269,6 +271,10 @@ class Recorder:
         reporter, metrics = self._reporter, self._metrics
         faults = reporter.faults()
         metrics.set_faults(Counter((fault.code, fault.severity) for fault in faults))
+        parts = self._parts
+        parts.drainer.able = reporter.life() != "starting" and not any(
+            f.code in health.UNREADY for f in faults
+        )
         metrics.set_state(reporter.life(), ready=reporter.readiness(faults).ready)
         metrics.set_traffic(reporter.flows(reporter.seen()))
         reasons = [fault.line for fault in faults]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
-`pause_agent`, `resume_agent`, `revoke`, `rename`, `new_identity`, `approve_routes`, `withdraw_routes`,
-`invite_mesh`, `accept_pact`, `end_pact`, `ban` and `unban`."""
+`pause_agent`, `resume_agent`, `ban`, `unban`, `drain`, `undrain`, `revoke`, `rename`, `new_identity`,
+`approve_routes`, `withdraw_routes`, `invite_mesh`, `accept_pact` and `end_pact`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from phantommesh.management.agentview import (
     IncidentView,
     MemoryView,
 )
+from phantommesh.management.drainview import DrainView
 from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
@@ -49,7 +50,16 @@ from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.keeping.decisions import asked
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting import agents as agentrows
-from phantommesh.nursery.reporting import explaining, federation, health, pinging, routing, threats, topology
+from phantommesh.nursery.reporting import (
+    drain,
+    explaining,
+    federation,
+    health,
+    pinging,
+    routing,
+    threats,
+    topology,
+)
 from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.nursery.reporting.netchecking import NetChecks
 from phantommesh.nursery.reporting.rows import Rows
@@ -133,7 +143,9 @@ class Reporter(Rows):
             there = all(name in parts.reconciler.actual for name in parts.names)
             over = trio.current_time() - parts.started > STARTING
             self._stood = over or (there and not parts.reconciler.problems)
-        return "running" if self._stood else "starting"
+        if not self._stood:
+            return "starting"
+        return "draining" if parts.drainer.on else "running"
 
     def faults(self) -> list[Fault]:
         """All that is wrong: `status` has it too."""
@@ -361,6 +373,25 @@ class Reporter(Rows):
             ip4=str(made.ip4),
             ip6=str(made.ip6),
         )
+
+    def drain_state(self) -> DrainView:
+        """Whether this node drains."""
+        return drain.view(self._parts)
+
+    async def drain(self, seconds: float, *, force: bool, dry_run: bool) -> DrainView:
+        """Have members use other routers, exits and relays. Raises DrainRefusedError."""
+        drainer = self._parts.drainer
+        if dry_run:
+            drainer.check(force=force)
+        else:
+            await drainer.begin(seconds, force=force)
+            self._parts.decisions.operate([drain.asked(seconds, force=force)])
+        return self.drain_state()
+
+    async def undrain(self) -> DrainView:
+        """Have members use this node again."""
+        await self._parts.drainer.end("somebody took it back")
+        return self.drain_state()
 
     async def rename(self, name: str) -> NameResult:
         """Get another name. Raises PhantomMeshError."""

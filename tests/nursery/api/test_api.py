@@ -45,6 +45,7 @@ from phantommesh.management.views import (
     ScatterView,
     Status,
 )
+from phantommesh.node.draining import DrainRefusedError
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
 from phantommesh.nursery.api.problems import MAX_BODY_BYTES
@@ -132,6 +133,7 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
         "/v1/agents/{name}/pause",
         "/v1/agents/{name}/resume",
         "/v1/pings",
+        "/v1/undrain",
         "/v1/identities",
         "/v1/names",
         "/v1/routes/approvals",
@@ -967,3 +969,19 @@ async def test_bans_are_made_lifted_and_shown() -> None:
     for body in ({"network": "192.0.2.9", "seconds": 0}, {"network": "x" * 65}, {"for": "10m"}):
         await problem(await ask(node, "POST", "/v1/bans", json=body), 400)
     await problem(await ask(node, "DELETE", "/v1/bans?who=me"), 400)
+
+
+async def test_draining_is_begun_shown_and_ended() -> None:
+    node = FakeNode()
+    begun = await ask(node, "POST", "/v1/drain", json={"seconds": 60, "force": True})
+    assert begun.status_code == 200 and (await begun.get_json())["forced"] is True
+    shown = await (await ask(node, "GET", "/v1/drain")).get_json()
+    assert shown["state"] == "drained" and shown["by"] == "operator"
+    assert (await (await ask(node, "POST", "/v1/undrain")).get_json())["state"] == "working"
+    dry = await (await ask(node, "POST", "/v1/drain?dry_run=true")).get_json()
+    assert dry["state"] == "working"
+    for body in ({"seconds": 0}, {"seconds": 1e9}, {"force": 1}, {"more": 1}):
+        await problem(await ask(node, "POST", "/v1/drain", json=body), 400)
+    node.failure = DrainRefusedError("b drains in the region eu", fix="wait")
+    refused = await problem(await ask(node, "POST", "/v1/drain"), 409)
+    assert refused.fix == "wait"

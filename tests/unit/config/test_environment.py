@@ -100,6 +100,9 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "agents.dry_run": ("true", True),
     "agents.aegis.mend": ("true", True),
     "agents.aegis.scan_seconds": ("60", 60.0),
+    "agents.nexus.drain_unready": ("false", False),
+    "agents.nexus.skew_hours": ("1.5", 1.5),
+    "agents.omniscient.memory_mb": ("1024", 1024),
     **{f"{agent}.enabled": ("false", False) for agent in AGENTS},
     **{f"{agent}.dry_run": ("true", True) for agent in AGENTS},
 }

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_network
 
 from msgspec import structs
 
 from phantommesh.config.sections import RoutesSection
 from phantommesh.node.routes import Claim, Routes, offered
-from phantommesh.records.record import sign_record
+from phantommesh.records.record import Condition, sign_record
 from phantommesh.records.roster import Entry, Roster
 from phantommesh.routable import EXITS, Network
 from phantommesh.routing.prefixes import Taken
@@ -139,3 +140,18 @@ def test_what_is_there_for_a_prefix_of_ones_own_is_taken_of_nobody() -> None:
     assert routes.taken == (Taken(LAB, (ONE.node_id,)),)
     (conflict,) = routes.conflicts
     assert conflict.prefix == SITE and str(SITE) in conflict.why
+
+
+def test_a_router_that_drains_comes_last_whatever_its_region_and_place() -> None:
+    one, two = (
+        entry(ONE, "one", (EXITS[0], SITE, EXITS[1]), (EXITS[0], SITE, EXITS[1]), "eu"),
+        entry(TWO, "two", (EXITS[0], SITE, EXITS[1]), (EXITS[0], SITE, EXITS[1])),
+    )
+    gone = replace(one, record=structs.replace(one.record, condition=Condition(draining=True)))
+    routes = Routes(RoutesSection(accept=("all",), exit=("one", "two")), OVERLAY, "eu")
+    routes.look([one, two], frozenset(), ())
+    assert {taken.routers for taken in routes.taken} == {(ONE.node_id, TWO.node_id)}
+    routes.look([gone, two], frozenset(), ())
+    assert {(taken.routers, taken.leaving) for taken in routes.taken} == {
+        ((TWO.node_id, ONE.node_id), frozenset({ONE.node_id}))
+    }

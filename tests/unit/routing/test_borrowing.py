@@ -409,3 +409,22 @@ def test_a_relay_that_a_class_needs_is_asked_and_taken_though_others_are_nearer(
     for relay in asked:
         effects += machine.cost(relay, B, 0.01, 0.1)
     assert {one.relay for one in effects if isinstance(one, AskLease)} == {near[0], near[1], near[-1]}
+
+
+def test_a_relay_that_is_about_to_go_is_left_for_another_without_a_moment_between() -> None:
+    """P's and Q's legs move to R and to each other; each leg is kept until the new one forwards."""
+    net = Net()
+    net.start(0, 1)
+    net.run(5.0)
+    assert net.used[A] == {0: P, 1: Q}
+    for end in (A, B):
+        net.do(end, net.ends[end].set_relays(net.costs, net.now, {P}))
+    for _ in range(100):
+        net.run(0.1)
+        assert net.used[A].keys() == net.used[B].keys() == {0, 1}
+    assert P not in net.used[A].values() and net.works(0) and net.works(1)
+    assert not net.leases[P].forwards(net.now)
+    for end in (A, B):  # there is no other: one that goes is better than none
+        net.do(end, net.ends[end].set_relays(net.costs, net.now, {P, Q, R}))
+    net.run(10.0)
+    assert net.works(0) and net.works(1)

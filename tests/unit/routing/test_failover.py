@@ -296,3 +296,22 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_a_router_that_is_about_to_go_gives_up_at_once_also_to_one_that_has_just_come_back() -> None:
+    run = Run(Taken(LAN, (A, B)))
+    run.works = {A: (LAN,), B: (LAN,)}
+    run.run(60.0)
+    for _ in range(2):  # the twin breaks, and comes back: it would have to wait
+        run.works = {A: (LAN,)}
+        run.run(2.0)
+        run.works = {A: (LAN,), B: (LAN,)}
+        run.run(2 * PACE)
+    assert run.carrier == A
+    assert run.failover.take([Taken(LAN, (B, A), frozenset({A}))], run.now)
+    assert run.carrier == B
+    run.works = {A: (LAN,)}
+    run.run(3.0)
+    assert run.carrier == A  # one that goes is better than none
+    run.failover.take([Taken(LAN, (A, B))], run.now)
+    assert run.carrier == A

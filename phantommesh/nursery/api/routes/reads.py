@@ -65,6 +65,9 @@ def reads(node: NodePort) -> Handlers:
     async def bans() -> Response:
         return json(await node.bans())
 
+    async def drain() -> Response:
+        return json(node.drain_state())
+
     async def topology() -> Response:
         return json(await node.topology())
 
@@ -124,6 +127,7 @@ def reads(node: NodePort) -> Handlers:
         "routes": routes,
         "federation": federation,
         "explain_route": explain_route,
+        "drain": drain,
         "topology": topology,
         "threats": threats,
         "bans": bans,

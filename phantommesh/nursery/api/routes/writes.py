@@ -12,6 +12,7 @@ from quart import Response, request
 from phantommesh.management.agentview import AgentsResult
 from phantommesh.management.bodies import (
     BanRequest,
+    DrainRequest,
     FederationAcceptRequest,
     FederationInviteRequest,
     IdentityRequest,
@@ -23,10 +24,13 @@ from phantommesh.management.bodies import (
     RevocationRequest,
     RotationRequest,
     RouteRequest,
+    UndrainRequest,
 )
+from phantommesh.management.drainview import DrainView
 from phantommesh.management.endpoints import (
     APPROVALS,
     BANS,
+    DRAINS,
     FEDERATION_ENDS,
     FEDERATION_INVITES,
     FEDERATION_PACTS,
@@ -38,6 +42,7 @@ from phantommesh.management.endpoints import (
     RESUMES,
     REVOCATIONS,
     ROTATIONS,
+    UNDRAINS,
     WITHDRAWALS,
     Endpoint,
     RootOnly,
@@ -85,6 +90,12 @@ def writes(node: NodePort) -> Handlers:
         """Lifting twice lifts once: this has no body and needs no key."""
         done = await node.unban(request.args.get("network"), request.args.get("by"))
         return Response(msgspec.json.encode(done), content_type=JSON)
+
+    async def drain(wanted: DrainRequest, dry_run: bool) -> DrainView:
+        return await node.drain(wanted.seconds, force=wanted.force, dry_run=dry_run)
+
+    async def undrain(_wanted: UndrainRequest, _dry_run: bool) -> DrainView:
+        return await node.undrain()
 
     async def replace(_wanted: IdentityRequest, _dry_run: bool) -> IdentityResult:
         return await node.new_identity()
@@ -149,6 +160,8 @@ def writes(node: NodePort) -> Handlers:
         PINGS.name: writing(PINGS, ping),
         BANS.name: writing(BANS, ban),
         "unban": unban,
+        DRAINS.name: writing(DRAINS, drain),
+        UNDRAINS.name: writing(UNDRAINS, undrain),
         IDENTITIES.name: writing(IDENTITIES, replace),
         NAMES.name: writing(NAMES, rename),
         REVOCATIONS.name: writing(REVOCATIONS, revoke),

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""When this node may drain, and when it has nothing left to do for others. Sans-I/O.
+
+A node that drains says so in its record. Members then choose other routers, exits and relays, and move what
+went over this one. What is sent to the node itself is not touched. The flag stands until the operator takes
+it back or its time is over, also across restarts: a node that is being upgraded is out of the way until
+somebody says that it is well again.
+
+Of one region never two nodes drain at once: the one could be all that the other's traffic can move to. A node
+that has gone while it drained counts as draining. Where two begin at the same moment, before either has heard
+of the other, the one with the greater node id gives way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from phantommesh.errors import PhantomMeshError
+from phantommesh.records.roster import Entry
+
+# Tuning.
+HEARD: Final = 3.0  # s from the beginning in which all members hear of it, by far: gossip takes about one
+QUIET: Final = 2.0  # s without any packet forwarded until the node counts as drained
+LONGEST: Final = 86_400.0  # s: a node that nobody takes back is at work again after a day at most
+AT_ONCE: Final = 10.0  # s from the beginning in which a second one of the region gives way, not later
+
+
+class Drained(msgspec.Struct, frozen=True):
+    """What the state directory keeps while a node drains: since and until when, in Unix seconds."""
+
+    since: float
+    until: float
+    forced: bool = False
+
+
+class DrainRefusedError(PhantomMeshError):
+    """Another node of the region drains."""
+
+
+def drains(entry: Entry, wall: float) -> bool:
+    """Whether a member drains, or went away while it did. One whose certificate ran out since counts as
+    gone for good."""
+    return entry.record.condition.draining and entry.valid(wall)
+
+
+def of_region(entries: Iterable[Entry], region: str, wall: float) -> list[Entry]:
+    """The members that drain in a region. Nodes without a region are one region of their own."""
+    return [entry for entry in entries if entry.record.region == region and drains(entry, wall)]
+
+
+def refusal(others: Iterable[Entry], region: str) -> DrainRefusedError | None:
+    """Why this node may not drain now, given the members of its region that do."""
+    names = sorted(entry.member.name for entry in others)
+    if not names:
+        return None
+    where = f"in the region {region}" if region else "among the nodes without a region"
+    return DrainRefusedError(
+        f"{', '.join(names[:3])} drains {where}: this node would be the second one there",
+        fix="wait until it is at work again (`phantommesh drain --wait` does), or give --force",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a node does for others, as counted since it started: packets to and from prefixes that it routes
+    (None: not known yet), leases that it forwards now, and connections that it joins now."""
+
+    packets: int | None
+    leases: int
+    bridges: int
+
+
+class Draining:
+    """The draining of one node; ``me`` is its node id."""
+
+    def __init__(self, me: bytes, region: str, kept: Drained | None = None) -> None:
+        self._me, self._region = me, region
+        self.drained = kept
+        """Since and until when; None: the node does not drain."""
+        self._began = float("-inf")
+        self._packets: int | None = None
+        self._moved = float("-inf")
+
+    @property
+    def on(self) -> bool:
+        """Whether the node drains."""
+        return self.drained is not None
+
+    def begin(self, others: Iterable[Entry], until: float, *, force: bool, now: float, wall: float) -> None:
+        """Drain until so many Unix seconds, from now on or still. Raises DrainRefusedError."""
+        until = min(until, wall + LONGEST)
+        if self.drained is not None:
+            forced = force or self.drained.forced
+            self.drained = Drained(self.drained.since, until, forced)
+            return
+        self.check(others, force=force, wall=wall)
+        self.drained, self._began = Drained(wall, until, force), now
+        self._packets, self._moved = None, now
+
+    def check(self, others: Iterable[Entry], *, force: bool, wall: float) -> None:
+        """Raise DrainRefusedError where this node may not begin now."""
+        region = self._region
+        if not force and not self.on and (why := refusal(of_region(others, region, wall), region)):
+            raise why
+
+    def end(self) -> bool:
+        """Be at work again; return whether the node drained."""
+        was, self.drained = self.drained is not None, None
+        return was
+
+    def over(self, wall: float) -> bool:
+        """Whether its time is over."""
+        return self.drained is not None and self.drained.until <= wall
+
+    def gives_way(self, others: Iterable[Entry], now: float, wall: float) -> str:
+        """The name of a member that began at the same moment and stays, so that this node is to end; empty
+        where there is none."""
+        if self.drained is None or self.drained.forced or now - self._began > AT_ONCE:
+            return ""
+        first = (e for e in of_region(others, self._region, wall) if e.member.node_id < self._me)
+        return next((entry.member.name for entry in first), "")
+
+    def count(self, work: Work, now: float) -> None:
+        """Take in what the node does for others now."""
+        if work.leases or work.bridges or (self._packets is not None and work.packets != self._packets):
+            self._moved = now
+        self._packets = work.packets
+
+    def idle(self, now: float) -> bool:
+        """Whether all have heard of it and nothing is forwarded for others any more."""
+        return self.on and now - self._began >= HEARD and now - self._moved >= QUIET

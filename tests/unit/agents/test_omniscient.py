@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""OMNISCIENT's policy: what is wedged and what is merely late, and findings that do not flicker."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from phantommesh.agents.actions import Raise, Restart, check
+from phantommesh.agents.base import Observation, Proposal
+from phantommesh.agents.omniscient import (
+    CALM,
+    DISK,
+    ENDS,
+    GRACE,
+    JUMP,
+    JUMP_TOLD,
+    LAG,
+    OFTEN,
+    SLOW_LOOKS,
+    STANDS,
+    Member,
+    Omniscient,
+    Seen,
+    Service,
+    Vitals,
+)
+from phantommesh.node.steps import Moment
+
+WELL = Vitals(lag=0.0, tasks=50, memory=80 * 2**20, descriptors=50, limit=1024, free=10 * DISK)
+
+
+class Run:
+    """The agent, looking once a second."""
+
+    def __init__(self) -> None:
+        self.agent, self.now = Omniscient(), 100.0
+        self.look(Seen((), WELL))
+
+    def look(self, seen: Seen, after: float = 1.0) -> list[Proposal]:
+        self.now += after
+        return list(self.agent.observe(Observation(Moment(self.now, 1e9 + self.now), seen)))
+
+    def service(self, due: float, **more: float) -> Seen:
+        return Seen((Service("gossip", due, **more),), WELL)  # type: ignore[arg-type]
+
+
+def rules(proposals: list[Proposal]) -> set[str]:
+    return {one.action.rule for one in proposals if isinstance(one.action, Raise)}
+
+
+def restarted(proposals: list[Proposal]) -> list[str]:
+    return [one.action.service for one in proposals if isinstance(one.action, Restart)]
+
+
+def test_a_service_overdue_by_the_grace_is_restarted_and_one_that_is_less_late_is_not() -> None:
+    run = Run()
+    assert not run.look(run.service(run.now + 1.0 - GRACE))
+    assert restarted(run.look(run.service(run.now + 0.9 - GRACE))) == ["gossip"]
+    assert not run.look(run.service(float("inf")))
+
+
+def test_a_service_that_was_late_before_and_came_gets_more_time() -> None:
+    run = Run()
+    assert not run.look(run.service(run.now - 5.0, slowest=3.0))
+    assert restarted(run.look(run.service(run.now - 9.0, slowest=3.0)))
+
+
+@pytest.mark.parametrize(("after", "lag"), [(10.0, 0.0), (1.0, 5.0)])
+def test_no_service_is_wedged_where_the_whole_process_was_held_up(after: float, lag: float) -> None:
+    run = Run()
+    seen = replace(run.service(run.now - 60.0), vitals=replace(WELL, lag=lag))
+    assert not restarted(run.look(seen, after))
+    assert restarted(run.look(run.service(run.now - 60.0)))  # it had its chance to turn
+
+
+def test_one_restart_within_the_rest_and_a_finding_where_they_do_not_help() -> None:
+    run, found = Run(), list[list[Proposal]]()
+    for _ in range(100):
+        found.append(run.look(run.service(run.now - 60.0)))
+    assert sum(len(restarted(one)) for one in found) == 4
+    assert "service-wedged" not in rules(found[35]) and "service-wedged" in rules(found[70])
+    assert OFTEN == 3
+
+
+def test_a_service_that_does_not_end_is_a_finding_and_is_not_restarted_again() -> None:
+    run = Run()
+    began = run.now
+    for _ in range(int(ENDS)):
+        assert not run.look(run.service(began - 60.0, ending=began))
+    found = run.look(run.service(began - 60.0, ending=began))
+    assert rules(found) == {"service-wedged"} and not restarted(found)
+
+
+@pytest.mark.parametrize(
+    ("rule", "wrong", "between"),
+    [
+        ("memory-high", {"memory": 600 * 2**20}, {"memory": 500 * 2**20}),
+        ("descriptors-high", {"descriptors": 900}, {"descriptors": 700}),
+        ("tasks-many", {"tasks": 6000}, {"tasks": 4500}),
+        ("disk-low", {"free": DISK // 2}, {"free": DISK + DISK // 10}),
+    ],
+)
+def test_a_finding_comes_at_its_bound_and_goes_when_all_was_well_for_a_while(
+    rule: str, wrong: dict[str, int], between: dict[str, int]
+) -> None:
+    run = Run()
+
+    def look(values: dict[str, int]) -> set[str]:
+        return rules(run.look(Seen((), replace(WELL, **values))))  # type: ignore[arg-type]
+
+    assert look(between) == set()
+    assert look(wrong) == {rule}
+    for _ in range(60):
+        assert look(between) == {rule}  # within the bound, and not well yet
+    for _ in range(int(CALM)):
+        assert look({}) == {rule}
+    assert look({}) == set()
+
+
+def test_a_lag_counts_when_it_comes_again_and_again() -> None:
+    run = Run()
+    slow = Seen((), replace(WELL, lag=2 * LAG))
+    assert not rules(run.look(slow))
+    run.look(Seen((), WELL))
+    found = [rules(run.look(slow)) for _ in range(SLOW_LOOKS)]
+    assert found == [set(), set(), {"loop-slow"}]
+
+
+def test_a_jump_of_the_clock_is_told_for_a_while() -> None:
+    run = Run()
+    assert not rules(run.look(Seen((), replace(WELL, jump=JUMP / 2))))
+    assert rules(run.look(Seen((), replace(WELL, jump=-3600.0)))) == {"clock-jumped"}
+    assert rules(run.look(Seen((), WELL), JUMP_TOLD - 1.0)) == {"clock-jumped"}
+    assert not rules(run.look(Seen((), WELL), 2.0))
+
+
+def test_the_mesh_is_degraded_when_a_third_of_it_is_and_nodes_that_drain_do_not_count() -> None:
+    run = Run()
+
+    def look(gone: int, ill: int, drained: int) -> set[str]:
+        members = [Member(f"g{i}", False, 0, False) for i in range(gone)]
+        members += [Member(f"i{i}", True, 1, False) for i in range(ill)]
+        members += [Member(f"d{i}", False, 2, True) for i in range(drained)]
+        members += [Member(f"w{i}", True, 0, False) for i in range(9 - len(members))]
+        return rules(run.look(Seen((), WELL, tuple(members))))
+
+    assert look(1, 1, 5) == set()
+    assert look(2, 1, 0) == {"mesh-degraded"}
+
+
+@given(
+    st.lists(
+        st.builds(
+            Vitals,
+            lag=st.floats(0, 10),
+            tasks=st.integers(0, 10_000),
+            jump=st.floats(-1e6, 1e6),
+            memory=st.none() | st.integers(0, 2**40),
+            descriptors=st.none() | st.integers(0, 10**6),
+            limit=st.none() | st.integers(0, 10**6),
+            free=st.none() | st.integers(0, 2**50),
+        ),
+        max_size=20,
+    ),
+    st.floats(0, 5),
+)
+def test_whatever_is_seen_each_proposal_is_admissible(vitals: list[Vitals], after: float) -> None:
+    run = Run()
+    for one in vitals:
+        for proposal in run.look(replace(run.service(run.now - 3.0), vitals=one), after):
+            assert check(proposal.action) == ""
+            assert proposal.evidence and run.now < proposal.until <= run.now + STANDS
