@@ -168,7 +168,7 @@ class Recorder:
         counts = Counter(self._pacts.values())
         self._metrics.set_pacts({state: counts[state] for state in federation.STATES})
 
-    def _tell_copies(self) -> None:
+    def tell_copies(self) -> None:
         """Say at once which identities seem to be in use on two machines."""
         parts = self._parts
         parts.copies.look(partial(generation_of, parts.gossip.membership), trio.current_time())
@@ -265,7 +265,7 @@ class Recorder:
 
     def measure(self) -> None:
         """Bring the metrics and events up to what the interfaces and the links say now."""
-        self._tell_copies()
+        self.tell_copies()
         self._tell_health()
         self._tell_advice()
         parts = self._parts
