@@ -14,8 +14,8 @@ of its own links, keys and files. What members say of others is no input.
 
 **Policy.**
 
-- *A PSK that the machinery forgot*: older than `OVERDUE` of its longest period, and no attempt failed:
-  Rotate. Where attempts fail the machinery tries already, and CIPHER does not add to that.
+- *A PSK that the machinery forgot*: older than the machinery ever lets one get, by `OVERDUE`, and no attempt
+  failed: Rotate. Where attempts fail the machinery tries already, and CIPHER does not add to that.
 - *A stale link*: the PSK is older than `link.stale_alarm_seconds`, by default 180 s, two periods. That age is
   the promise, so the peer's traffic is closed in the kernel (Quarantine) until the link has a new PSK.
   Handshakes and probes go on. It ends at the look that the finished handshake wakes. It also ends where
@@ -35,8 +35,8 @@ of its own links, keys and files. What members say of others is no input.
 
 **Bounds.** A re-key for a sign costs a token: `SIGN_BURST` of one peer and then one in 300 s, `ALL_BURST` of
 all peers and then one in 10 s. So a member that breaks its chain again and again has this node shake hands
-less often than it does itself. A Rotate is left out where its rest (30 s) could delay a quarantine. At most
-`MOST` quarantines and `MOST_ROTATIONS` a look; those that were not proposed for longest go first.
+less often than it does itself. At most `MOST` quarantines and `MOST_ROTATIONS` a look; the quarantines that
+were not proposed for longest go first.
 
 **Never**: a quarantine for anything but the age of this node's own link with that very peer; a revocation;
 another identity; a key made earlier than the machinery's settings say, but for a sign.
@@ -56,7 +56,7 @@ from phantommesh.rates import Bucket, Rates
 
 # Tuning. Seconds, unless it says otherwise.
 EVERY: Final = 10.0  # between looks; alarms and finished handshakes wake it at once
-OVERDUE: Final = 1.25  # of the longest period: the machinery has had time for two attempts by then
+OVERDUE: Final = 10.0  # after the longest period: an attempt that fails has failed after 6 s
 SETTLE: Final = 5.0  # that gossip's news of a start, and the machinery's own answer to a sign, may take
 SIGN_LIFE: Final = 120.0  # a sign older than that was answered by the next scheduled PSK
 SLACK: Final = (
@@ -105,7 +105,7 @@ class SignSeen(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """What CIPHER looks at. ``period``: the longest time between two PSKs as the machinery makes them;
+    """What CIPHER looks at. ``period``: the age of a PSK at which the machinery has begun to make the next;
     ``promise``: the age at which a link is stale; ``random``: that at which its PSK is random.
     ``key_ages`` by dimension, None: not known. ``renewal_late``: seconds past the certificate's renewal time,
     negative before; ``renewal_failing``: the last attempt failed, so that the machinery tries.
@@ -113,7 +113,7 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
 
     links: tuple[LinkSeen, ...] = ()
     signs: tuple[SignSeen, ...] = ()
-    period: float = 105.0
+    period: float = 145.0
     promise: float = 180.0
     random: float = 300.0
     key_life: float = 86_400.0
@@ -217,8 +217,7 @@ class Cipher(Agent[Seen]):
         for link in seen.links:
             if not left:
                 return
-            # The rest after a Rotate must be over before the link may have to be closed.
-            if link.age is None or link.age + Rotate.rests >= seen.promise:
+            if link.age is None:
                 continue
             sign = next(
                 (one for one in signs if one[0].peer in ("", link.peer) and _unanswered(one[1], link.age)),
@@ -231,10 +230,10 @@ class Cipher(Agent[Seen]):
                     link, now, Evidence(f"{what.kind}_age_s", age, SETTLE, "links"),
                     why=f"{what.kind} of {what.name}: no keys from before it stay in use with {link.name}",
                 )  # fmt: skip
-            elif sign is None and not link.failing and link.age >= OVERDUE * seen.period:
+            elif sign is None and not link.failing and link.age >= seen.period + OVERDUE:
                 left -= 1
                 yield _rotation(
-                    link, now, Evidence("psk_age_s", link.age, OVERDUE * seen.period, "links"),
+                    link, now, Evidence("psk_age_s", link.age, seen.period + OVERDUE, "links"),
                     why=f"the PSK with {link.name} is overdue, and nothing tries to make another",
                 )  # fmt: skip
 
@@ -365,7 +364,7 @@ def _link(seen: Seen, peer: str) -> LinkSeen | None:
 
 def _rotation(link: LinkSeen, now: float, evidence: Evidence, *, why: str) -> Proposal:
     return Proposal(
-        agent="cipher", subject=Subject("peer", link.peer), action=Rotate(link.peer), evidence=(evidence,),
+        agent="cipher", subject=Subject("link", link.peer), action=Rotate(link.peer), evidence=(evidence,),
         expects=Expectation("psk_age_s", "at_most", REKEYED, Rotate.rests), until=now + EVERY, why=why,
         incident=link.peer,
     )  # fmt: skip

@@ -8,10 +8,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
+from phantommesh.agents.cipher import Cipher
 from phantommesh.agents.council import Council, Order, Phase
 from phantommesh.config.agents import AgentSection, AgentsSection
 
-MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType({})
+MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType(
+    {"cipher": lambda settings: Cipher(quarantines=settings.cipher.quarantine)}
+)
 """How to make each agent. A further agent is one line here, and one in `nursery/agents/looks.py`."""
 
 

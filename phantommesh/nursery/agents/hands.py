@@ -31,6 +31,7 @@ from phantommesh.agents.actions import (
 )
 from phantommesh.agents.council import Order
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery.agents.quarantining import quarantine
 from phantommesh.nursery.parts import Parts
 from phantommesh.trust.identity import parse_node_id
 
@@ -58,7 +59,9 @@ async def do(parts: Parts, action: Action) -> None:
             await parts.own.renew_now(parts.caller)
         case Restart(service):
             parts.services.restart(service)
-        case Ban() | Shed() | Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Quarantine(peer):
+            await quarantine(parts, peer, on=True)
+        case Ban() | Shed() | Mend() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -71,7 +74,9 @@ async def lift(parts: Parts, action: Action) -> None:
             pass
         case Rotate() | ReplaceKey() | Renew() | Restart() | Mend():
             pass  # done once
-        case Ban() | Shed() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Quarantine(peer):
+            await quarantine(parts, peer, on=False)
+        case Ban() | Shed() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
             pass  # never done: see `do`
         case _:
             assert_never(action)
@@ -80,7 +85,7 @@ async def lift(parts: Parts, action: Action) -> None:
 def rotate(parts: Parts, peer: str) -> None:
     """Have the link with a peer make a new PSK. Raises PhantomMeshError."""
     node_id = parse_node_id(peer)
-    if parts.peers.get(node_id) is None:
+    if parts.peers.get(node_id) is None and node_id not in parts.peers.visitors:
         raise UndoneError(f"{peer} is no peer of this node any more")
     parts.links.rotate(node_id, trio.current_time())
     parts.driver.wake()

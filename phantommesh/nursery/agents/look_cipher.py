@@ -19,15 +19,15 @@ async def look(parts: Parts) -> Seen:
     """Return CIPHER's snapshot."""
     await trio.lowlevel.checkpoint()
     now, wall = trio.current_time(), time()
-    settings, wireguard, own = parts.config.link, parts.config.wireguard, parts.own
+    wireguard, own = parts.config.wireguard, parts.own
     handshakes = handshake_ages(parts, wall)
     visitors = [visitor.entry for visitor in parts.peers.visitors.values()]
     return Seen(
         links=tuple(_link(parts, entry, handshakes, now) for entry in (*parts.peers.entries, *visitors)),
         signs=tuple(_signs(parts, now)),
-        period=settings.rotate_seconds + settings.jitter_seconds + GLARE_DELAY,
-        promise=settings.stale_alarm_seconds,
-        random=settings.stale_random_seconds,
+        period=parts.links.timing.latest + GLARE_DELAY,
+        promise=parts.links.timing.stale_alarm,
+        random=parts.links.timing.stale_random,
         key_life=wireguard.key_seconds,
         key_ages=tuple(None if key.made is None else wall - key.made for key in own.wg_keys.keys),
         renewal_late=wall - own.renewal_due(),

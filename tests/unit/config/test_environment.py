@@ -95,6 +95,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "log.format": ("json", "json"),
     "agents.enabled": ("false", False),
     "agents.dry_run": ("true", True),
+    "agents.cipher.quarantine": ("false", False),
     **{f"{agent}.enabled": ("false", False) for agent in AGENTS},
     **{f"{agent}.dry_run": ("true", True) for agent in AGENTS},
 }
