@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from random import Random
 from types import MappingProxyType
 from typing import Any, Final
 
 from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
 from phantommesh.agents.cipher import Cipher
 from phantommesh.agents.council import Council, Order, Phase
+from phantommesh.agents.genesis import Genesis
 from phantommesh.config.agents import AgentSection, AgentsSection
 
 MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType(
-    {"cipher": lambda settings: Cipher(quarantines=settings.cipher.quarantine)}
+    {
+        "cipher": lambda settings: Cipher(quarantines=settings.cipher.quarantine),
+        "genesis": lambda settings: Genesis(Random(os.urandom(16))),  # noqa: S311  # an order of trials
+    }
 )
 """How to make each agent. A further agent is one line here, and one in `nursery/agents/looks.py`."""
 

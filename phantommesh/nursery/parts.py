@@ -47,6 +47,7 @@ from phantommesh.nursery.dataplane.relays import make_bridging, make_relays
 from phantommesh.nursery.dataplane.routetalk import RouteTalk
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.dataplane.splitting import Splitter
+from phantommesh.nursery.dataplane.tuning import Tuning
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
@@ -175,6 +176,7 @@ class Parts:
     scattering: Scattering
     cgroups: CgroupMarks
     splitter: Splitter
+    tuning: Tuning
     guarding: Guarding
     failover: Failover
     beyond: BeyondMesh
@@ -525,6 +527,7 @@ def make_parts(
         scattering=scattering,
         cgroups=CgroupMarks(master, lambda: peers.cgroups),
         splitter=Splitter(paths, scattering),
+        tuning=Tuning(state.state, measured, config.paths.probe_seconds),
         guarding=guarding,
         failover=failover,
         beyond=beyond,

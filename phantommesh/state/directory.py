@@ -50,6 +50,7 @@ MEMBERS: Final = "members.bin"  # what up to 256 members last said of themselves
 LAST_ADDRESSES: Final = "lastaddresses.bin"  # of members that were forgotten; no loss where seeds are set
 NETWORKS: Final = "networks.json"  # what was measured of NATs; no loss if it is lost
 TOPOLOGY: Final = "topology.bin"  # what members' links were like yesterday; no loss but of that if it is lost
+TUNED: Final = "tuned.json"  # values that GENESIS found better than the configured; no loss if it is lost
 INVITES: Final = "invites"
 APPROVALS: Final = "routes.json"  # an authority's: which member may route what; there from the first one on
 PACTS: Final = "pacts.bin"  # with other meshes, their secrets among them; there from the first one on

@@ -61,7 +61,9 @@ async def do(parts: Parts, action: Action) -> None:
             parts.services.restart(service)
         case Quarantine(peer):
             await quarantine(parts, peer, on=True)
-        case Ban() | Shed() | Mend() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Tune(parameter, value, taken):
+            await parts.tuning.tune(parameter, value, taken=taken)
+        case Ban() | Shed() | Mend() | Weigh() | Deal() | Pin() | Cover() | Drain():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -76,7 +78,9 @@ async def lift(parts: Parts, action: Action) -> None:
             pass  # done once
         case Quarantine(peer):
             await quarantine(parts, peer, on=False)
-        case Ban() | Shed() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Tune(parameter):
+            parts.tuning.restore(parameter)
+        case Ban() | Shed() | Weigh() | Deal() | Pin() | Cover() | Drain():
             pass  # never done: see `do`
         case _:
             assert_never(action)

@@ -11,10 +11,12 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from phantommesh.agents.base import AgentName
-from phantommesh.nursery.agents import look_cipher
+from phantommesh.nursery.agents import look_cipher, look_genesis
 from phantommesh.nursery.parts import Parts
 
 Look: TypeAlias = Callable[[Parts], Awaitable[object]]
 """Returns the agent's frozen ``Seen``. What blocks goes to a thread there."""
 
-LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType({"cipher": look_cipher.look})
+LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType(
+    {"cipher": look_cipher.look, "genesis": look_genesis.look}
+)
