@@ -36,13 +36,13 @@ LINK = LinkSection(
 def deaf(node: LabNode) -> Iterator[None]:
     """Nobody gets a handshake through to a node, nor from it: all else goes on."""
     nft = ["ip", "netns", "exec", node.name, "nft", "-f", "-"]
-    rules = "\n".join(
-        f"chain {hook} {{ type filter hook {hook} priority 0; policy accept; "
-        f"meta l4proto {{ tcp, udp }} th dport {CONTROL} counter drop; "
-        f"meta l4proto {{ tcp, udp }} th sport {CONTROL} counter drop; }}"
-        for hook in ("input", "output")
-    )
-    subprocess.run(nft, input=f"table inet deaf {{ {rules} }}".encode(), check=True)
+    rules = ""
+    for hook in ("input", "output"):
+        drops = "".join(
+            f"meta l4proto {{ tcp, udp }} th {end} {CONTROL} drop\n" for end in ("dport", "sport")
+        )
+        rules += f"chain {hook} {{\ntype filter hook {hook} priority 0; policy accept;\n{drops}}}\n"
+    subprocess.run(nft, input=f"table inet deaf {{\n{rules}}}\n".encode(), check=True)
     try:
         yield
     finally:
