@@ -150,6 +150,25 @@ def test_a_mesh_in_which_all_is_well_gives_cipher_nothing_to_do() -> None:
         assert not guard.told and not guard.rotated and not guard.findings
 
 
+@pytest.mark.parametrize("at", [31.0, 33.0, 36.0])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_rotation_just_after_a_wireguard_handshake_leaves_no_link_to_get_stale(
+    at: float, seed: int
+) -> None:
+    """WireGuard's next handshake, from which the next PSK is counted, comes two minutes later."""
+    sim = Simulation(nodes=2, seed=seed)
+    sim.run(at)
+    one, other = sim.nodes
+    assert one.links is not None and other.links is not None
+    one.links.rotate(None, one.clock)
+    oldest = 0.0
+    for _ in range(400):
+        sim.run(1)
+        oldest = max(oldest, one.links.state(other.identity.node_id, one.clock).age or 0.0)
+    assert oldest <= sim.timing.latest + GLARE_DELAY + STEP
+    assert "stale" not in {alarm.kind for node in sim.nodes for alarm in node.alarms}
+
+
 def test_an_insider_that_loses_its_keys_again_and_again_makes_others_rotate_seldom_and_close_nothing() -> (
     None
 ):

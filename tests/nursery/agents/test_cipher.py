@@ -54,7 +54,7 @@ def deaf(node: Node) -> Iterator[None]:
     driver, udp = node.parts.driver, node.parts.udp
     kept = driver.receive, udp.send
     driver.receive = lambda *_: None  # type: ignore[method-assign]
-    driver._udp = type("Nobody", (), {"send": lambda *_: None})()  # type: ignore[assignment]
+    driver._udp = type("Nobody", (), {"send": lambda *_: None})()
     try:
         yield
     finally:
