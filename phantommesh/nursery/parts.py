@@ -54,6 +54,7 @@ from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.keeping.memory import MemoryKeeper
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
@@ -64,6 +65,7 @@ from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.federating import Federating
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
+from phantommesh.nursery.members.hinting import Hinting, hinter_of
 from phantommesh.nursery.members.lifetimes import LifetimeDriver, make_lifetimes
 from phantommesh.nursery.members.linking import make_enrolment, make_links
 from phantommesh.nursery.members.links import LinkDriver
@@ -192,6 +194,8 @@ class Parts:
     proving: Proving
     succession: Succession
     surveying: Surveying
+    memory: MemoryKeeper
+    hinting: Hinting
     council: Council
     decisions: Decisions
     services: Services
@@ -452,6 +456,11 @@ def make_parts(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
         lambda: reconciler.actual, changed=peers_changed,
     )  # fmt: skip
+    memory = MemoryKeeper(
+        config.memory, state.state, state.identity.node_id, hinter_of(keeper),
+        metrics.memory_recall_seconds.observe,
+    )  # fmt: skip
+    hinting = Hinting(state.identity, memory, caller, on=config.memory.hints)
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
@@ -459,6 +468,7 @@ def make_parts(
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
         bridged=framed.prompted, neighbours=surveying.answer, approved=own.routes_approved,
+        hinted=hinting.take,
         federal=federating.answer, pacts=federating.federation.pacts.digest,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
@@ -543,8 +553,10 @@ def make_parts(
         proving=proving,
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
         surveying=surveying,
+        memory=memory,
+        hinting=hinting,
         council=council,
-        decisions=Decisions(council, metrics, events),
+        decisions=Decisions(council, metrics, events, state.state.path / directory.DECISIONS),
         services=Services(),
         server=server,
         tcp=tcp,

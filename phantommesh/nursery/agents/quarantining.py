@@ -9,12 +9,19 @@ from phantommesh.trust.identity import parse_node_id
 
 
 async def quarantine(parts: Parts, peer: str, *, on: bool) -> None:
-    """Close a peer's traffic in the kernel, or open it. Raises NftError; the guard tries again by itself.
+    """Close a peer's traffic in the kernel, or open it. Raises NftError. Then nothing is closed, as nobody
+    would open it again: CIPHER proposes it anew. What is to be opened the guard opens by itself later.
 
     The guard drops what has the peer's own addresses. What the peer carries beyond the mesh has others: the
     interfaces take that from the peer, and nobody has it until another router does.
     """
-    parts.peers.quarantine(parse_node_id(peer), on=on)
+    node_id, closed = parse_node_id(peer), False
+    parts.peers.quarantine(node_id, on=on)
     parts.reconciler.kick()
-    parts.guarding.kick()
-    await parts.guarding.converge()
+    try:
+        await parts.guarding.converge()
+        closed = on
+    finally:
+        if on and not closed:
+            parts.peers.quarantine(node_id, on=False)
+        parts.guarding.kick()
