@@ -34,7 +34,7 @@ PRECEDENCE: Final[tuple[AgentName, ...]] = get_args(AgentName)
 RANK: Final = {name: rank for rank, name in enumerate(PRECEDENCE)}
 
 SubjectKind = Literal[
-    "address", "dimension", "flow", "host", "link", "node", "parameter", "path", "peer", "rule", "service"
+    "address", "dimension", "flow", "host", "node", "parameter", "path", "peer", "rule", "service"
 ]
 
 Seen = TypeVar("Seen")
@@ -44,9 +44,8 @@ class Subject(msgspec.Struct, frozen=True, order=True):
     """What a proposal is about. Two proposals about one subject exclude each other.
 
     ``name`` by kind: an address or network; a dimension's number; a flow as its module writes it; nothing
-    for ``host`` and ``node`` (this one); the key of a parameter; for a ``link``, whose keys it is about, and
-    a ``peer``, whose traffic, a node id; ``NODE_ID/DIMENSION`` for a path; the id of a rule; the
-    name of a service.
+    for ``host`` and ``node`` (this one); the key of a parameter; ``NODE_ID/DIMENSION`` for a path; a node id
+    for a peer; the id of a rule; the name of a service.
     """
 
     kind: SubjectKind

@@ -364,7 +364,7 @@ def _link(seen: Seen, peer: str) -> LinkSeen | None:
 
 def _rotation(link: LinkSeen, now: float, evidence: Evidence, *, why: str) -> Proposal:
     return Proposal(
-        agent="cipher", subject=Subject("link", link.peer), action=Rotate(link.peer), evidence=(evidence,),
+        agent="cipher", subject=Subject("peer", link.peer), action=Rotate(link.peer), evidence=(evidence,),
         expects=Expectation("psk_age_s", "at_most", REKEYED, Rotate.rests), until=now + EVERY, why=why,
         incident=link.peer,
     )  # fmt: skip

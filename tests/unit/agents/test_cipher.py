@@ -209,6 +209,15 @@ def test_a_flood_of_signs_is_bounded_for_a_peer_and_for_all() -> None:
     assert max(made.values()) <= SIGN_BURST + SIGN_RATE * hour
 
 
+def test_one_peer_that_floods_does_not_use_up_what_others_have() -> None:
+    node = Node()
+    for _ in range(60):
+        sign = SignSeen(peer="p", name="P", kind="chain-reset", age=5.0)
+        node.look(seen(link(5.0), link(5.0, "q"), signs=(sign,)), wait=1.0)
+    both = tuple(SignSeen(peer=one, name=one, kind="chain-reset", age=5.0) for one in ("p", "q"))
+    assert Rotate("q") in done(node.look(seen(link(5.0), link(5.0, "q"), signs=both)))
+
+
 @settings(max_examples=60)
 @given(
     st.lists(
