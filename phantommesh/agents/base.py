@@ -150,6 +150,11 @@ class Agent(Generic[Seen]):
         """Return what should be done, given what is seen."""
         raise NotImplementedError
 
+    def holds(self, seen: Seen, proposal: Proposal) -> bool:
+        """Whether a lasting action of this agent's that stands is still wanted, after `observe` with the same
+        snapshot. False has it lifted at once; else it stands until its proposal expires."""
+        return True
+
     def measure(self, seen: Seen, proposal: Proposal) -> float | None:
         """Read the measure that ``proposal.expects`` names from a snapshot; None where it cannot be read."""
         return None

@@ -139,10 +139,12 @@ class _Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What an agent returned: proposals, and by trace the measures of actions whose time had come."""
+    """What an agent returned: proposals, by trace the measures of actions whose time had come, and those of
+    its lasting actions that it does not want any more."""
 
     proposals: list[Proposal]
     measured: dict[str, float | None]
+    over: list[Proposal] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -197,12 +199,14 @@ class Council:
         outcomes, seat.outcomes = tuple(seat.outcomes), []
         observation = Observation(at, seen, tuple(events), outcomes)
         agent, due = seat.agent, [one for one in seat.pending if one.due <= at.now < one.due + LATE]
+        stands = [one.proposal for one in self.apex.standing() if one.proposal.agent == name]
 
         def work() -> Look:
             # One more than may be: an agent may go on for ever.
             proposals = list(islice(agent.observe(observation), MOST_PROPOSALS + 1))
             measured = {one.trace: agent.measure(seen, one.proposal) for one in due}
-            return Look(_copied(proposals), _FLOATS.decode(_encode(measured)))
+            over = [one for one in stands if not agent.holds(seen, one)]
+            return Look(_copied(proposals), _FLOATS.decode(_encode(measured)), over)
 
         return work
 
@@ -228,6 +232,10 @@ class Council:
             seat.failures = 0
         seat.proposals += len(proposals)
         minutes.outcomes = self._settle(seat, look.measured, at.now)
+        for over in look.over:
+            stands = self.apex.at(over.subject)
+            if stands is not None and stands.proposal == over:  # it may have been displaced since
+                minutes.orders += map(self._lift, self.apex.withdraw(name, at.now, over.subject))
         if seat.phase == "running":
             self._rule(minutes, proposals, seconds, at)
         else:  # it may have been paused while it looked

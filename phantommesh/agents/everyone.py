@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from phantommesh.agents.aegis import Aegis
 from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
+from phantommesh.agents.cipher import Cipher
 from phantommesh.agents.council import Council, Order, Phase
 from phantommesh.agents.fortress import Fortress
 from phantommesh.agents.genesis import Genesis
@@ -22,6 +23,7 @@ MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = Mappi
     {
         "fortress": lambda settings: Fortress(settings.fortress),
         "aegis": lambda settings: Aegis(every=settings.aegis.scan_seconds, mend=settings.aegis.mend),
+        "cipher": lambda settings: Cipher(quarantines=settings.cipher.quarantine),
         "genesis": lambda settings: Genesis(Random(os.urandom(16))),  # noqa: S311  # an order of trials
         "nexus": lambda settings: Nexus(settings.nexus),
         "omniscient": lambda settings: Omniscient(settings.omniscient),

@@ -43,7 +43,11 @@ class AegisSection(AgentSection, frozen=True):
 
 
 class CipherSection(AgentSection, frozen=True):
-    """CIPHER, which watches keys and certificates."""
+    """CIPHER, which watches keys and certificates. `quarantine`: whether it may close the traffic with a peer
+    whose PSK is older than `link.stale_alarm_seconds`. On, since that age is what the mesh promises; off, old
+    keys go on until `link.stale_random_seconds`."""
+
+    quarantine: Switch = True
 
 
 class PhantomSection(AgentSection, frozen=True):

@@ -33,6 +33,11 @@ class Timing:
     stale_alarm: float = 180.0
     stale_random: float = 300.0
 
+    @property
+    def latest(self) -> float:
+        """The age of a PSK at which the next one is begun, whatever WireGuard's handshakes say."""
+        return (self.rotate + self.stale_alarm) / 2
+
 
 _Pair = tuple[bytes, bytes, bytes | None, bytes | None]
 
@@ -211,6 +216,11 @@ class Context:
         """When this end should replace the epoch that began at ``moment``."""
         jitter = self.jitter.uniform(-self.timing.jitter, self.timing.jitter)
         return moment + self.timing.rotate + jitter + (0.0 if self.starts_with(peer) else GLARE_DELAY)
+
+    def latest(self, born: float, peer: bytes) -> float:
+        """When this end replaces an epoch that began at ``born`` at the latest. WireGuard's first handshake
+        under it may come two minutes later, and the link must not be stale before the next epoch."""
+        return born + self.timing.latest + (0.0 if self.starts_with(peer) else GLARE_DELAY)
 
     def interface_hash(self, auth: PeerAuth) -> bytes:
         """The hash of both ends' WireGuard keys that INIT and RESP must carry.

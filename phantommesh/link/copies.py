@@ -143,6 +143,13 @@ class Copies:
             del self._suspicions[node]
 
     @property
+    def unexplained(self) -> dict[bytes, float]:
+        """The peers that lost their keys, and of which no start is known that explains it yet, each with the
+        moment of the loss; for `GRACE`, then it is a suspicion."""
+        waiting = ((peer, case.waiting) for peer, case in self._cases.items())
+        return {peer: found[0] - GRACE for peer, found in waiting if found is not None}
+
+    @property
     def suspicions(self) -> list[Suspicion]:
         """All that is suspected now, the oldest first."""
         return sorted(self._suspicions.values(), key=lambda s: s.since)

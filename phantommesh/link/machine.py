@@ -80,6 +80,11 @@ class Links:
             self._context.settle(peer)
 
     @property
+    def timing(self) -> Timing:
+        """When PSKs are replaced, and when a link counts as stale."""
+        return self._context.timing
+
+    @property
     def drops(self) -> Counter[str]:
         """Datagrams that could not be used, by reason."""
         return self._context.drops
@@ -227,7 +232,8 @@ class Links:
             known.timed_by_handshake = True
             # A time in the future is of a clock that was ahead: it would put the next handshake off as long.
             newest = max((h for h in handshakes if h is not None and h <= now), default=now)
-            known.next_start = max(known.next_start, self._context.after(newest, peer))
+            put_off = min(self._context.after(newest, peer), self._context.latest(psk.committed.born, peer))
+            known.next_start = max(known.next_start, put_off)
         effects = self._answerer.acknowledge(known, installed, now)
         self._context.settle(known)
         if psk.desired is not wanted or psk.dials != dialled:

@@ -282,7 +282,7 @@ def _up(here: Here, peer: PeerSeen) -> Iterator[Fault]:
     elif peer.link.state == "stale":
         error = f": {peer.link.last_error}" if peer.link.last_error else ""
         yield LINK_INCOMPLETE.fault(
-            f"peer {name} is stale: traffic flows, but its keys are not renewed{error}",
+            f"peer {name} is stale: its paths answer, but its keys are not renewed{error}",
             f"check that its control port {here.control_port} is reachable from here, and that both clocks "
             "are right",
             subject=name,

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import NamedTuple
 
 from phantommesh.config.sections import ScatterSection, WireguardSection
@@ -166,6 +166,7 @@ class Peers:
         self._endpoints: dict[NodeId, Sequence[Endpoint | None]] = {}  # that WireGuard had when last read
         self._passed: dict[NodeId, dict[tuple[int, Endpoint], Way]] = {}  # by members that pass on packets
         self._carried: dict[NodeId, frozenset[Network]] = {}
+        self._apart: set[NodeId] = set()  # in quarantine
         self._desired = Desired(wireguard)
 
     def scatter_by(self, scatter: ScatterSection, intents: Intents) -> None:
@@ -314,6 +315,21 @@ class Peers:
             if entry is not None and self._placed(entry):
                 self._desired.change(self._mesh_peer(entry))
 
+    def quarantine(self, peer: bytes, *, on: bool) -> None:
+        """Have a peer carry nothing beyond the mesh, and be one of `quarantined`; or no longer. The guard and
+        the interfaces are to follow."""
+        apart = self._apart.add if on else self._apart.discard
+        apart(NodeId(peer))
+        entry = self._linked(peer)
+        if entry is not None and self._placed(entry):
+            self._desired.change(self._mesh_peer(entry))
+
+    @property
+    def quarantined(self) -> tuple[IPv4Address | IPv6Address, ...]:
+        """The overlay addresses of the peers in quarantine."""
+        members = [entry.member for entry in self._reachable() if entry.member.node_id in self._apart]
+        return tuple(sorted(member.ip4 for member in members)) + tuple(sorted(m.ip6 for m in members))
+
     def turn(self, peer: bytes, dark: int, now: float) -> bool:
         """These dimensions of a peer, a bitmap, are dark. One whose endpoint has several addresses takes the
         next of them, after `TURN`. Return whether any did: then `keyed` is to be called."""
@@ -394,7 +410,7 @@ class Peers:
             self._links.psks(member.node_id),
             without(self._links.dials(member.node_id), held),
             () if self._keepalive is None else tuple(self._keepalive(host) for host, _ in where),
-            self._carried.get(member.node_id, frozenset()),
+            frozenset() if member.node_id in self._apart else self._carried.get(member.node_id, frozenset()),
             self._links.bound(member.node_id),
         )
 

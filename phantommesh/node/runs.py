@@ -50,7 +50,10 @@ COPY_RUNNING = FaultKind("copy-running", "critical")
 # Tuning. Seconds, unless it says otherwise.
 WITNESSES: Final = 3  # members that answer in one round
 TRIED: Final = 8  # members that are asked in one round, at most
-ROUNDS: Final = (1.0, 1.0, 1.0, 2.0, 3.0, 4.0)  # pauses between rounds after a start or a sign of another run
+# Pauses between rounds after a start or a sign of another run: another run that was told of this one has
+# stepped aside before the first is over.
+ROUNDS: Final = (0.3, 1.0, 1.0, 2.0, 3.0, 4.0)
+PROMPTED: Final = 1.0  # between two rounds that signs of another run bring about
 RECHECK: Final = 10.0  # between the ends of two such series, whatever others say of this node
 MAX_VAIN: Final = 5  # the pause between rounds that nobody answers doubles so often at most, from a second
 SHOW: Final = 10.0  # between rounds of a run that another one stepped aside for
@@ -59,6 +62,7 @@ ASIDE: Final = 5.0  # between rounds of a node that has stepped aside
 GONE_ROUNDS: Final = 2  # of them in a row that find the node gone, before it starts again
 KEPT: Final = 86_400.0  # that the proof of two runs is shown
 MAX_HELD: Final = 2_048  # nodes whose words a witness holds
+MAX_MET: Final = 16  # earlier runs that are to be told of a later one
 
 
 class There(IntEnum):
@@ -99,20 +103,22 @@ class _Held:
 
 
 class Witness:
-    """What this node has heard of the runs of others; ``found`` grows by each node of which two runs are
-    proved, until its owner takes the ids out."""
+    """What this node has heard of the runs of others. ``found`` grows by each node of which two runs are
+    proved, and ``met`` by the words of those whose earlier run may be there still, and should hear of it.
+    Their owner takes both out."""
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
         self._held = OrderedDict[NodeId, _Held]()
         self.found: list[NodeId] = []
+        self.met: list[RunWord] = []
         self.dropped: Counter[str] = Counter()
 
     def answer(self, question: bytes, state: Callable[[bytes], State | None], now: float) -> bytes:
         """Answer anybody: the question is a node id, and perhaps that node's word. ``state`` is what gossip
         says of a node."""
         node, raw = NodeId(question[:NODE_ID_BYTES]), question[NODE_ID_BYTES:]
-        word = self._take(node, raw, now) if raw else None
+        word = self._take(node, raw, state(node), now) if raw else None
         held = self._held.get(node, _Held())
         shown = [
             one.raw
@@ -136,7 +142,7 @@ class Witness:
             case _:
                 return There.ALIVE
 
-    def _take(self, node: NodeId, raw: bytes, now: float) -> RunWord | None:
+    def _take(self, node: NodeId, raw: bytes, state: State | None, now: float) -> RunWord | None:
         entry, held = self._roster.get(node), self._held.get(node, _Held())
         known = next((w for w in (held.newest, held.proof) if w is not None and w.raw == raw), None)
         if known is not None:
@@ -159,6 +165,9 @@ class Witness:
                 held.proof, held.proved = word, now
                 self.found.append(node)
         elif held.newest is None or (word.run, word.count) > (held.newest.run, held.newest.count):
+            other = held.newest is None or held.newest.run.name != word.run.name
+            if other and state in (State.ALIVE, State.SUSPECT) and len(self.met) < MAX_MET:
+                self.met.append(word)
             held.newest, held.shown = word, now
         return word
 
@@ -187,6 +196,7 @@ class Runs:
         self._gone, self._vain = 0, 0  # rounds in a row that found the node gone, or that nobody answered
         self._rounds, self._quiet_until = 0, now  # of the present series; before its end none begins
         self._seen: tuple[int, int] | None = None
+        self._prompted = float("-inf")
 
     # What to do, and when.
 
@@ -202,9 +212,24 @@ class Runs:
 
     def _hunt(self, now: float) -> None:
         if now < self._quiet_until:
-            self.due = min(self.due, now + ROUNDS[0])
+            self.due = min(self.due, now + PROMPTED)
             return
         self._rounds, self._quiet_until, self.due = 0, now + RECHECK, min(self.due, now)
+
+    def shown(self, raw: bytes, now: float) -> bool:
+        """Take a word of this node's that somebody shows unasked. One of a later run makes this one ask at
+        once, and no more: it may be an old one. Return whether it does."""
+        if self.aside is not None or not self.settled or now < self._prompted + PROMPTED:
+            return False
+        try:
+            word = open_word(raw, self._identity.public_key)
+        except RunError:
+            return False
+        if word.node != self._identity.node_id or word.run.name == self.run.name or word.run <= self.run:
+            return False
+        self._prompted = now
+        self._rounds, self._quiet_until, self.due = 0, now + RECHECK, now
+        return True
 
     def whom(self, entries: Iterable[Entry]) -> list[Entry]:
         """The members to ask in a round, in order, until `WITNESSES` of them have answered. All runs of this

@@ -73,6 +73,11 @@ class CopyGone:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyFound:
+    """Two runs of a member, or of this node, are proved to have been there at one time."""
+
+
+@dataclass(frozen=True, slots=True)
 class EpochOver:
     """An epoch of the traffic to this peer (node id) has ended."""
 
@@ -91,6 +96,7 @@ News = (
     | WayChanged
     | ReadBack
     | CopyGone
+    | CopyFound
     | EpochOver
     | Opened  # a handshake finished
     | Alarm  # a link needs attention

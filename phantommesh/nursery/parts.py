@@ -92,6 +92,7 @@ from phantommesh.nursery.names.naming import Naming
 from phantommesh.nursery.names.resolve import Resolver
 from phantommesh.nursery.news import (
     CarriersChanged,
+    CopyFound,
     CopyGone,
     EpochOver,
     Installed,
@@ -383,7 +384,7 @@ def make_parts(
         beyond=lambda: beyond.closed, beside=lambda: beyond.beside,
         carriers=lambda: beyond.carriers(peers.entries), routes=own.routed, around=lambda: gateway.around,
         settings=lambda: gateway.settings, visited=federating.visited, flushed=scattering.kick,
-        joined=peers_changed,
+        joined=peers_changed, quarantined=lambda: peers.quarantined,
     )  # fmt: skip
     chance = Random(os.urandom(16))  # noqa: S311  # spreads timers, keys nothing
     measured = Paths(random=chance, interval=config.paths.probe_seconds)
@@ -418,6 +419,7 @@ def make_parts(
     runs = RunWatch(
         state.identity, keeper, copies, gossip.membership, caller, places.of,
         generation=generation, above=above, publish=own.publish, copy_gone=partial(tell, CopyGone()),
+        copy_found=partial(tell, CopyFound()),
         begin_anew=gossip.begin_anew, keep_start=partial(keep_generation, state.state),
     )  # fmt: skip
     links.look_elsewhere(gossip.heard_at)

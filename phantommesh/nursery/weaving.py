@@ -19,6 +19,7 @@ from phantommesh.node.routes import really_there
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.news import (
     CarriersChanged,
+    CopyFound,
     CopyGone,
     EpochOver,
     Installed,
@@ -79,6 +80,8 @@ class Weaving:
                 self._read_back(news)
             case CopyGone():
                 parts.driver.anew()
+            case CopyFound():
+                self._recorder.tell_copies()
             case EpochOver(peer, _) if peer in parts.peers.visitors:
                 pass  # scatter proofs are a mesh's own matter
             case EpochOver(peer, ended):
@@ -294,3 +297,4 @@ class Weaving:
         if alarm.peer not in self._parts.peers.visitors:
             self._parts.wiring.alarmed(alarm, trio.current_time())
         self._recorder.alarmed(alarm)
+        self._recorder.tell_copies()

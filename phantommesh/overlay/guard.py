@@ -45,6 +45,7 @@ class Drop(IntEnum):
     NESTED = 5  # WireGuard's or the control port's, about to enter the mesh that it carries, or out of it
     ARP = 6  # a neighbour's question for an overlay address, or one of ours to the neighbours
     AGREED = 7  # from a member of another mesh, and not what the pact with that mesh allows
+    QUARANTINED = 8  # from or to a peer whose link is stale
 
 
 # RFC 792, RFC 4443, RFC 4861: an error quotes the packet that it is about behind eight bytes of its own; a
@@ -70,6 +71,7 @@ _REASONS: Final = {
     Drop.NESTED: "guard-nested",
     Drop.ARP: "guard-arp",
     Drop.AGREED: "guard-agreed",
+    Drop.QUARANTINED: "guard-quarantined",
 }
 
 Network = IPv4Network | IPv6Network
@@ -111,7 +113,9 @@ class Guard:
     translates). ``returns`` says that answers come back by the network's own routes, for the members' own
     addresses, and not by masquerade. ``around`` are the networks of this host's own interfaces, which are no
     part of a default route that it routes; None while they are not known. ``others`` are those of the
-    networks that are other meshes', and ``visitors`` their members with whom there is a pact."""
+    networks that are other meshes', and ``visitors`` their members with whom there is a pact.
+    ``quarantined`` are the addresses of peers with which nothing but probes, at port ``probes``, is
+    exchanged."""
 
     device: str
     names: tuple[str, ...]
@@ -130,6 +134,8 @@ class Guard:
     around: tuple[Network, ...] | None = None
     others: tuple[IPv6Network, ...] = ()
     visitors: tuple[Visitor, ...] = ()
+    quarantined: tuple[IPv4Address | IPv6Address, ...] = ()
+    probes: int = 0
 
     @property
     def table(self) -> str:
@@ -180,7 +186,8 @@ def render(guard: Guard) -> str:
             *chain_block("inside", *_inside(guard)),
             *chain_block("quoting", *_quoting(guard)),
             *chain_block("too_big", *_too_big(guard)),
-            *chain_block("entering", _entering(guard)),
+            *_quarantine(guard),
+            *chain_block("entering", _entering(guard), *_apart(guard, "daddr")),
             *_outside(guard),
             *_delivered(guard),
             *chain_block(
@@ -351,6 +358,7 @@ def _inside(guard: Guard) -> list[str]:
         # A handshake or a WireGuard packet out of the tunnel would have the sender's endpoint roam into it.
         f"udp dport {_outer(guard)} {_drop(Drop.NESTED)}",
         f"tcp dport {guard.control} tcp flags & (syn | ack) == syn {_drop(Drop.NESTED)}",
+        *_apart(guard, "saddr"),
         f"icmp type redirect {_drop(Drop.BEYOND)}",
         f"icmpv6 type nd-redirect {_drop(Drop.BEYOND)}",
         f"{_TOO_BIG4} goto too_big",
@@ -365,6 +373,25 @@ def _inside(guard: Guard) -> list[str]:
         *(f"{match} accept" for match in _there(guard)),
         _drop(Drop.BEYOND),
     ]
+
+
+def _apart(guard: Guard, end: str) -> list[str]:
+    """Rules for what comes from peers in quarantine (saddr), or is for them (daddr)."""
+    found = []
+    for version, header in ((4, "ip"), (6, "ip6")):
+        addresses = [address for address in guard.quarantined if address.version == version]
+        if addresses:
+            found.append(f"{header} {end} {anonymous(addresses)} jump quarantine")
+    return found
+
+
+def _quarantine(guard: Guard) -> list[str]:
+    """The chain that lets the node's own probes pass to and from such peers: they carry nothing that has to
+    be kept secret, and without them each path would be given up, and be looked for again afterwards."""
+    if not guard.quarantined:
+        return []
+    both = f"udp sport {guard.probes} udp dport {guard.probes} return"
+    return chain_block("quarantine", both, _drop(Drop.QUARANTINED))
 
 
 def _too_big(guard: Guard) -> list[str]:

@@ -400,6 +400,6 @@ class Process:
         self.asker.ask_standing()
 
     def note_suspicions(self) -> None:
-        """Say which identities seem to be in use on two machines (`Recorder._tell_copies`)."""
+        """Say which identities seem to be in use on two machines (`Recorder.tell_copies`)."""
         for suspicion in self.copies.suspicions:
             self.sim.suspected.setdefault((self.machine.index, suspicion.node), suspicion)

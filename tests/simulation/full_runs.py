@@ -18,7 +18,7 @@ from phantommesh.nursery.members.runs import LOOK, PUBLISH
 from phantommesh.nursery.sockets.framing import CONNECT
 from phantommesh.records.roster import Entry
 from phantommesh.records.runs import NOBODY, RUN_BYTES, Run
-from phantommesh.trust.identity import NodeId
+from phantommesh.trust.identity import NODE_ID_BYTES, NodeId
 from tests.simulation.full_calls import Ask, Task, spawn
 
 if TYPE_CHECKING:
@@ -52,6 +52,15 @@ class RunWatch:
         answer = self.witness.answer(question, process.membership.state, process.now)
         while self.witness.found:
             process.copies.twice(self.witness.found.pop(), process.now)
+            process.note_suspicions()
+        while self.witness.met:
+            word = self.witness.met.pop()
+            entry = process.roster.get(word.node)
+            if entry is not None and word.node != process.me:
+                self._question(entry, word.node + word.raw, lambda answer: None)
+        own = question[:NODE_ID_BYTES] == process.me
+        if own and self.runs.shown(question[NODE_ID_BYTES:], process.now):
+            self._later(0.0, self._look_once)
         return answer
 
     def _later(self, delay: float, action: Callable[[], None]) -> None:
@@ -87,6 +96,10 @@ class RunWatch:
         self._unannounced = {entry.member.node_id for entry in self.process.roster} - {self.process.me}
 
     def _look(self) -> None:
+        self._look_once()
+        self._later(LOOK, self._look)
+
+    def _look_once(self) -> None:
         process, runs = self.process, self.runs
         if process.machine.process is process:
             self._follow_record()
@@ -99,7 +112,6 @@ class RunWatch:
         for member in [m for m in sorted(self._unannounced) if process.sessions.newest(m) is not None]:
             self._unannounced.discard(member)
             spawn(process, "announce", self._announce(member))
-        self._later(LOOK, self._look)
 
     def _ask(self, waiting: list[Entry], question: bytes, answers: list[Answer], wanted: int) -> None:
         """Ask one after the other until enough have answered. A real node asks three at a time."""

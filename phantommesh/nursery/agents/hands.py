@@ -33,6 +33,7 @@ from phantommesh.agents.base import Proposal
 from phantommesh.agents.council import Order
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.agents import look_aegis, look_fortress
+from phantommesh.nursery.agents.quarantining import quarantine
 from phantommesh.nursery.parts import Parts
 from phantommesh.trust.identity import parse_node_id
 
@@ -73,7 +74,9 @@ async def do(parts: Parts, action: Action, proposal: Proposal) -> None:
             await look_aegis.mend(parts, rule)
         case Drain():
             parts.drainer.by_agent(True)
-        case Quarantine() | Weigh() | Deal() | Pin() | Cover():
+        case Quarantine(peer):
+            await quarantine(parts, peer, on=True)
+        case Weigh() | Deal() | Pin() | Cover():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -94,7 +97,9 @@ async def lift(parts: Parts, action: Action, proposal: Proposal) -> None:
             parts.tuning.restore(parameter)
         case Drain():
             parts.drainer.by_agent(False)
-        case Quarantine() | Weigh() | Deal() | Pin() | Cover():
+        case Quarantine(peer):
+            await quarantine(parts, peer, on=False)
+        case Weigh() | Deal() | Pin() | Cover():
             pass  # never done: see `do`
         case _:
             assert_never(action)
@@ -103,7 +108,7 @@ async def lift(parts: Parts, action: Action, proposal: Proposal) -> None:
 def rotate(parts: Parts, peer: str) -> None:
     """Have the link with a peer make a new PSK. Raises PhantomMeshError."""
     node_id = parse_node_id(peer)
-    if parts.peers.get(node_id) is None:
+    if parts.peers.get(node_id) is None and node_id not in parts.peers.visitors:
         raise UndoneError(f"{peer} is no peer of this node any more")
     parts.links.rotate(node_id, trio.current_time())
     parts.driver.wake()

@@ -11,7 +11,14 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from phantommesh.agents.base import AgentName
-from phantommesh.nursery.agents import look_aegis, look_fortress, look_genesis, look_nexus, look_omniscient
+from phantommesh.nursery.agents import (
+    look_aegis,
+    look_cipher,
+    look_fortress,
+    look_genesis,
+    look_nexus,
+    look_omniscient,
+)
 from phantommesh.nursery.parts import Parts
 
 Look: TypeAlias = Callable[[Parts], Awaitable[object]]
@@ -21,6 +28,7 @@ LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType(
     {
         "fortress": look_fortress.look,
         "aegis": look_aegis.look,
+        "cipher": look_cipher.look,
         "genesis": look_genesis.look,
         "nexus": look_nexus.look,
         "omniscient": look_omniscient.look,

@@ -64,6 +64,10 @@ class GroupKeys:
         if change.secrets:
             self._changed()
 
+    def due(self) -> bool:
+        """Whether an authority is to make a key now."""
+        return self._held.due(time()) is not None
+
     async def rotate(self) -> GroupKey | None:
         """Make the key that is due, on disk before anybody hears of it. Raises StateError.
 

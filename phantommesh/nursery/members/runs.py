@@ -24,13 +24,14 @@ from phantommesh.nursery.unexpected import left_out
 from phantommesh.records.roster import Entry
 from phantommesh.records.runs import NOBODY, RUN_BYTES, Run, RunError
 from phantommesh.state.files import StateError
-from phantommesh.trust.identity import Identity, NodeId
+from phantommesh.trust.identity import NODE_ID_BYTES, Identity, NodeId
 
 # Tuning.
 LOOK = 0.25  # s between looks at what gossip says of this node
 PUBLISH = 2.0  # s between two looks at whose our record is: two runs that both publish do so no faster
 ROUND = 6.0  # s that a round of questions may take
 OTHERS = 2.0  # s that the other witnesses have once one has answered: one may take a connection and be silent
+TELLING = 16  # earlier runs that are told of later ones at one time
 PUSHED = 16  # members that are told of a proof at one time
 PUSH = 6.0  # s that telling all of them may take, while the interfaces are already down
 
@@ -53,21 +54,25 @@ class RunWatch:
         generation: int,
         publish: Callable[[], None],
         copy_gone: Callable[[], None],
+        copy_found: Callable[[], None],
         begin_anew: Callable[[int], None],
         keep_start: Callable[[int], None],
         above: Run = NOBODY,
     ) -> None:
         """``publish`` puts our record into the roster if it says anything new; ``copy_gone`` is called when
-        another run has stepped aside for this one, ``begin_anew`` with the number of a start that this run
-        takes in place of its own; ``keep_start`` writes such a number to disk, so that the next start is
-        later, and may raise StateError; ``above`` is the run that this process stepped aside for before."""
+        another run has stepped aside for this one, ``copy_found`` when two runs of a node, or of this one,
+        are proved, ``begin_anew`` with the number of a start that this run takes in place of its own;
+        ``keep_start`` writes such a number to disk, so that the next start is later, and may raise
+        StateError; ``above`` is the run that this process stepped aside for before."""
         self._publish, self._copy_gone, self._begin_anew = publish, copy_gone, begin_anew
+        self._copy_found, self._stir = copy_found, trio.Event()
         self._keep_start, self._kept = keep_start, generation
         self._keeper, self._copies, self._membership, self._where = keeper, copies, membership, where
         self._caller, self._me = caller, identity.node_id
         self._unannounced = set[NodeId]()  # members that may not know where this node is
         self._before, self._publish_from = self._record(), -inf
         self._follows = True
+        self._telling = 0  # earlier runs that are being told
         self._took_over = above != NOBODY
         self.runs = Runs(identity, generation, urandom(RUN_BYTES), trio.current_time(), above)
         self.witness = Witness(keeper.roster)
@@ -80,13 +85,24 @@ class RunWatch:
         answer = self.witness.answer(question, self._membership.state, now)
         while self.witness.found:
             self._copies.twice(self.witness.found.pop(), now)
+            self._copy_found()
+        own = question[:NODE_ID_BYTES] == self._me
+        if self.witness.met or (own and self.runs.shown(question[NODE_ID_BYTES:], now)):
+            self._stir.set()
         return answer
 
     async def run(self) -> None:
-        """Ask other members until cancelled, more often where another run may be there."""
+        """Ask other members until cancelled, more often where another run may be there; tell earlier runs of
+        others of later ones."""
+        async with trio.open_nursery() as nursery:
+            await self._watch(nursery)
+
+    async def _watch(self, nursery: trio.Nursery) -> None:
         runs, membership = self.runs, self._membership
         while True:
+            self._stir = trio.Event()
             now = trio.current_time()
+            self._tell_earlier(nursery)
             self._follow_record(now)
             runs.notice(membership.generation, membership.incarnation, now)
             if now >= runs.due:
@@ -94,7 +110,29 @@ class RunWatch:
                     await self._round()
             if self._unannounced:
                 await self._announce()
-            await trio.sleep(LOOK)
+            with trio.move_on_after(LOOK):
+                await self._stir.wait()
+
+    def _tell_earlier(self, nursery: trio.Nursery) -> None:
+        """Show words of later runs where their nodes' records say that the nodes are: an earlier run that is
+        there asks at once then, and does not wait for gossip. Mostly it has ended, and nobody is there or the
+        later one itself, which takes no notice."""
+        while self.witness.met:
+            word = self.witness.met.pop()
+            entry = self._keeper.roster.get(word.node)
+            if entry is None or word.node == self._me:
+                continue
+            if self._telling >= TELLING:
+                self.dropped["run-untold"] += 1
+                continue
+            self._telling += 1
+            nursery.start_soon(self._tell_one, entry, word.node + word.raw)
+
+    async def _tell_one(self, entry: Entry, word: bytes) -> None:
+        with left_out(self.dropped, "run-broken", "an earlier run was not told of a later one"):
+            with trio.move_on_after(ROUND):
+                await self._ask_one(entry, word)
+        self._telling -= 1
 
     async def _round(self) -> None:
         runs, before = self.runs, self.runs.run
@@ -105,6 +143,7 @@ class RunWatch:
         await self._keep(runs.run.start)
         if runs.twin is not None:
             self._copies.twice(None, trio.current_time())
+            self._copy_found()
         if runs.aside is not None and not self.aside.is_set():
             log.critical("another run of this node started later: this one steps aside", fix=FIX)
             self.aside.set()

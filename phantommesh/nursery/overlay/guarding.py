@@ -68,13 +68,15 @@ class Guarding:
     """The guard of one node. ``want`` says what it should be now; ``problem`` why it is not. ``flushed`` is
     called when the kernel tells that the rules of the table ``beside``, which another service keeps, were
     changed. ``others`` are the networks of other meshes that the rules in place keep to what is allowed;
-    ``joined`` is called when they have changed."""
+    ``joined`` is called when they have changed. ``quarantined`` are the addresses that the rules in place
+    keep to probes."""
 
     def __init__(
         self, want: Callable[[], Guard], *, beside: str = "", flushed: Callable[[], None] = lambda: None,
         joined: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.others: tuple[IPv6Network, ...] = ()
+        self.quarantined: frozenset[IPv4Address | IPv6Address] = frozenset()
         self._joined = joined
         self.problem: PhantomMeshError | None = None
         self.drops_ipv6 = False  # another program's rules drop what comes over the mesh by IPv6
@@ -99,8 +101,10 @@ class Guarding:
                 await self._keep(FAMILY, want.table, guard.render(want))
             except NftError:
                 self._join(())  # what is in place is not known
+                self.quarantined = frozenset()
                 raise
             self._join(want.others)
+            self.quarantined = frozenset(want.quarantined)
             if ARP_FAMILY not in self._without:
                 try:
                     await self._keep(ARP_FAMILY, want.table, guard.render_arp(want))
@@ -215,13 +219,14 @@ def make_guarding(
     carriers: Callable[[], tuple[tuple[Network, IPv4Address | IPv6Address], ...]],
     routes: Callable[[], tuple[Network, ...]], around: Callable[[], tuple[Network, ...] | None],
     settings: Callable[[], RoutesSection], visited: Callable[[], Visited], flushed: Callable[[], None],
-    joined: Callable[[], None],
+    joined: Callable[[], None], quarantined: Callable[[], tuple[IPv4Address | IPv6Address, ...]],
 ) -> Guarding:  # fmt: skip
     """Make the guard of a node, which has these overlay addresses and these WireGuard ports; ``fits`` says
     how large packets to the peers may be, ``beyond`` which prefixes it takes of others, ``carriers`` at which
     addresses, ``beside`` what stays the host's beside an exit, ``routes`` which prefixes it routes for
     others, ``settings`` how, ``around`` the networks that are no part of a default route of these, and
-    ``visited`` who of other meshes may send here."""
+    ``visited`` who of other meshes may send here, and ``quarantined`` with which addresses nothing but probes
+    is exchanged."""
     wireguard = config.wireguard
     master = master_name(wireguard.prefix)
 
@@ -245,6 +250,8 @@ def make_guarding(
             around(),
             others,
             visitors,
+            quarantined(),
+            config.paths.port,
         )
 
     return Guarding(want, beside=scatter_table(master), flushed=flushed, joined=joined)

@@ -92,7 +92,7 @@ class Recorder:
         self._nat = Bucket(EVENT_RATE, EVENT_BURST, trio.current_time())
         self._asked = trio.Event()
         self._pieces = (
-            self._tell_copies, self._tell_health, self._tell_advice, self._measure_links, self._measure_paths,
+            self.tell_copies, self._tell_health, self._tell_advice, self._measure_links, self._measure_paths,
             self._count,
         )  # fmt: skip
         parts.taking.told = self.routed
@@ -176,7 +176,7 @@ class Recorder:
         counts = Counter(self._pacts.values())
         self._metrics.set_pacts({state: counts[state] for state in federation.STATES})
 
-    def _tell_copies(self) -> None:
+    def tell_copies(self) -> None:
         """Say at once which identities seem to be in use on two machines."""
         parts = self._parts
         parts.copies.look(partial(generation_of, parts.gossip.membership), trio.current_time())

@@ -103,6 +103,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "agents.nexus.drain_unready": ("false", False),
     "agents.nexus.skew_hours": ("1.5", 1.5),
     "agents.omniscient.memory_mb": ("1024", 1024),
+    "agents.cipher.quarantine": ("false", False),
     **{f"{agent}.enabled": ("false", False) for agent in AGENTS},
     **{f"{agent}.dry_run": ("true", True) for agent in AGENTS},
 }

@@ -16,6 +16,7 @@ from phantommesh.node.runs import (
     GONE_ROUNDS,
     KEPT,
     MAX_HELD,
+    MAX_MET,
     RECHECK,
     ROUNDS,
     SHOWN,
@@ -234,6 +235,69 @@ def test_forged_numbers_make_it_ask_and_no_more() -> None:
             runs.round([NOTHING], now)
     assert runs.aside is None
     assert 0 < asked <= 600 / RECHECK * (len(ROUNDS) + 1) * 2
+
+
+def test_a_later_word_that_is_shown_unasked_makes_it_ask_at_once_and_no_more() -> None:
+    runs = settled()
+    later = sign_word(ME, Run(11, B)).raw
+    for raw in (
+        b"",
+        bytes(WORD_BYTES),
+        sign_word(ME, Run(9, B)).raw,  # an earlier run
+        sign_word(ME, Run(10, A), count=7).raw,  # itself
+        sign_word(OTHER, Run(11, B)).raw,
+        later[:-1] + bytes([later[-1] ^ 1]),  # forged
+    ):
+        assert not runs.shown(raw, 100.0)
+    assert runs.due < 100.0
+    runs.due = float("inf")
+    assert runs.shown(later, 100.0)
+    assert runs.due == 100.0 and runs.aside is None and runs.twin is None
+    runs.round([NOTHING], 100.0)  # it was an old word, and the witnesses know of no such run
+    assert runs.aside is None
+
+
+def test_words_that_are_shown_again_and_again_make_it_ask_at_most_once_a_second() -> None:
+    runs, asked, now = settled(), 0, 100.0
+    later = sign_word(ME, Run(11, B)).raw
+    for _ in range(1_000):
+        now += 0.01
+        asked += runs.shown(later, now)
+    assert 0 < asked <= 10
+
+
+def test_a_run_that_has_not_come_in_or_has_stepped_aside_takes_no_word_unasked() -> None:
+    later = sign_word(ME, Run(12, B)).raw
+    assert not Runs(ME, 10, A, 0.0).shown(later, 1.0)
+    runs = settled()
+    runs.round([saw(ME, Run(11, B))], 1.0)
+    assert not runs.shown(later, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("state", "met"), [(State.ALIVE, 1), (State.SUSPECT, 1), (State.DEAD, 0), (State.LEFT, 0), (None, 0)]
+)
+def test_a_witness_has_a_later_word_for_a_run_that_may_be_there(state: State | None, met: int) -> None:
+    bears = witness()
+    old, new = (sign_word(ME, run).raw for run in (Run(10, A), Run(11, B)))
+    bears.answer(ME.node_id + old, lambda _: None, 0.0)  # its start: nobody knows it yet
+    assert not bears.met
+    for count in range(3):
+        bears.answer(ME.node_id + sign_word(ME, Run(10, A), count=count).raw, alive, 1.0)
+    assert not bears.met  # the same run
+    bears.answer(ME.node_id + new, lambda _: state, 2.0)
+    assert [word.raw for word in bears.met] == [new] * met
+    bears.answer(ME.node_id + new, lambda _: state, 3.0)
+    bears.answer(ME.node_id + old, lambda _: state, 3.0)
+    assert len(bears.met) == met
+
+
+def test_a_witness_keeps_few_words_for_earlier_runs() -> None:
+    people = [Identity.from_seed(i.to_bytes(32)) for i in range(MAX_MET + 5)]
+    bears = Witness(cast("Roster", Known({one.node_id: one for one in people})))
+    for one in people:
+        bears.answer(one.node_id + sign_word(one, Run(1, A)).raw, alive, 0.0)
+    assert len(bears.met) == MAX_MET
 
 
 def test_all_runs_of_a_node_come_to_the_same_witnesses() -> None:

@@ -71,6 +71,22 @@ def test_segments_fit_ways_of_which_no_route_over_ipv6_can_say_what_they_carry()
     ]
 
 
+def test_peers_in_quarantine_exchange_probes_and_nothing_else() -> None:
+    assert "quarantine" not in chains(render(GUARD))
+    apart = (IPv4Address("100.64.0.2"), IPv6Address("fd00::2"), IPv6Address("fd00::3"))
+    there = chains(render(replace(GUARD, quarantined=apart, probes=51801)))
+    assert there["quarantine"] == [
+        "udp sport 51801 udp dport 51801 return",
+        "goto drop_quarantined",
+    ]
+    for chain, end in (("inside", "saddr"), ("entering", "daddr")):
+        assert f"ip {end} {{ 100.64.0.2 }} jump quarantine" in there[chain]
+        assert f"ip6 {end} {{ fd00::2, fd00::3 }} jump quarantine" in there[chain]
+    # Before anything of theirs is accepted.
+    first = next(i for i, rule in enumerate(there["inside"]) if "accept" in rule)
+    assert max(i for i, rule in enumerate(there["inside"]) if "quarantine" in rule) < first
+
+
 def test_all_networks_are_guarded_in_both_directions() -> None:
     narrow = replace(GUARD, networks=(IPv4Network("100.64.0.1/32"), IPv4Network("100.64.0.2/32")))
     there = chains(render(narrow))
