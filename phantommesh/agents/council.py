@@ -19,7 +19,7 @@ import msgspec
 
 from phantommesh.agents import actions
 from phantommesh.agents.apex import Apex, Judgement, Standing
-from phantommesh.agents.base import Agent, AgentName, Observation, Outcome, Proposal, Verdict
+from phantommesh.agents.base import PRECEDENCE, Agent, AgentName, Observation, Outcome, Proposal, Verdict
 from phantommesh.management.views import Event
 from phantommesh.node.steps import Moment
 
@@ -32,7 +32,27 @@ KEPT: Final = 1024  # decisions in memory; the file has more
 MOST_PENDING: Final = 256  # actions whose outcome is to be measured
 SAY_AGAIN: Final = 60.0  # s after which a refusal that keeps coming back is recorded again
 
+MOST_BYTES: Final = 65_536  # of one look's proposals, encoded: 64 of 1 KB
+
 Phase = Literal["running", "dry-run", "paused", "benched"]
+
+
+class NonsenseError(ValueError):
+    """An agent returned what is no proposal, or too much of it."""
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_PROPOSALS: Final = msgspec.msgpack.Decoder(list[Proposal])
+_FLOATS: Final = msgspec.msgpack.Decoder(dict[str, float | None])
+
+
+def _copied(proposals: list[Proposal]) -> list[Proposal]:
+    """Return proposals that are what their types say, and that the agent cannot change any more. Raises what
+    msgspec does where they are not, and NonsenseError."""
+    encoded = _encode(proposals)
+    if len(encoded) > MOST_BYTES:
+        raise NonsenseError(f"proposals of {len(encoded)} bytes")
+    return _PROPOSALS.decode(encoded)
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +181,8 @@ class Council:
         def work() -> Look:
             # One more than may be: an agent may go on for ever.
             proposals = list(islice(agent.observe(observation), MOST_PROPOSALS + 1))
-            return Look(proposals, {one.trace: agent.measure(seen, one.proposal) for one in due})
+            measured = {one.trace: agent.measure(seen, one.proposal) for one in due}
+            return Look(_copied(proposals), _FLOATS.decode(_encode(measured)))
 
         return work
 
@@ -194,10 +215,14 @@ class Council:
             self._rule(minutes, proposals, seconds, at)
         return minutes
 
-    def failed(self, name: AgentName, why: str, now: float) -> None:
-        """An agent raised, or did not come back: it sits out for a while."""
-        self.seats[name].looks += 1
-        self._bench(self.seats[name], why, now)
+    def failed(self, name: AgentName, why: str, now: float, *, for_good: bool = False) -> None:
+        """An agent raised, or did not come back: it sits out for a while, or until the operator resumes it
+        (``for_good``)."""
+        seat = self.seats[name]
+        seat.looks += 1
+        self._bench(seat, why, now)
+        if for_good and seat.phase == "benched":
+            seat.until = float("inf")
 
     def operate(self, proposal: Proposal, at: Moment) -> Minutes:
         """Take the operator's word, which always wins."""
@@ -235,6 +260,10 @@ class Council:
     def anew(self, name: AgentName, agent: Agent[Any]) -> None:
         """Put a fresh agent in the place of one that may still be running somewhere."""
         self.seats[name].agent = agent
+
+    def close(self, now: float) -> list[Order]:
+        """Lift all that stands: the node ends."""
+        return [self._lift(one) for name in PRECEDENCE for one in self.apex.withdraw(name, now)]
 
     # The inside.
 

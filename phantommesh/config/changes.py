@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 from msgspec import structs
 
-from phantommesh.config.sections import SECTIONS, Config
+from phantommesh.config.sections import SECTIONS, Config, keys
 from phantommesh.faults import FaultKind
 
 NOT_RELOADED = FaultKind("config-not-reloaded", "high")
@@ -18,6 +19,7 @@ AT_ONCE: Final = frozenset(
     {"log.level", "log.format", "gossip.seeds", "scatter.goal", "scatter.peers", "scatter.scheduler"}
     | {f"dns.{key}" for key in ("serve", "port", "mode", "hosts")}
     | {f"routes.{key}" for key in ("advertise", "accept", "sites", "masquerade", "probe")}
+    | {f"{section}.{key}" for section in SECTIONS if section.startswith("agents") for key in keys(section)}
 )
 """The keys that a running node follows, besides the tables `[[intent]]`."""
 
@@ -37,9 +39,9 @@ def change(running: Config, wanted: Config) -> Change:
     """Say what becomes of ``wanted`` on a node that runs with ``running``."""
     config, taken, waiting = running, list[str](), list[str]()
     for section in SECTIONS:
-        before, after = getattr(running, section), getattr(wanted, section)
-        now = before
-        for key in before.__struct_fields__:
+        before, after = attrgetter(section)(running), attrgetter(section)(wanted)
+        now = attrgetter(section)(config)
+        for key in keys(section):
             value = getattr(after, key)
             if value == getattr(before, key):
                 continue
@@ -48,7 +50,7 @@ def change(running: Config, wanted: Config) -> Change:
                 taken.append(f"{section}.{key}")
             else:
                 waiting.append(f"{section}.{key}")
-        config = structs.replace(config, **{section: now})
+        config = with_section(config, section, now)
     if wanted.intent != running.intent:
         # The file has another `scatter.hook` then, which waits: until it is there, nothing holds constraints.
         if config.scatter.hook == "off" and any(intent.constrained for intent in wanted.intent):
@@ -57,3 +59,11 @@ def change(running: Config, wanted: Config) -> Change:
             config = structs.replace(config, intent=wanted.intent)
             taken.append("intent")
     return Change(config, tuple(taken), tuple(waiting))
+
+
+def with_section(config: Config, section: str, value: object) -> Config:
+    """Put a section, which may be within another, in the place of its former self."""
+    outer, dot, inner = section.rpartition(".")
+    if dot:
+        return with_section(config, outer, structs.replace(attrgetter(outer)(config), **{inner: value}))
+    return structs.replace(config, **{section: value})

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The configuration's variables: ``PHANTOMMESH_SECTION_KEY`` sets ``KEY`` of ``[SECTION]``, in place of the
-file.
+file; ``PHANTOMMESH_OUTER_INNER_KEY`` that of ``[OUTER.INNER]``.
 
 So a container needs no file. A variable that is empty counts as not set. A list has commas between its
 values, a table ``NAME=VALUE`` with commas between; both may also be written as in the file.
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 import msgspec
 
-from phantommesh.config.sections import RENAMED, SECTIONS, ConfigError
+from phantommesh.config.sections import RENAMED, SECTIONS, ConfigError, is_section
 from phantommesh.errors import PhantomMeshError
 
 PREFIX: Final = "PHANTOMMESH_"
@@ -28,21 +28,22 @@ Error = TypeVar("Error", bound=PhantomMeshError)
 
 def variable(section: str, key: str) -> str:
     """Return the name of a key's variable."""
-    return f"{PREFIX}{section}_{key}".upper()
+    return f"{PREFIX}{section}_{key}".replace(".", "_").upper()
 
 
 def variables() -> Iterator[tuple[str, str, str, Any]]:
     """Yield every key of the configuration: its variable, its section, itself and its type."""
     for section, settings in SECTIONS.items():
         for field in msgspec.structs.fields(settings):
-            yield variable(section, field.name), section, field.name, field.type
+            if not is_section(field.type):
+                yield variable(section, field.name), section, field.name, field.type
 
 
 def read(environment: Mapping[str, str]) -> Settings:
     """Return what the environment sets. The values are not checked yet. Raises ConfigError for a variable
     that is named like a section's and is none of its keys."""
     known = {name: (section, key, kind) for name, section, key, kind in variables()}
-    sections = tuple(f"{PREFIX}{section.upper()}_" for section in SECTIONS)
+    sections = tuple(variable(section, "") for section in SECTIONS)
     renamed = {variable(*old.split(".")): variable(*new.split(".")) for old, new in RENAMED.items()}
     found: dict[str, dict[str, Any]] = {}
     for name, text in environment.items():

@@ -33,6 +33,7 @@ from phantommesh.config.sections import (
     OverlaySection,
     UnknownKeyError,
     WireguardSection,
+    is_section,
 )
 from phantommesh.config.writing import redact
 from phantommesh.dimensions import DIMENSIONS
@@ -114,12 +115,25 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
         raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix=_mended(str(error))) from None
     _refuse_unknown("", document, {field.name: field for field in msgspec.structs.fields(Config)})
     for name, settings in given.items():
-        if isinstance(section := document.get(name, {}), dict):
-            document[name] = {**section, **settings}
-    values = {name: _section(name, kind, document.get(name, {})) for name, kind in SECTIONS.items()}
+        _put(document, name.split("."), settings)
+    values = {
+        name: _section(name, kind, document.get(name, {}))
+        for name, kind in SECTIONS.items()
+        if "." not in name
+    }
     config = Config(**values, intent=_intents(document.get("intent", [])))
     _check(config)
     return config
+
+
+def _put(document: dict[str, Any], section: list[str], settings: Mapping[str, Any]) -> None:
+    """Put these settings in the place of what the section says. What is no section stays, to be refused."""
+    within = document
+    for name in section:
+        within = within.setdefault(name, {})
+        if not isinstance(within, dict):
+            return
+    within.update(settings)
 
 
 def _mended(error: str) -> str:
@@ -162,7 +176,9 @@ def _filled(name: str, kind: Any, given: dict[str, Any]) -> Any:
     _refuse_unknown(f"{name}.", given, fields)
     values = {}
     for key, field in fields.items():
-        if key in given:
+        if is_section(field.type):
+            values[key] = _section(f"{name}.{key}", field.type, given.get(key, {}))
+        elif key in given:
             values[key] = _value(f"{name}.{key}", field.type, given[key])
         elif field.required:
             raise ConfigError(f"{name}.{key} is missing", fix=f"set {name}.{key} to {wanted(field.type)}")

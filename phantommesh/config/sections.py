@@ -2,11 +2,14 @@
 """The settings: one Struct a section of the configuration, with bounds and defaults."""
 
 import re
-from typing import Annotated, Final, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
+from phantommesh.config.agents import AgentsSection
+from phantommesh.config.kinds import Switch
 from phantommesh.dimensions import DIMENSIONS, MAX_BATCH, MIN_BATCH
 from phantommesh.errors import PhantomMeshError
 from phantommesh.routable import MAX_ROUTES
@@ -27,7 +30,6 @@ Regions = Annotated[
     tuple[str, ...], Meta(max_length=64, description='at most 64 names of regions, e.g. ["eu-west"]')
 ]
 ALL_ROUTES: Final = "all"  # in `routes.accept`: any prefix
-Switch = Annotated[bool, Meta(description="true or false")]
 MAX_INTENTS: Final = 64
 
 RENAMED: Final = {"scatter.intent": "scatter.goal", "scatter.mode": "scatter.hook"}
@@ -383,11 +385,27 @@ class Config(msgspec.Struct, frozen=True):
     paths: PathsSection = PathsSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
+    agents: AgentsSection = AgentsSection()
     log: LogSection = LogSection()
     intent: tuple[IntentSection, ...] = ()
 
 
-SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
-    field.name: field.type for field in msgspec.structs.fields(Config) if field.name != "intent"
-}
-"""The sections by name, each with its type."""
+def is_section(kind: Any) -> bool:
+    """Whether a key is a section within its section, as `[agents.fortress]` is."""
+    return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def _sections(prefix: str, kind: Any) -> Iterator[tuple[str, type[msgspec.Struct]]]:
+    for field in msgspec.structs.fields(kind):
+        if is_section(field.type):
+            yield f"{prefix}{field.name}", field.type
+            yield from _sections(f"{prefix}{field.name}.", field.type)
+
+
+SECTIONS: Final[dict[str, type[msgspec.Struct]]] = dict(_sections("", Config))
+"""The sections by name, each with its type. A section within another is ``OUTER.INNER``."""
+
+
+def keys(section: str) -> Iterator[str]:
+    """Yield the keys of a section, without the sections in it."""
+    return (field.name for field in msgspec.structs.fields(SECTIONS[section]) if not is_section(field.type))

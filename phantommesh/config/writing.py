@@ -4,11 +4,12 @@
 import json
 import re
 import tomllib
+from operator import attrgetter
 from typing import Any, Final
 
 import msgspec
 
-from phantommesh.config.sections import SECTIONS, Config
+from phantommesh.config.sections import SECTIONS, Config, is_section
 
 _NAME_LINE: Final = re.compile(r"""(\s*(?:node\s*\.\s*)?name\s*=\s*)("[^"\n]*"|'[^'\n]*')""")
 _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
@@ -17,10 +18,14 @@ _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
 def render(config: Config) -> str:
     """Write a configuration that `parse` reads back equal; `init` and `join` write this."""
     lines = ["# PhantomMesh node. `phantommesh config check` says whether a change is good."]
-    tables = [(f"[{section}]", getattr(config, section)) for section in SECTIONS]
+    tables = [(f"[{section}]", attrgetter(section)(config)) for section in SECTIONS]
     for title, settings in (*tables, *(("[[intent]]", intent) for intent in config.intent)):
         lines.append(f"\n{title}")
-        for key, value in msgspec.to_builtins(settings).items():
+        values = msgspec.to_builtins(settings)
+        for field in msgspec.structs.fields(settings):
+            if is_section(field.type):
+                continue
+            key, value = field.name, values[field.name]
             lines.append(f"# {key} = not set" if value is None else f"{key} = {_toml(value)}")
     return "\n".join(lines) + "\n"
 

@@ -23,6 +23,7 @@ PREFIX = "phantommesh_"
 _HANDSHAKE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _CONVERGENCE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _API_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_RESPONSE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 _LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
@@ -337,6 +338,25 @@ class Metrics:
             PREFIX + "service_restarts_total",
             "Restarts of a supervised service.",
             ["service"],
+            registry=self.registry,
+        )
+        self.agent_decisions = Counter(
+            PREFIX + "agent_decisions_total",
+            "What agents proposed, by the kind of action and what was decided.",
+            ["agent", "action", "result"],
+            registry=self.registry,
+        )
+        self.agent_response_seconds = Histogram(
+            PREFIX + "agent_response_seconds",
+            "Seconds from the event, or from the agent's turn, to its action being done.",
+            ["agent"],
+            buckets=_RESPONSE_BUCKETS,
+            registry=self.registry,
+        )
+        self.agent_restarts = Counter(
+            PREFIX + "agent_restarts_total",
+            "Agents that failed and were replaced by a fresh instance.",
+            ["agent"],
             registry=self.registry,
         )
         self.loop_lag_seconds = Histogram(

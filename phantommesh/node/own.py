@@ -278,10 +278,11 @@ class Own:
             return False
         return since < min(REFUSED_AGAIN * 2.0 ** (self._refusals - 1), REFUSED_MOST)
 
-    def renew(self, at: Moment) -> OwnWork[None]:
-        """Try once to get another certificate. ``renewal_error`` says why that failed; `status` tells it."""
+    def renew(self, at: Moment, *, early: bool = False) -> OwnWork[None]:
+        """Try once to get another certificate, ``early``: also where nothing asks for it. ``renewal_error``
+        says why that failed; `status` tells it."""
         try:
-            yield from self._renew(at)
+            yield from self._renew(at, early=early)
             self.renewal_error, self._refusals = None, 0
         except PhantomMeshError as error:
             self.renewal_error = error
@@ -289,10 +290,10 @@ class Own:
             self._refused = at
             yield Told("own", "certificate not renewed", _about(error), "warning")
 
-    def _renew(self, at: Moment) -> OwnWork[None]:
+    def _renew(self, at: Moment, *, early: bool) -> OwnWork[None]:
         node, member = self._node, self.member
         if node.authority is not None:
-            if self._aged(at.wall) or self.disputed(at.wall):
+            if early or self._aged(at.wall) or self.disputed(at.wall):
                 name, ip4 = settle(node.roster, node.mesh, member, at.wall)
                 spki, role, grants = node.identity.spki, member.role, self.routes.granted
                 issue = partial(node.authority.issue, spki, name, role, ip4, at.wall, grants=grants)

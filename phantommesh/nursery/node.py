@@ -18,6 +18,7 @@ import trio
 from phantommesh.config.changes import change
 from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
+from phantommesh.nursery.agents.running import Agents
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.news import Teller
@@ -65,18 +66,20 @@ class Node:
         self.recorder = Recorder(self.parts, self.reporter)
         self._weaving = Weaving(self.parts, self.reporter, self.recorder)
         teller.listen(self._weaving.react)
+        self.agents = Agents(self.parts)
 
     def reload(self, wanted: Config, uids: Mapping[str, int]) -> None:
         """Take over what can be of a configuration that holds; the rest waits for a restart. ``uids`` are the
         numbers of the users whom its intents name."""
         parts = self.parts
-        done = change(parts.config, wanted)
+        done, before = change(parts.config, wanted), parts.config.agents
         parts.settings.config, parts.settings.refused = done.config, None
         parts.settings.intents = Intents(done.config.intent, uids)
         parts.settings.waiting = done.waiting
         parts.places.seek(done.config.gossip.seeds)
         parts.peers.scatter_by(done.config.scatter, parts.settings.intents)
         parts.naming.reload(done.config.dns)
+        self.agents.reload(before, done.config.agents)
         if not parts.runs.aside.is_set():
             if any(key.startswith("routes.") for key in done.taken):
                 self._weaving.route_by(done.config.routes)
@@ -127,6 +130,7 @@ class Node:
                 async with trio.open_nursery() as ending:
                     if hurry is not None:
                         ending.start_soon(_cancel_when, hurry, ending.cancel_scope)
+                    await self.agents.close()
                     await self._say_goodbye(api_stopped)
                     ending.cancel_scope.cancel()
                 nursery.cancel_scope.cancel()
@@ -153,7 +157,9 @@ class Node:
         parts = self.parts
         async with trio.open_nursery() as nursery:
             for name, service in self._services().items():
-                nursery.start_soon(partial(supervise, name, service, on_restart=self._restarted))
+                nursery.start_soon(
+                    partial(supervise, name, service, on_restart=self._restarted, among=parts.services)
+                )
             await parts.runs.aside.wait()
             nursery.cancel_scope.cancel()
         async with trio.open_nursery() as nursery:
@@ -232,6 +238,7 @@ class Node:
             "local-causes": self.reporter.local.run,
             "loop-lag": self._watch_lag,
             **parts.naming.services(),
+            **self.agents.services(),
         }
         if parts.finding.on:
             services["wireguard-ports"] = parts.wgports.run

@@ -15,6 +15,8 @@ import structlog
 import trio
 
 from phantommesh import __version__
+from phantommesh.agents.council import Council
+from phantommesh.agents.everyone import make_council
 from phantommesh.config.sections import Config
 from phantommesh.control.sessions import Sessions
 from phantommesh.dimensions import all_names, interface_names, master_name
@@ -49,6 +51,7 @@ from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.users import numbers_of
+from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
@@ -97,6 +100,7 @@ from phantommesh.nursery.sockets.lent import Lent
 from phantommesh.nursery.sockets.tcp import TcpPort
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.sockets.wgports import WireguardPorts
+from phantommesh.nursery.supervisor import Services
 from phantommesh.paths import probe
 from phantommesh.paths.fitting import Fitting
 from phantommesh.paths.machine import Paths
@@ -185,6 +189,9 @@ class Parts:
     proving: Proving
     succession: Succession
     surveying: Surveying
+    council: Council
+    decisions: Decisions
+    services: Services
     server: ControlServer
     tcp: TcpPort
 
@@ -220,6 +227,8 @@ def make_parts(
     wireguard, names = config.wireguard, interface_names(config.wireguard.prefix)
     master = master_name(wireguard.prefix)
     metrics = Metrics(version=__version__, clock=monotonic)
+    events = EventLog(run=os.urandom(4).hex(), clock=time)
+    council = make_council(config.agents, lambda: os.urandom(8).hex(), trio.current_time())
     intents = Intents(config.intent, numbers_of(named_users(config.intent)))
     peers_changed = partial(tell, PeersChanged())
     overlay.on_change = partial(tell, Rerouted())
@@ -473,7 +482,7 @@ def make_parts(
         names=names,
         started=trio.current_time(),
         metrics=metrics,
-        events=EventLog(run=os.urandom(4).hex(), clock=time),
+        events=events,
         sessions=sessions,
         keys=keys,
         keeper=keeper,
@@ -529,6 +538,9 @@ def make_parts(
         proving=proving,
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
         surveying=surveying,
+        council=council,
+        decisions=Decisions(council, metrics, events),
+        services=Services(),
         server=server,
         tcp=tcp,
     )

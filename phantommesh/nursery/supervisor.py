@@ -26,15 +26,40 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, PhantomMeshError) else repr(error)
 
 
+class Services:
+    """The services that run now, by name, so that one can be started again from outside."""
+
+    def __init__(self) -> None:
+        self.running: dict[str, trio.CancelScope] = {}
+
+    def restart(self, name: str) -> None:
+        """Have a service start again, though it has not failed. Raises ServiceFailedError where there is no
+        such service."""
+        if (scope := self.running.get(name)) is None:
+            raise ServiceFailedError(f"no service {name} runs", fix="see the names in the node's log")
+        scope.cancel()
+
+
 async def supervise(
-    name: str, service: Callable[[], Awaitable[None]], *, on_restart: Callable[[str], None]
+    name: str,
+    service: Callable[[], Awaitable[None]],
+    *,
+    on_restart: Callable[[str], None],
+    among: Services | None = None,
 ) -> None:
     """Run ``service`` until it returns. An exception restarts it after a growing pause; the sixth within a
-    minute raises `ServiceFailedError` from it. Cancellation passes through."""
+    minute raises `ServiceFailedError` from it. Cancellation passes through, but for `Services.restart` of the
+    services ``among`` which it is: that restarts it at once."""
     failures: list[float] = []
+    running = {} if among is None else among.running
     while True:
         try:
-            await service()
+            with trio.CancelScope() as running[name]:
+                await service()
+            if running.pop(name).cancelled_caught:
+                log.warning("service is started again, as was asked for", service=name)
+                on_restart(name)
+                continue
         except Exception as error:
             now = trio.current_time()
             failures = [moment for moment in failures if now - moment < WINDOW] + [now]

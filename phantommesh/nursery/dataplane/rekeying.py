@@ -47,6 +47,7 @@ class KeyReplacer:
     ) -> None:
         self._settings, self._own, self._paths, self._adopt = settings, own, paths, adopt
         self.replaced = 0
+        self._one = trio.Lock()  # one dimension at a time: an agent may ask for another
         self._spoilt: set[bytes] = set()
 
     async def run(self) -> None:
@@ -92,6 +93,10 @@ class KeyReplacer:
         A key whose time is over is replaced all the same, and so is one that another member holds too. Raises
         StateError where the new key cannot be written down.
         """
+        async with self._one:
+            return await self._replace(dimension)
+
+    async def _replace(self, dimension: int) -> bool:
         paths = self._paths.paths
         self._paths.leave(only(dimension))
         try:

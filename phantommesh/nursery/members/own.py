@@ -195,6 +195,14 @@ class OwnRecord:
             )
             unexpected.note("certificate not renewed after an unexpected error", error)
 
+    async def renew_now(self, caller: Caller) -> None:
+        """Renew the certificate before its time. Raises PhantomMeshError where that fails."""
+        async with self._certifying:
+            await self._do(self.word.renew(moment(), early=True), caller)
+        self._ask_again()
+        if self.word.renewal_error is not None:
+            raise self.word.renewal_error
+
     async def ask_routes(self, caller: Caller, desk: AuthorityDesk) -> None:
         """Ask for the routes that this node advertises and has not, again and again, until cancelled: at once
         when an authority says that it has approved some."""

@@ -24,7 +24,7 @@ from phantommesh.nursery.members import own, succession
 from phantommesh.nursery.members.runs import FIX
 from phantommesh.nursery.overlay import guarding, holding
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import federation, intentfaults, routing
+from phantommesh.nursery.reporting import federation, findings, intentfaults, routing
 from phantommesh.nursery.reporting.localcauses import LocalCauses, taken_ports
 from phantommesh.overlay import guard, prefixes
 from phantommesh.records import record, roster
@@ -147,6 +147,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from _unknown_peers(parts)
     yield from _unknown_relays(parts)
     yield from intentfaults.faults(parts)
+    yield from findings.faults(parts)
     yield from _certificate(parts)
     yield from _clock(parts)
     yield from _mesh_ends(parts)

@@ -3,19 +3,21 @@
 
 from __future__ import annotations
 
+from operator import attrgetter
+
 import pytest
 from msgspec import structs
 
-from phantommesh.config.changes import AT_ONCE, change
-from phantommesh.config.sections import SECTIONS, Config, IntentSection, NodeSection, ScatterSection
+from phantommesh.config.changes import AT_ONCE, change, with_section
+from phantommesh.config.sections import SECTIONS, Config, IntentSection, NodeSection, ScatterSection, keys
 
 CONFIG = Config(NodeSection("alpha", "pm"))
-KEYS = [(section, key) for section in SECTIONS for key in getattr(CONFIG, section).__struct_fields__]
+KEYS = [(section, key) for section in SECTIONS for key in keys(section)]
 
 
 def with_another(section: str, key: str) -> Config:
     """The configuration with a value that is not the present one. Nothing here looks at what it is."""
-    return structs.replace(CONFIG, **{section: structs.replace(getattr(CONFIG, section), **{key: "another"})})
+    return with_section(CONFIG, section, structs.replace(attrgetter(section)(CONFIG), **{key: "another"}))
 
 
 @pytest.mark.parametrize(("section", "key"), KEYS)

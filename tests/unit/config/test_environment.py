@@ -2,6 +2,7 @@
 """Each key of the configuration has its variable."""
 
 import re
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,21 @@ from hypothesis import strategies as st
 
 from phantommesh.config import environment
 from phantommesh.config.reading import load
-from phantommesh.config.sections import Config, ConfigError, NoConfigError, NodeSection, RoutesSection
+from phantommesh.config.sections import (
+    SECTIONS,
+    Config,
+    ConfigError,
+    NoConfigError,
+    NodeSection,
+    RoutesSection,
+)
 from phantommesh.config.writing import renamed, render
 
 NODE = {"PHANTOMMESH_NODE_NAME": "pm-1", "PHANTOMMESH_NODE_MESH": "lab"}
 
 # For each key another value than the default, as text and as it is read.
 ADVERTISED = "10.3.0.0/16"  # a site's prefix has to be
+AGENTS = [section for section in SECTIONS if section.startswith("agents.")]
 OTHERS: dict[str, tuple[str, Any]] = {
     "node.name": ("pm-2", "pm-2"),
     "node.mesh": ("home", "home"),
@@ -84,6 +93,10 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "dns.hosts": ("/etc/other", "/etc/other"),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
+    "agents.enabled": ("false", False),
+    "agents.dry_run": ("true", True),
+    **{f"{agent}.enabled": ("false", False) for agent in AGENTS},
+    **{f"{agent}.dry_run": ("true", True) for agent in AGENTS},
 }
 
 
@@ -93,17 +106,17 @@ def test_the_table_above_has_every_key() -> None:
 
 @pytest.mark.parametrize("key", OTHERS)
 def test_every_key_has_its_variable(key: str, tmp_path: Path) -> None:
-    section, _, name = key.partition(".")
+    section, _, name = key.rpartition(".")
     text, wanted = OTHERS[key]
     file = tmp_path / "pm.toml"
     # Only what is routed may be probed, or have a site.
     routed = ("10.1.0.0/16", ADVERTISED) if key in ("routes.probe", "routes.sites") else ()
     config = Config(node=NodeSection(name="pm-1", mesh="lab"), routes=RoutesSection(advertise=routed))
     file.write_text(render(config))
-    assert getattr(getattr(load(file, {}), section), name) != wanted
+    assert attrgetter(key)(load(file, {})) != wanted
     changed = load(file, {environment.variable(section, name): text})
-    assert getattr(getattr(changed, section), name) == wanted
-    written = re.search(rf"\[{section}\]\n(?:.+\n)*?{name} = (.+)\n", render(changed))
+    assert attrgetter(key)(changed) == wanted
+    written = re.search(rf"\[{re.escape(section)}\]\n(?:.+\n)*?{name} = (.+)\n", render(changed))
     assert written is not None  # a value may also be given as the file has it
     assert load(file, {environment.variable(section, name): written[1]}) == changed
     # An empty variable counts as not set.

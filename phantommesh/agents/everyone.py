@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""All agents, and how each is made from its settings: for the node and the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
+from phantommesh.agents.council import Council, Order, Phase
+from phantommesh.config.agents import AgentSection, AgentsSection
+
+MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType({})
+"""How to make each agent. A further agent is one line here, and one in `nursery/agents/looks.py`."""
+
+
+def section_of(settings: AgentsSection, name: AgentName) -> AgentSection:
+    """An agent's own settings."""
+    section: AgentSection = getattr(settings, name)
+    return section
+
+
+def phase_of(settings: AgentsSection, name: AgentName) -> Phase:
+    """What the settings say of an agent."""
+    own = section_of(settings, name)
+    if not (settings.enabled and own.enabled):
+        return "paused"
+    return "dry-run" if settings.dry_run or own.dry_run else "running"
+
+
+def make_council(settings: AgentsSection, trace: Callable[[], str], now: float) -> Council:
+    """All agents, each as its settings say."""
+    makers = [MAKERS[name] for name in PRECEDENCE if name in MAKERS]
+    council = Council((make(settings) for make in makers), trace=trace, now=now)
+    for name in council.seats:
+        follow(council, name, settings, now)
+    return council
+
+
+def follow(council: Council, name: AgentName, settings: AgentsSection, now: float) -> list[Order]:
+    """Have an agent pause, run, or run dry, as the settings say. Return what is to be lifted then."""
+    phase = phase_of(settings, name)
+    if phase == "paused":
+        return council.pause(name, now)
+    return council.resume(name, now, dry_run=phase == "dry-run")

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Types of settings that several modules of sections have. A description completes the sentence "set KEY to
+..."."""
+
+from typing import Annotated
+
+from msgspec import Meta
+
+Switch = Annotated[bool, Meta(description="true or false")]

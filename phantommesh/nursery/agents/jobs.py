@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One agent's look in a thread of its own: measured, and stopped if it does not come back.
+
+The budget is for the thread's own CPU time: on a busy machine a look may have to wait for a core, or for the
+interpreter's lock, and the agent is not to blame for that. Nor is it for a collection of garbage, which goes
+over the whole node's heap in whatever thread happens to start it. So these are not counted.
+
+A look that hangs is found by the wall clock. One that has used more CPU than its budget by then runs in a
+loop, and an exception is thrown into the thread (`PyThreadState_SetAsyncExc`), which Python raises there at
+the next jump or call. Nothing stops a call that blocks in C: its thread is left behind, and counted.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final, Literal
+
+from phantommesh.agents.council import Look
+
+_collected = threading.local()
+
+
+class _StoppedError(BaseException):
+    """Thrown into a look that hangs. No agent's `except Exception` catches it."""
+
+
+@contextmanager
+def collections_measured() -> Iterator[None]:
+    """While this runs, each thread's time in collections of garbage is known to its job."""
+    gc.callbacks.append(_collecting)
+    try:
+        yield
+    finally:
+        gc.callbacks.remove(_collecting)
+
+
+def _collecting(phase: Literal["start", "stop"], _about: dict[str, int]) -> None:
+    if phase == "start":
+        _collected.began = time.thread_time()
+    elif (began := getattr(_collected, "began", None)) is not None:
+        _collected.spent = getattr(_collected, "spent", 0.0) + time.thread_time() - began
+
+
+class Job:
+    """A look's work, to be called in a thread. Afterwards ``look`` is what the agent returned, or ``error``
+    what it raised, and ``seconds`` the CPU time that it took."""
+
+    def __init__(self, work: Callable[[], Look]) -> None:
+        self._work = work
+        self.look: Look | None = None
+        self.error: Exception | None = None
+        self.seconds = 0.0
+        self._lock = threading.Lock()
+        self._thread: int | None = None
+        self._began = 0.0
+        self._ended = False
+        self._thrown = False
+
+    def __call__(self) -> None:
+        """Do the work. Raises nothing."""
+        try:
+            self._run()
+        except _StoppedError:
+            self._end()
+
+    def _run(self) -> None:
+        _collected.spent = 0.0
+        with self._lock:
+            self._thread, self._began = threading.get_ident(), time.thread_time()
+        try:
+            self.look = self._work()
+        except Exception as error:  # the agent's, and nobody else's
+            self.error = error
+        finally:
+            self.seconds = max(0.0, time.thread_time() - self._began - _collected.spent)
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self._ended = True
+            # What was thrown and has not been raised yet must not hit who has the thread next.
+            _throw(threading.get_ident(), None)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the thread is free again."""
+        return self._ended
+
+    def used(self) -> float:
+        """The CPU seconds that the thread has used up to now, as far as that is known."""
+        with self._lock:
+            if self._ended or self._thread is None:
+                return self.seconds
+            # While the lock is held the thread lives, and has a clock.
+            return time.clock_gettime(time.pthread_getcpuclockid(self._thread)) - self._began
+
+    def stop(self) -> None:
+        """Throw an exception into the work if it still runs. At most once: the thread may be in the middle of
+        leaving."""
+        with self._lock:
+            if not self._ended and self._thread is not None and not self._thrown:
+                self._thrown = True
+                _throw(self._thread, _StoppedError)
+
+
+def _throw(thread: int, error: type[BaseException] | None) -> None:
+    set_error: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    set_error(ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error))

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What each agent sees: one function an agent, which builds its snapshot from the node's parts.
+
+A further agent is one line here, and one in `agents/everyone.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from phantommesh.agents.base import AgentName
+from phantommesh.nursery.parts import Parts
+
+Look: TypeAlias = Callable[[Parts], Awaitable[object]]
+"""Returns the agent's frozen ``Seen``. What blocks goes to a thread there."""
+
+LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType({})
