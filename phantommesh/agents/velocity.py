@@ -15,10 +15,10 @@ A path is left
 - as lossy, where its loss is sure (`paths/lossalarm.py`: Page's test for one probe in 25 against one in 250)
   and another path loses nothing;
 - as late, where no answer of the last 0.6 s (`paths/standing.py`, the least wait as in RFC 8289) was less
-  than `VelocitySection.late_ms` above the least ever, nor as fast as another path costs (`paths/cost.py`). Lateness
+  than `late_ms` above the least ever, nor as fast as another path costs (`paths/cost.py`). Lateness
   counts only for peers all of whose traffic keeps its order: elsewhere capacity is worth more.
 
-It is taken back after it was sound for `VelocitySection.return_seconds`, doubled each time it is left again before
+It is taken back after it was sound for `return_seconds`, doubled each time it is left again before
 `CALM` has passed, up to `LONGEST_HOLD`. A path that is no longer late as soon as the traffic has left was
 late by that traffic. It is taken back at once, and no path of that peer is left as late for `OWN_PAUSE`,
 doubled each time: more traffic than a path carries is the splitter's business.
@@ -26,9 +26,9 @@ doubled each time: more traffic than a path carries is the splitter's business.
 A flow is dealt when the splitter names it. The splitter brings it back by itself where dealing gains nothing
 or is needed no more, and VELOCITY lets go of it then.
 
-Bounds: at most `VelocitySection.most_left` paths of a peer are left at once, and never the last sound one. VELOCITY
+Bounds: at most `most_left` paths of a peer are left at once, and never the last sound one. VELOCITY
 chooses no relay (`routing/borrowing.py` has its own hysteresis), makes no path carry more than its measured
-share, and never deals flows of a peer whose goal keeps their order.
+share, and never deals flows of a peer whose goal keeps their order. The tunables are `config.agents.VelocitySection`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal
 
-import msgspec
-
 from phantommesh.agents.actions import Deal, Weigh
 from phantommesh.agents.base import Agent, AgentName, Evidence, Expectation, Observation, Proposal, Subject
+from phantommesh.config.agents import VelocitySection
 from phantommesh.paths.cost import worth
 from phantommesh.paths.quickest import Candidate
 
@@ -90,14 +89,6 @@ class Seen:
     """What VELOCITY looks at: the peers with traffic, and those of whom a path is left."""
 
     peers: Sequence[PeerSeen] = ()
-
-
-class VelocitySection(msgspec.Struct, frozen=True):
-    """VELOCITY's tunables."""
-
-    late_ms: float = 40.0
-    return_seconds: float = 5.0
-    most_left: int = 3
 
 
 Why = Literal["lossy", "late"]

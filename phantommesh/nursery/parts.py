@@ -16,7 +16,7 @@ import trio
 
 from phantommesh import __version__
 from phantommesh.agents.council import Council
-from phantommesh.agents.everyone import make_council
+from phantommesh.agents.everyone import make_council, phase_of
 from phantommesh.config.sections import Config
 from phantommesh.control.sessions import Sessions
 from phantommesh.dimensions import all_names, interface_names, master_name
@@ -228,6 +228,7 @@ def make_parts(
     master = master_name(wireguard.prefix)
     metrics = Metrics(version=__version__, clock=monotonic)
     events = EventLog(run=os.urandom(4).hex(), clock=time)
+    settings = Settings(config, intents)
     council = make_council(config.agents, lambda: os.urandom(8).hex(), trio.current_time())
     intents = Intents(config.intent, numbers_of(named_users(config.intent)))
     peers_changed = partial(tell, PeersChanged())
@@ -474,7 +475,7 @@ def make_parts(
         join=bridging.join,
     )
     return Parts(
-        settings=Settings(config, intents),
+        settings=settings,
         state=state,
         backend=backend,
         udp=udp,
@@ -522,7 +523,9 @@ def make_parts(
         reconciler=reconciler,
         scattering=scattering,
         cgroups=CgroupMarks(master, lambda: peers.cgroups),
-        splitter=Splitter(paths, scattering),
+        splitter=Splitter(
+            paths, scattering, asks=lambda: phase_of(settings.config.agents, "velocity") != "paused"
+        ),
         guarding=guarding,
         failover=failover,
         beyond=beyond,

@@ -162,6 +162,10 @@ class Paths:
         peer = self._peers.get(node_id)
         return [] if peer is None else self._rescore(node_id, peer, now)
 
+    def weighed(self, node_id: bytes) -> bool:
+        """Whether the weight of any dimension of a node is multiplied by anything."""
+        return node_id in self._factors
+
     def candidates(self, node_id: bytes, now: float) -> list[Candidate]:
         """The paths of a peer by dimension as they are without factors: usable by their own weights."""
         peer = self._peers.get(node_id)

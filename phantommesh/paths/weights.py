@@ -22,7 +22,7 @@ def weights(
     """Return the weights of a peer's paths, 0.0 to 1.0, by capacity and loss; delay does not count. There is
     always one that is not zero: where no path is up, the likeliest carry the traffic. ``leaving``: the
     dimensions, a bitmap, that this node takes out of use. ``factors``: what the weights of some dimensions
-    are multiplied by, on the agents' or the operator's word; they do not count where nothing would be left."""
+    are multiplied by, on an agent's or the operator's word. They do not count where nothing would be left."""
     own = tuple(_weight(path, leaving) for path in paths)
     found = tuple(weight * factors.get(i, 1.0) for i, weight in enumerate(own))
     return found if any(found) else own if any(own) else _last_resort(paths, leaving)

@@ -59,7 +59,9 @@ class Scene:
 
     def _look(self) -> None:
         at = Moment(self.model.now, self.model.now)
-        minutes = self.council.looked("velocity", self.council.look("velocity", self.seen(), (), at)(), 0.0, at)
+        minutes = self.council.looked(
+            "velocity", self.council.look("velocity", self.seen(), (), at)(), 0.0, at
+        )
         self.verdicts.update(one.verdict.reason for one in minutes.decisions)
         self._do(minutes.orders)
 
@@ -98,7 +100,9 @@ def course(seed: int, *, late: float = 0.0, loss: float = 0.0, worse: float = 40
     ended = place.model.now
     place.run(180.0)
     lefts = [at - start for at, dimension, gone in place.turns if gone and dimension == path]
-    backs = [at - ended for at, dimension, gone in place.turns if not gone and dimension == path and at >= ended]
+    backs = [
+        at - ended for at, dimension, gone in place.turns if not gone and dimension == path and at >= ended
+    ]
     seat = place.council.seats["velocity"]
     return Course(
         lefts[0] if lefts else inf,

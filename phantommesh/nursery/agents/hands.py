@@ -30,8 +30,10 @@ from phantommesh.agents.actions import (
     Weigh,
 )
 from phantommesh.agents.council import Order
+from phantommesh.config.intents import MAX_CLASSES
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.parts import Parts
+from phantommesh.scatter.peermap import BUCKETS
 from phantommesh.trust.identity import parse_node_id
 
 
@@ -58,7 +60,13 @@ async def do(parts: Parts, action: Action) -> None:
             await parts.own.renew_now(parts.caller)
         case Restart(service):
             parts.services.restart(service)
-        case Ban() | Shed() | Mend() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Weigh(peer, dimension, factor):
+            parts.paths.weigh(parse_node_id(peer), dimension, factor)
+        case Deal(flow, peer, dealt):
+            await parts.splitter.rule(parse_node_id(peer), bucket_of(flow), dealt)
+        case Pin(flow, peer, dimension):
+            await parts.splitter.pin(parse_node_id(peer), bucket_of(flow), dimension)
+        case Ban() | Shed() | Mend() | Quarantine() | Cover() | Tune() | Drain():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -71,10 +79,25 @@ async def lift(parts: Parts, action: Action) -> None:
             pass
         case Rotate() | ReplaceKey() | Renew() | Restart() | Mend():
             pass  # done once
-        case Ban() | Shed() | Quarantine() | Weigh() | Deal() | Pin() | Cover() | Tune() | Drain():
+        case Weigh(peer, dimension, _):
+            parts.paths.weigh(parse_node_id(peer), dimension, 1.0)
+        case Deal(flow, peer, _):
+            await parts.splitter.rule(parse_node_id(peer), bucket_of(flow), None)
+        case Pin(flow, peer, _):
+            await parts.splitter.pin(parse_node_id(peer), bucket_of(flow), None)
+        case Ban() | Shed() | Quarantine() | Cover() | Tune() | Drain():
             pass  # never done: see `do`
         case _:
             assert_never(action)
+
+
+def bucket_of(flow: str) -> int:
+    """The number of the bucket that a flow is in, as `Deal` and `Pin` write flows. Raises PhantomMeshError."""
+    if not flow.isascii() or not flow.isdecimal() or int(flow) >= BUCKETS * MAX_CLASSES:
+        raise UndoneError(
+            f"no bucket of flows {flow[:20]!r}", fix=f"give a number below {BUCKETS * MAX_CLASSES}"
+        )
+    return int(flow)
 
 
 def rotate(parts: Parts, peer: str) -> None:

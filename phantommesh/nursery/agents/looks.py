@@ -11,9 +11,14 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from phantommesh.agents.base import AgentName
+from phantommesh.nursery.agents import look_velocity
 from phantommesh.nursery.parts import Parts
 
 Look: TypeAlias = Callable[[Parts], Awaitable[object]]
 """Returns the agent's frozen ``Seen``. What blocks goes to a thread there."""
 
-LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType({})
+LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType(
+    {
+        "velocity": look_velocity.look,
+    }
+)

@@ -141,6 +141,10 @@ class Scattering:
         """The capacities of a peer's dimensions as set. KeyError for an unknown peer."""
         return self._plan.scores(node_id)
 
+    def in_order(self, node_id: bytes) -> bool:
+        """Whether all traffic to a peer keeps its order, but for flows that are split."""
+        return self._seen is not None and self._plan.in_order(node_id)
+
     def snapshot(self, node_id: bytes) -> Snapshot | None:
         """A peer's counts as last read; None while nothing is scattered to it."""
         return None if self._seen is None else self._plan.snapshot(node_id)
