@@ -9,12 +9,14 @@ from typing import Any, Final
 
 from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
 from phantommesh.agents.council import Council, Order, Phase
+from phantommesh.agents.stream import Stream
 from phantommesh.agents.velocity import Velocity
 from phantommesh.config.agents import AgentSection, AgentsSection
 
 MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType(
     {
         "velocity": lambda settings: Velocity(settings.velocity),
+        "stream": lambda settings: Stream(settings.stream),
     }
 )
 """How to make each agent. A further agent is one line here, and one in `nursery/agents/looks.py`."""

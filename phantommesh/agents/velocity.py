@@ -28,7 +28,7 @@ or is needed no more, and VELOCITY lets go of it then.
 
 Bounds: at most `most_left` paths of a peer are left at once, and never the last sound one. VELOCITY
 chooses no relay (`routing/borrowing.py` has its own hysteresis), makes no path carry more than its measured
-share, and never deals flows of a peer whose goal keeps their order. The tunables are `config.agents.VelocitySection`.
+share, and never deals flows of a peer whose goal keeps their order.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class VelocitySection(AgentSection, frozen=True):
 class StreamSection(AgentSection, frozen=True):
     """STREAM, which watches flows.
 
-    `elephant_kbit`: kbit/s from which on a flow is an elephant. 2000 is a fifth of a slow uplink of 10 Mbit/s.
+    `elephant_kbit`: kbit/s from which on a flow is an elephant. 2000 is a fifth of a slow uplink.
     `most_flows`: flows that the kernel counts at once for each IP version. 1024 are read in a few
     milliseconds.
     `scan_targets`: ports of one host, or three times as many hosts at one port, that a source calls within a

@@ -37,6 +37,7 @@ from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.cgroups import CgroupMarks
+from phantommesh.nursery.dataplane.flows import FlowCounts
 from phantommesh.nursery.dataplane.framed import Framed
 from phantommesh.nursery.dataplane.gateway import GatewayDriver
 from phantommesh.nursery.dataplane.lending import Lending
@@ -174,6 +175,7 @@ class Parts:
     scattering: Scattering
     cgroups: CgroupMarks
     splitter: Splitter
+    flows: FlowCounts
     guarding: Guarding
     failover: Failover
     beyond: BeyondMesh
@@ -228,9 +230,9 @@ def make_parts(
     master = master_name(wireguard.prefix)
     metrics = Metrics(version=__version__, clock=monotonic)
     events = EventLog(run=os.urandom(4).hex(), clock=time)
-    settings = Settings(config, intents)
     council = make_council(config.agents, lambda: os.urandom(8).hex(), trio.current_time())
     intents = Intents(config.intent, numbers_of(named_users(config.intent)))
+    settings = Settings(config, intents)
     peers_changed = partial(tell, PeersChanged())
     overlay.on_change = partial(tell, Rerouted())
     resolver = Resolver(peers_changed)
@@ -525,6 +527,9 @@ def make_parts(
         cgroups=CgroupMarks(master, lambda: peers.cgroups),
         splitter=Splitter(
             paths, scattering, asks=lambda: phase_of(settings.config.agents, "velocity") != "paused"
+        ),
+        flows=FlowCounts(
+            master, names, (config.paths.port,), lambda: settings.config.agents.stream.most_flows
         ),
         guarding=guarding,
         failover=failover,

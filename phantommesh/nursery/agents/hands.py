@@ -92,7 +92,7 @@ async def lift(parts: Parts, action: Action) -> None:
 
 
 def bucket_of(flow: str) -> int:
-    """The number of the bucket that a flow is in, as `Deal` and `Pin` write flows. Raises PhantomMeshError."""
+    """The number of a bucket of flows, as `Deal` and `Pin` write it. Raises PhantomMeshError."""
     if not flow.isascii() or not flow.isdecimal() or int(flow) >= BUCKETS * MAX_CLASSES:
         raise UndoneError(
             f"no bucket of flows {flow[:20]!r}", fix=f"give a number below {BUCKETS * MAX_CLASSES}"

@@ -28,7 +28,7 @@ from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
-from phantommesh.scatter import cgroups
+from phantommesh.scatter import cgroups, flows
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.plan import NONE_QUICKEST, Plan
 from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Hook, table_name
@@ -169,6 +169,16 @@ class Scattering:
         """The peers some flows of which may be split (`scatter/splitting.py`)."""
         return [node_id for node_id in self._plan.installed if self._plan.homes(node_id) is not None]
 
+    @property
+    def seed(self) -> int:
+        """The seed of the flows' hash."""
+        return self._seed
+
+    def homes(self, node_id: bytes) -> Sequence[int | None] | None:
+        """The dimension of each bucket of a peer's flows; None where no flow is split."""
+        found = None if self._seen is None else self._plan.homes(node_id)
+        return None if found is None else found[1]
+
     def steered(self, node_id: bytes) -> Steering:
         """The buckets of a peer's flows that are split in the table, or moved."""
         return self._plan.steered(node_id)
@@ -278,6 +288,7 @@ class Scattering:
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
             await Table(cgroups.FAMILY, cgroups.table_name(self.device)).remove()
+            await Table(flows.FAMILY, flows.table_name(self.device)).remove()
             await marking.remove(self._interfaces)
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)

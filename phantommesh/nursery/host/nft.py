@@ -154,6 +154,14 @@ class Table:
             lambda netlink: messages.decode_counters_by_key(self._elements(netlink, name)),
         )
 
+    async def many_counters_by_key(self, names: Sequence[str]) -> dict[str, dict[bytes, tuple[int, int]]]:
+        """Read the counters of several such sets, by name."""
+
+        def run(netlink: NetlinkSocket) -> dict[str, dict[bytes, tuple[int, int]]]:
+            return {name: messages.decode_counters_by_key(self._elements(netlink, name)) for name in names}
+
+        return await self._run(f"reading the counters of {', '.join(names)}", run)
+
     async def elements(self, name: str) -> dict[int, int]:
         """Read a map."""
         return await self._run(
