@@ -43,7 +43,11 @@ class UndoneError(PhantomMeshError):
 
 async def carry_out(parts: Parts, order: Order) -> None:
     """Carry out an order, or lift what it says. Raises PhantomMeshError where that cannot be done."""
-    await (lift if order.lift else do)(parts, order.proposal.action)
+    proposal = order.proposal
+    await (lift if order.lift else do)(parts, proposal.action)
+    if proposal.agent == "stream" and isinstance(proposal.action, Raise) and not order.lift:
+        found = {"rule": proposal.action.rule, "source": proposal.subject.name, "text": proposal.action.text}
+        parts.events.publish("threat.pattern", None, found)
 
 
 async def do(parts: Parts, action: Action) -> None:
