@@ -49,6 +49,7 @@ REST = 12.0  # s between two elephants: the pin before has lapsed
 SINK = """
 import socket, threading
 server = socket.create_server(("", %d))
+print("listens", flush=True)
 def take(peer):
     while peer.recv(1 << 16):
         pass
@@ -109,6 +110,7 @@ async def elephant(nodes: Sequence[LabNode], to: str) -> float:
             if await trio.to_thread.run_sync(steered, nodes[0], logged):
                 return time.monotonic() - began
             await trio.sleep(0.02)
+    print(nodes[0].log.read_bytes()[logged:].decode(), flush=True)
     return -1.0
 
 
@@ -162,7 +164,9 @@ async def measure(spec: LabSpec, runs: int, short: int) -> dict[str, object]:
         await flows_between(nodes)
         to = (await view_of(nodes[1])).status.ip4
         times = list[float]()
-        with running(nodes[1], SINK % PORT):
+        with running(nodes[1], SINK % PORT) as sink:
+            assert sink.stdout is not None
+            await trio.to_thread.run_sync(sink.stdout.readline)
             for i in range(runs):
                 if i:
                     await trio.sleep(REST)
