@@ -242,7 +242,8 @@ def _plain(act: Any) -> str:
     while isinstance(act, partial):
         act = act.func
     module = getattr(act, "__module__", "") or ""
-    return f"{module.rpartition('.')[2]}.{getattr(act, '__qualname__', act)}".replace(".<locals>", "")
+    name = getattr(act, "__qualname__", type(act).__qualname__)
+    return f"{module.rpartition('.')[2]}.{name}".replace(".<locals>", "")
 
 
 def _service(task: trio.lowlevel.Task) -> str:

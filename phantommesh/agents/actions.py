@@ -121,10 +121,11 @@ class Cover(_Act, frozen=True, tag="cover"):
 
 
 class Tune(_Act, frozen=True, tag="tune"):
-    """Give a bounded parameter another value."""
+    """Give a bounded parameter another value; ``taken``: for good, also after the next start."""
 
     parameter: str
     value: float
+    taken: bool = False
 
 
 class Drain(_Act, frozen=True, tag="drain"):

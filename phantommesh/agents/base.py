@@ -97,7 +97,7 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
 
 Reason = Literal[
     "accepted", "renewed", "dry-run", "paused", "frozen", "no-evidence", "expired", "not-its-action",
-    "out-of-bounds", "held", "outranked", "cooling-down", "too-many",
+    "not-its-subject", "out-of-bounds", "held", "outranked", "cooling-down", "too-many",
 ]  # fmt: skip
 
 

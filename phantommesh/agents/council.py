@@ -13,15 +13,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
+from math import isfinite
 from typing import Any, Final, Literal
 
 import msgspec
 
 from phantommesh.agents import actions
 from phantommesh.agents.apex import Apex, Judgement, Standing
-from phantommesh.agents.base import PRECEDENCE, Agent, AgentName, Observation, Outcome, Proposal, Verdict
+from phantommesh.agents.base import (
+    PRECEDENCE,
+    Agent,
+    AgentName,
+    Observation,
+    Outcome,
+    Proposal,
+    Subject,
+    Verdict,
+)
 from phantommesh.management.views import Event
 from phantommesh.node.steps import Moment
+from phantommesh.rates import Rates
 
 # Tuning.
 BUDGET: Final = 0.05  # s that one look may take; the longest pause of the node's loop that nobody notices
@@ -29,10 +40,15 @@ MOST_PROPOSALS: Final = 64  # of one look; more is a flood, and the look counts 
 FIRST_BENCH, LONGEST_BENCH = 10.0, 600.0  # s that a failing agent sits out, twice as long each time
 GOOD_LOOKS: Final = 20  # looks in order after which an agent's earlier failures are forgotten
 KEPT: Final = 1024  # decisions in memory; the file has more
-MOST_PENDING: Final = 256  # actions whose outcome is to be measured
+MOST_PENDING: Final = 128  # actions of one agent whose outcome is to be measured
+LATE: Final = 120.0  # s after which a measure says nothing of the action any more: two of the rarest looks
+MOST_CARRYING: Final = 4096  # orders that are being carried out
 SAY_AGAIN: Final = 60.0  # s after which a refusal that keeps coming back is recorded again
+REFUSALS, REFUSALS_AT_ONCE = 0.5, 64.0  # of one agent that are recorded, a second and at once
+MOST_REFUSALS: Final = 256  # of one agent that are known, so as not to be recorded again
 
 MOST_BYTES: Final = 65_536  # of one look's proposals, encoded: 64 of 1 KB
+MOST_OF_ONE: Final = 4096  # bytes of one proposal, encoded
 
 Phase = Literal["running", "dry-run", "paused", "benched"]
 
@@ -52,6 +68,8 @@ def _copied(proposals: list[Proposal]) -> list[Proposal]:
     encoded = _encode(proposals)
     if len(encoded) > MOST_BYTES:
         raise NonsenseError(f"proposals of {len(encoded)} bytes")
+    if len(encoded) > MOST_OF_ONE and any(len(_encode(one)) > MOST_OF_ONE for one in proposals):
+        raise NonsenseError(f"a proposal of more than {MOST_OF_ONE} bytes")
     return _PROPOSALS.decode(encoded)
 
 
@@ -98,7 +116,10 @@ class Seat:
     refused: int = 0
     met: int = 0
     unmet: int = 0
+    failed: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
+    pending: list[_Pending] = field(default_factory=list)
+    refusals: dict[tuple[str, str, str], _Refusal] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -108,7 +129,6 @@ class _Pending:
     trace: str
     proposal: Proposal
     due: float
-    error: str = ""
 
 
 @dataclass(slots=True)
@@ -145,9 +165,9 @@ class Council:
         self.seats = {one.name: Seat(one, phase, now, resume_as=phase) for one in agents}
         self.decisions: deque[Decision] = deque(maxlen=KEPT)
         self._trace, self._seq = trace, 0
-        self._traces: dict[tuple[AgentName, str, str], str] = {}
-        self._pending: list[_Pending] = []
-        self._refusals: dict[tuple[str, str, str, str], _Refusal] = {}
+        self._traces: dict[Subject, str] = {}  # of what stands
+        self._carrying: dict[str, tuple[Proposal, float]] = {}
+        self._said = Rates[AgentName](REFUSALS, REFUSALS_AT_ONCE)
 
     # Whose turn it is.
 
@@ -176,7 +196,7 @@ class Council:
         seat.looked = at.now
         outcomes, seat.outcomes = tuple(seat.outcomes), []
         observation = Observation(at, seen, tuple(events), outcomes)
-        agent, due = seat.agent, [one for one in self._due(name, at.now) if not one.error]
+        agent, due = seat.agent, [one for one in seat.pending if one.due <= at.now < one.due + LATE]
 
         def work() -> Look:
             # One more than may be: an agent may go on for ever.
@@ -208,11 +228,14 @@ class Council:
             seat.failures = 0
         seat.proposals += len(proposals)
         minutes.outcomes = self._settle(seat, look.measured, at.now)
-        if seat.phase == "dry-run":
-            for one in proposals:
-                self._refuse(minutes, Verdict(proposal=one, reason="dry-run"), seconds, at)
-        else:
+        if seat.phase == "running":
             self._rule(minutes, proposals, seconds, at)
+        else:  # it may have been paused while it looked
+            for one in proposals:
+                verdict = self.apex.foresee(one, at.now)
+                if seat.phase == "paused":
+                    verdict = Verdict(proposal=one, reason="paused")
+                self._refuse(minutes, verdict, seconds, at)
         return minutes
 
     def failed(self, name: AgentName, why: str, now: float, *, for_good: bool = False) -> None:
@@ -234,12 +257,23 @@ class Council:
         """Lift what has expired."""
         return [self._lift(one) for one in self.apex.lapse(now)]
 
-    def carried(self, trace: str, error: str = "") -> None:
-        """An order was carried out, or failed."""
-        if error:
-            for one in self._pending:
-                if one.trace == trace:
-                    one.error, one.due = error, float("-inf")
+    def carried(self, trace: str, error: str = "") -> Minutes:
+        """An order was carried out, or failed. What failed does not stand, and that is its outcome. It is
+        lifted all the same: it may be half done, and what it replaced may be there still."""
+        minutes, known = Minutes(), self._carrying.pop(trace, None)
+        if known is None or not error:
+            return minutes
+        proposal, now = known
+        self.apex.failed(proposal, now)
+        if self._traces.get(proposal.subject) == trace:
+            del self._traces[proposal.subject]
+            minutes.orders = [Order(trace=trace, proposal=proposal, lift=True)]
+        minutes.outcomes = [Outcome(trace=trace, proposal=proposal, measured=None, met=None, error=error)]
+        if (seat := self.seats.get(proposal.agent)) is not None:
+            seat.pending = [one for one in seat.pending if one.trace != trace]
+            seat.failed += 1
+            seat.outcomes = [*seat.outcomes, *minutes.outcomes][-MOST_PENDING:]
+        return minutes
 
     # On the operator's word.
 
@@ -262,7 +296,9 @@ class Council:
         self.seats[name].agent = agent
 
     def close(self, now: float) -> list[Order]:
-        """Lift all that stands: the node ends."""
+        """Stop all agents, and lift all that stands: the node ends."""
+        for seat in self.seats.values():
+            self._enter(seat, "paused", now)
         return [self._lift(one) for name in PRECEDENCE for one in self.apex.withdraw(name, now)]
 
     # The inside.
@@ -277,9 +313,10 @@ class Council:
             return
         self._enter(seat, "benched", now)
         seat.why = why
-        seat.until = now + min(LONGEST_BENCH, FIRST_BENCH * 2.0 ** (seat.failures - 1))
+        seat.until = now + min(LONGEST_BENCH, FIRST_BENCH * 2.0 ** min(seat.failures - 1, 16))
 
     def _rule(self, minutes: Minutes, proposals: Sequence[Proposal], seconds: float, at: Moment) -> None:
+        minutes.orders += self.lapse(at.now)
         for one in self.apex.judge(proposals, at.now):
             verdict = one.verdict
             if verdict.accepted:
@@ -289,34 +326,47 @@ class Council:
 
     def _accept(self, minutes: Minutes, one: Judgement, seconds: float, at: Moment) -> None:
         proposal, trace = one.verdict.proposal, self._trace()
-        if (gone := one.displaced) is not None and type(gone.proposal.action) is not type(proposal.action):
+        lasts = isinstance(proposal.action, actions.LASTING)
+        if (gone := one.displaced) is not None and not (
+            lasts and type(gone.proposal.action) is type(proposal.action)
+        ):
             minutes.orders.append(self._lift(gone))
-        if isinstance(proposal.action, actions.LASTING):
-            self._traces[_key(proposal)] = trace
+        if lasts:
+            self._traces[proposal.subject] = trace
         minutes.decisions.append(self._record(one.verdict, trace, seconds, at))
         minutes.orders.append(Order(trace=trace, proposal=proposal))
-        if (seat := self.seats.get(proposal.agent)) is not None:
-            seat.accepted += 1
+        self._carrying[trace] = proposal, at.now
+        while len(self._carrying) > MOST_CARRYING:
+            del self._carrying[next(iter(self._carrying))]
+        if (seat := self.seats.get(proposal.agent)) is None:
+            return
+        seat.accepted += 1
         if (expects := proposal.expects) is not None:
-            if len(self._pending) >= MOST_PENDING:
-                del self._pending[0]
-            self._pending.append(_Pending(trace, proposal, at.now + expects.within))
+            if len(seat.pending) >= MOST_PENDING:
+                minutes.outcomes.append(
+                    _unmeasured(seat.pending.pop(0), "too many others were to be measured")
+                )
+            seat.pending.append(_Pending(trace, proposal, at.now + expects.within))
 
     def _refuse(self, minutes: Minutes, verdict: Verdict, seconds: float, at: Moment) -> None:
         proposal = verdict.proposal
-        if (seat := self.seats.get(proposal.agent)) is not None:
-            seat.refused += 1
-        which = proposal.agent, str(proposal.subject), type(proposal.action).__name__, verdict.reason
-        known = self._refusals.pop(which, None)
-        if known is not None and at.now < known.said + SAY_AGAIN:
-            known.times += 1
-            self._refusals[which] = known
+        if (seat := self.seats.get(proposal.agent)) is None:
+            minutes.decisions.append(self._record(verdict, self._trace(), seconds, at))
             return
-        times = 1 if known is None else known.times + 1
-        self._refusals[which] = _Refusal(at.now)
-        while len(self._refusals) > KEPT:
-            del self._refusals[next(iter(self._refusals))]
-        minutes.decisions.append(self._record(verdict, self._trace(), seconds, at, times))
+        seat.refused += 1
+        which = str(proposal.subject), type(proposal.action).__name__, verdict.reason
+        known = seat.refusals.pop(which, None)
+        new = known is None or at.now >= known.said + SAY_AGAIN
+        if not (new and self._said.allow(proposal.agent, at.now)):
+            known = known or _Refusal(float("-inf"))
+            known.times += 1
+            seat.refusals[which] = known
+        else:
+            times = 1 if known is None else known.times + 1
+            seat.refusals[which] = _Refusal(at.now)
+            minutes.decisions.append(self._record(verdict, self._trace(), seconds, at, times))
+        while len(seat.refusals) > MOST_REFUSALS:
+            del seat.refusals[next(iter(seat.refusals))]
 
     def _record(self, verdict: Verdict, trace: str, seconds: float, at: Moment, times: int = 1) -> Decision:
         self._seq += 1
@@ -325,29 +375,31 @@ class Council:
         return made
 
     def _lift(self, one: Standing) -> Order:
-        trace = self._traces.pop(_key(one.proposal), "")
+        trace = self._traces.pop(one.proposal.subject, "")
         return Order(trace=trace, proposal=one.proposal, lift=True)
-
-    def _due(self, name: AgentName, now: float) -> list[_Pending]:
-        return [one for one in self._pending if one.proposal.agent == name and one.due <= now]
 
     def _settle(self, seat: Seat, measured: Mapping[str, float | None], now: float) -> list[Outcome]:
         """Say what this agent's actions came to whose time has come."""
-        found = list[Outcome]()
-        for one in self._due(seat.agent.name, now):
-            if one.trace not in measured and not one.error:
-                continue  # its time came after the look began
-            self._pending.remove(one)
-            value, expects = measured.get(one.trace), one.proposal.expects
-            met = None if value is None or expects is None else expects.met(value)
-            found.append(
-                Outcome(trace=one.trace, proposal=one.proposal, measured=value, met=met, error=one.error)
-            )
-            seat.met += met is True
-            seat.unmet += met is False
-        seat.outcomes = [*seat.outcomes, *found][-KEPT:]
+        found, left = list[Outcome](), list[_Pending]()
+        for one in seat.pending:
+            expects = one.proposal.expects
+            if one.trace in measured:
+                value = measured[one.trace]
+                value = None if value is None or not isfinite(value) else value
+                met = None if value is None or expects is None else expects.met(value)
+                found.append(Outcome(trace=one.trace, proposal=one.proposal, measured=value, met=met))
+                seat.met += met is True
+                seat.unmet += met is False
+            elif now >= one.due + LATE:
+                found.append(_unmeasured(one, "the agent did not look in time"))
+            else:
+                left.append(one)
+        seat.pending = left
+        seat.outcomes = [*seat.outcomes, *found][-MOST_PENDING:]
         return found
 
 
-def _key(proposal: Proposal) -> tuple[AgentName, str, str]:
-    return proposal.agent, str(proposal.subject), type(proposal.action).__name__
+def _unmeasured(one: _Pending, why: str) -> Outcome:
+    return Outcome(
+        trace=one.trace, proposal=one.proposal, measured=None, met=None, error=f"not measured: {why}"
+    )

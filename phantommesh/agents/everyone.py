@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from random import Random
 from types import MappingProxyType
 from typing import Any, Final
 
 from phantommesh.agents.base import PRECEDENCE, Agent, AgentName
 from phantommesh.agents.council import Council, Order, Phase
+from phantommesh.agents.genesis import Genesis
 from phantommesh.agents.stream import Stream
 from phantommesh.agents.velocity import Velocity
 from phantommesh.config.agents import AgentSection, AgentsSection
@@ -17,6 +20,7 @@ MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = Mappi
     {
         "velocity": lambda settings: Velocity(settings.velocity),
         "stream": lambda settings: Stream(settings.stream),
+        "genesis": lambda settings: Genesis(Random(os.urandom(16))),  # noqa: S311  # an order of trials
     }
 )
 """How to make each agent. A further agent is one line here, and one in `nursery/agents/looks.py`."""

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from phantommesh.config.agents import AgentsSection
 from phantommesh.config.kinds import Switch
+from phantommesh.config.memory import MemorySection
 from phantommesh.dimensions import DIMENSIONS, MAX_BATCH, MIN_BATCH
 from phantommesh.errors import PhantomMeshError
 from phantommesh.routable import MAX_ROUTES
@@ -385,6 +386,7 @@ class Config(msgspec.Struct, frozen=True):
     paths: PathsSection = PathsSection()
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
+    memory: MemorySection = MemorySection()
     agents: AgentsSection = AgentsSection()
     log: LogSection = LogSection()
     intent: tuple[IntentSection, ...] = ()

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from phantommesh.control.channel import MAX_FRAME
+from phantommesh.control.hinting import TellHints
 from phantommesh.control.pactmessages import MAX_TOLD, AskPact, AskPacts, MakePact, PactIs, PactMade, PactsAre
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import MAX_DATAGRAM
@@ -497,7 +498,7 @@ Request = (
     | Attend | Look | AskRelay | LeaveRelay | OfferRelay
     | Carry | Carried | Pass | Passed
     | Meet | Frames | CheckTcp | Echo
-    | Bridge | Bridged | AskNeighbours
+    | Bridge | Bridged | AskNeighbours | TellHints
 )  # fmt: skip
 Answer = (
     PactsAre | PactIs | PactMade

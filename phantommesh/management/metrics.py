@@ -23,6 +23,7 @@ PREFIX = "phantommesh_"
 _HANDSHAKE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _CONVERGENCE_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _API_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_RECALL_BUCKETS = (1e-6, 2e-6, 5e-6, 1e-5, 2e-5, 5e-5, 1e-4, 1e-3)
 _RESPONSE_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 _LAG_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
@@ -363,6 +364,15 @@ class Metrics:
             PREFIX + "loop_lag_seconds",
             "How late the event loop woke a task that slept.",
             buckets=_LAG_BUCKETS,
+            registry=self.registry,
+        )
+        self.memory_patterns = Gauge(
+            PREFIX + "memory_patterns", "Threat patterns that this node remembers.", registry=self.registry
+        )
+        self.memory_recall_seconds = Histogram(
+            PREFIX + "memory_recall_seconds",
+            "Seconds that the recall of a threat pattern took.",
+            buckets=_RECALL_BUCKETS,
             registry=self.registry,
         )
         self._devices = _DeviceCollector(clock)

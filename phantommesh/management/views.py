@@ -478,7 +478,7 @@ class NodePort(Protocol):
         """Whether the node does its work, and what is wrong."""
         ...
 
-    async def rotate(self, peer: str | None) -> RotationResult:
+    async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
         """Rotate the PSKs of one peer, by node id, or of all (None)."""
         ...
 

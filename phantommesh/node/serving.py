@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from phantommesh.control import messages, pactmessages
+from phantommesh.control import hinting, messages, pactmessages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
@@ -52,6 +52,7 @@ REQUESTS: Final[Mapping[type[messages.Request], tuple[float, float]]] = {
     messages.Look: (1.0, 20),
     messages.AskNeighbours: (0.2, 20),  # each looks at all peers
     messages.CheckTcp: (1 / 60, 2),  # each has a connection made
+    hinting.TellHints: (4.0, 100),  # fewer are looked at: see `mnemonic.hints`
     # What is carried has limits of its own, in `node.carrying`: beyond these it is dropped, and nobody waits.
     messages.Carry: (200.0, 4000),
     messages.Carried: (400.0, 8000),
@@ -176,7 +177,8 @@ class Serving:
     answers for the relay that this node is; None: it is none. ``offered`` takes a relay's word of a lease;
     None: this node uses no relays. ``bridged`` takes a member's word that another waits there.
     ``neighbours`` says what links this node has. ``approved`` is called when an authority says that it has
-    approved routes of this node. ``pacts`` is the digest of what is known of pacts with other meshes."""
+    approved routes of this node. ``hinted`` takes a member's hints; None: this node takes none.
+    ``pacts`` is the digest of what is known of pacts with other meshes."""
 
     def __init__(
         self,
@@ -191,10 +193,11 @@ class Serving:
         bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
         neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
         approved: Callable[[], None] | None = None,
+        hinted: Callable[[NodeId, hinting.TellHints], messages.Answer] | None = None,
         pacts: Callable[[], bytes] = lambda: b"",
     ) -> None:
         self._pacts = pacts
-        self._neighbours, self._approved = neighbours, approved
+        self._neighbours, self._approved, self._hinted = neighbours, approved, hinted
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
         self._relay, self._offered, self._bridged = relay, offered, bridged
         self.rates = {kind: Rates[bytes](*pace) for kind, pace in REQUESTS.items()}
@@ -318,6 +321,10 @@ class Serving:
                 if self._neighbours is None:
                     return messages.Refused("this node measures no links")
                 return self._neighbours(request)
+            case hinting.TellHints():
+                if self._hinted is None:
+                    return messages.Refused("this node shares no hints")
+                return self._hinted(peer, request)
             case messages.Attend():  # `TcpPort` has taken it where the connection can be lent
                 return messages.Refused("this connection cannot be lent")
             case messages.Frames():  # `TcpPort` has taken it where it can carry frames

@@ -150,6 +150,7 @@ class Node:
         with trio.move_on_after(GRACE), suppress(PhantomMeshError):
             await parts.gossip.save()
             await parts.keeper.save()
+            await parts.memory.save()
 
     async def _work(self) -> None:
         """Run every service until cancelled, or until a later run of this node is there: then hold the
@@ -222,6 +223,7 @@ class Node:
             "gossip": parts.gossip.run,
             "federation": parts.federating.run,
             "roster-disk": parts.keeper.keep,
+            "decisions-disk": parts.decisions.keep,
             "standing": partial(ask_standing, parts.state, parts.keeper, parts.gossip.quiet, parts.places.of),
             "group-keys": parts.keys.run,
             "runs": parts.runs.run,
@@ -231,6 +233,8 @@ class Node:
             "route-requests": partial(parts.own.ask_routes, parts.caller, parts.desk),
             "routes": parts.taking.run,
             "topology": parts.surveying.run,
+            "memory": parts.memory.run,
+            "hints": parts.hinting.run,
             "succession": parts.succession.run,
             "carrying": parts.carrying.run,
             "attending": partial(parts.attending.run, parts.tcp.attend),

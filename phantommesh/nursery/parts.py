@@ -48,12 +48,14 @@ from phantommesh.nursery.dataplane.relays import make_bridging, make_relays
 from phantommesh.nursery.dataplane.routetalk import RouteTalk
 from phantommesh.nursery.dataplane.scattering import Scattering
 from phantommesh.nursery.dataplane.splitting import Splitter
+from phantommesh.nursery.dataplane.tuning import Tuning
 from phantommesh.nursery.host import traffic
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
+from phantommesh.nursery.keeping.memory import MemoryKeeper
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
@@ -64,6 +66,7 @@ from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.federating import Federating
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
+from phantommesh.nursery.members.hinting import Hinting, hinter_of
 from phantommesh.nursery.members.lifetimes import LifetimeDriver, make_lifetimes
 from phantommesh.nursery.members.linking import make_enrolment, make_links
 from phantommesh.nursery.members.links import LinkDriver
@@ -176,6 +179,7 @@ class Parts:
     cgroups: CgroupMarks
     splitter: Splitter
     flows: FlowCounts
+    tuning: Tuning
     guarding: Guarding
     failover: Failover
     beyond: BeyondMesh
@@ -191,6 +195,8 @@ class Parts:
     proving: Proving
     succession: Succession
     surveying: Surveying
+    memory: MemoryKeeper
+    hinting: Hinting
     council: Council
     decisions: Decisions
     services: Services
@@ -451,6 +457,11 @@ def make_parts(
         config, state, wgports, caller, peers, places, finding, gossip, ways, lambda: measured, names,
         lambda: reconciler.actual, changed=peers_changed,
     )  # fmt: skip
+    memory = MemoryKeeper(
+        config.memory, state.state, state.identity.node_id, hinter_of(keeper),
+        metrics.memory_recall_seconds.observe,
+    )  # fmt: skip
+    hinting = Hinting(state.identity, memory, caller, on=config.memory.hints)
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
@@ -458,6 +469,7 @@ def make_parts(
         check=TcpChecks(sessions, partial(seen_at, finding, gossip), places.may).check,
         meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
         bridged=framed.prompted, neighbours=surveying.answer, approved=own.routes_approved,
+        hinted=hinting.take,
         federal=federating.answer, pacts=federating.federation.pacts.digest,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
@@ -531,6 +543,7 @@ def make_parts(
         flows=FlowCounts(
             master, names, (config.paths.port,), lambda: settings.config.agents.stream.most_flows
         ),
+        tuning=Tuning(state.state, measured, config.paths.probe_seconds),
         guarding=guarding,
         failover=failover,
         beyond=beyond,
@@ -546,8 +559,10 @@ def make_parts(
         proving=proving,
         succession=Succession(config, state, caller, name=own.name, revoked=keeper.is_revoked),
         surveying=surveying,
+        memory=memory,
+        hinting=hinting,
         council=council,
-        decisions=Decisions(council, metrics, events),
+        decisions=Decisions(council, metrics, events, state.state.path / directory.DECISIONS),
         services=Services(),
         server=server,
         tcp=tcp,

@@ -255,7 +255,7 @@ class Weaving:
         parts.proving.look({seen.peer: seen.counted for seen in shown})
         parts.paths.set_peers(parts.peers.reached())
         if self._measuring.take(now):
-            self._recorder.measure()
+            self._recorder.look()
 
     def _opened(self, opened: Opened) -> None:
         parts = self._parts

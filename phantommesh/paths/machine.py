@@ -45,6 +45,18 @@ class Paths:
         self._weigh_at = float("inf")
         self._hold = float("-inf")
         self.drops: Counter[str] = Counter()
+        self.vain = 0.0
+        """Bytes that paths were given after their last answer, until they were taken for dark: by the rate
+        and the shares of the time, so an estimate."""
+
+    @property
+    def interval(self) -> float:
+        """The time between probes of a path under traffic, in seconds."""
+        return self._interval
+
+    def probe_every(self, interval: float) -> None:
+        """Have paths under traffic probed this often from now on, in seconds."""
+        self._interval = self._when.interval = interval
 
     # --- what the node knows ---
 
@@ -281,6 +293,8 @@ class Paths:
             if path.misses >= MISSES and peer.answered < path.first_missed:
                 self._ask_all(peer, now)
             if path.state is not before:
+                if before is PathState.UP and path.state is PathState.DARK:
+                    self._count_vain(peer, path, now)
                 effects.append(Turned(path.peer, path.dimension, before, path.state))
                 effects += self._rescore(path.peer, peer, now)
             elif path.misses:
@@ -298,6 +312,11 @@ class Paths:
                 path.next_probe = self._when.next(peer, now, pause)
             self._schedule(path)
         return effects
+
+    def _count_vain(self, peer: Peer, path: Path, now: float) -> None:
+        share, given = peer.in_force[path.dimension], sum(peer.in_force)
+        if given > 0 and path.answered_at is not None:
+            self.vain += peer.pace.rate(now) * share / given * (now - path.answered_at)
 
     def _ask_all(self, peer: Peer, now: float) -> None:
         """No dimension of this peer has answered since one of them fell silent: ask all of them now, so that

@@ -29,28 +29,28 @@ class Schedule:
     probes of a path under traffic, and ``now`` seconds on any clock that only goes forward."""
 
     def __init__(self, peers: Mapping[bytes, Peer], random: Random, interval: float) -> None:
-        self._peers, self._random, self._interval = peers, random, interval
+        self._peers, self._random, self.interval = peers, random, interval
         self._thrift = (float("-inf"), 1.0)  # when it was counted, and by how much fast probes are too many
 
     def pause(self, peer: Peer, path: Path, now: float, leaving: int) -> float:
         """How long until the next probe. ``leaving``: the dimensions that are taken out of use, a bitmap."""
         if (watch := peer.watch(path, now)) is not None:
             suspects = path.quality.alarm.suspects
-            return watch.pause(self._interval * self.too_many(now), now, suspects=suspects)
+            return watch.pause(self.interval * self.too_many(now), now, suspects=suspects)
         unsure = 0 < path.misses < SILENT and path.state is not PathState.DARK
         going = path.aside or (has(leaving, path.dimension) and not path.peer_drained)
         if unsure or (is_new(path) and path.misses < MISSES):
-            return self._interval * self.too_many(now)
+            return self.interval * self.too_many(now)
         if path.state is PathState.UP and (going or path.peer_leaving):
-            return self._interval * self.too_many(now)
+            return self.interval * self.too_many(now)
         if path.state is PathState.UP and peer.pace.busy(now):
-            usual = peer.busy_pause(self._interval) * self.too_many(now)
+            usual = peer.busy_pause(self.interval) * self.too_many(now)
             if not path.quality.alarm.doubts(now):
                 return usual
-            soon = max(self._interval * self.too_many(now) / SUSPECT, peer.doubts.wait(now))
+            soon = max(self.interval * self.too_many(now) / SUSPECT, peer.doubts.wait(now))
             return min(usual, soon)
         if now < peer.roused and (path.misses or path.state is not PathState.UP):
-            return self._interval * self.too_many(now)
+            return self.interval * self.too_many(now)
         slow = self.slow
         alive = any(other.state in (PathState.UP, PathState.PROVING) for other in peer.paths)
         return RETURN if path.state is PathState.DARK and alive else slow
@@ -72,11 +72,11 @@ class Schedule:
     def _eager(self, peer: Peer, now: float) -> float:
         """How many fast probes a second a peer is sent."""
         if any(map(is_new, peer.paths)) or now < peer.roused:
-            return DIMENSIONS / self._interval
+            return DIMENSIONS / self.interval
         if not peer.pace.busy(now):
             return 0.0
-        others = DIMENSIONS / peer.busy_pause(self._interval)
-        return others if peer.seek is None or peer.quickest is None else others + CLOSER / self._interval
+        others = DIMENSIONS / peer.busy_pause(self.interval)
+        return others if peer.seek is None or peer.quickest is None else others + CLOSER / self.interval
 
     def next(self, peer: Peer, now: float, pause: float) -> float:
         """When to probe a path again after a pause. Slow probes of different peers leave in one wake-up, and

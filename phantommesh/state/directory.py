@@ -49,12 +49,15 @@ LEAP: Final = "leap"  # how far past it our claims are, if at all; no loss if it
 MEMBERS: Final = "members.bin"  # what up to 256 members last said of themselves; no loss if it is lost
 LAST_ADDRESSES: Final = "lastaddresses.bin"  # of members that were forgotten; no loss where seeds are set
 NETWORKS: Final = "networks.json"  # what was measured of NATs; no loss if it is lost
+MEMORY: Final = "memory.bin"  # of threat patterns; no loss but of that if it is lost
 TOPOLOGY: Final = "topology.bin"  # what members' links were like yesterday; no loss but of that if it is lost
+TUNED: Final = "tuned.json"  # values that GENESIS found better than the configured; no loss if it is lost
 INVITES: Final = "invites"
 APPROVALS: Final = "routes.json"  # an authority's: which member may route what; there from the first one on
 PACTS: Final = "pacts.bin"  # with other meshes, their secrets among them; there from the first one on
 SUCCESSION: Final = "successor.invite"  # what a new identity is got by; there while one is under way
 SUCCESSOR: Final = "successor"  # a directory: the whole state of the new identity, until it is put in place
+DECISIONS: Final = "decisions"  # a directory: what agents did and why; no loss but of that if it is lost
 PROOFS: Final = "proofs"  # a directory; no loss but of evidence if it is lost
 
 # Files that every node has from its first moment.

@@ -545,7 +545,7 @@ class FakeNode:
             name="pm-0", node_id="id777", old_node_id="id000", ip4="100.64.0.9", ip6="fd00::777"
         )
 
-    async def rotate(self, peer: str | None) -> RotationResult:
+    async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
         self.rotated.append(peer)
         if self.on_rotate is not None:
             await self.on_rotate()

@@ -284,7 +284,7 @@ class LongNames(FakeNode):
         received = ProofDirection(kept=60, countersigned=59, newest=lost if number == 1 else newest)
         return msgspec.structs.replace(view, peer=NAMES[number], node_id=node_id(number), received=received)
 
-    async def rotate(self, peer: str | None) -> RotationResult:
+    async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
         chosen = [view for view in self.peers() if peer in (None, view.node_id)]
         return RotationResult(rotations=_rotations(chosen))
 

@@ -70,7 +70,9 @@ async def do(parts: Parts, action: Action) -> None:
             await parts.splitter.rule(parse_node_id(peer), bucket_of(flow), dealt)
         case Pin(flow, peer, dimension):
             await parts.splitter.pin(parse_node_id(peer), bucket_of(flow), dimension)
-        case Ban() | Shed() | Mend() | Quarantine() | Cover() | Tune() | Drain():
+        case Tune(parameter, value, taken):
+            await parts.tuning.tune(parameter, value, taken=taken)
+        case Ban() | Shed() | Mend() | Quarantine() | Cover() | Drain():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -89,7 +91,9 @@ async def lift(parts: Parts, action: Action) -> None:
             await parts.splitter.rule(parse_node_id(peer), bucket_of(flow), None)
         case Pin(flow, peer, _):
             await parts.splitter.pin(parse_node_id(peer), bucket_of(flow), None)
-        case Ban() | Shed() | Quarantine() | Cover() | Tune() | Drain():
+        case Tune(parameter):
+            parts.tuning.restore(parameter)
+        case Ban() | Shed() | Quarantine() | Cover() | Drain():
             pass  # never done: see `do`
         case _:
             assert_never(action)

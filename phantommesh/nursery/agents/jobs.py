@@ -22,7 +22,10 @@ from typing import Final, Literal
 
 from phantommesh.agents.council import Look
 
-_collected = threading.local()
+_collected: dict[int, float] = {}
+"""By thread: CPU seconds that its job has spent in collections of garbage."""
+_collecting: dict[int, float] = {}
+"""By thread: the CPU time of the thread at which the collection began that it is in."""
 
 
 class _StoppedError(BaseException):
@@ -32,18 +35,21 @@ class _StoppedError(BaseException):
 @contextmanager
 def collections_measured() -> Iterator[None]:
     """While this runs, each thread's time in collections of garbage is known to its job."""
-    gc.callbacks.append(_collecting)
+    gc.callbacks.append(_measure)
     try:
         yield
     finally:
-        gc.callbacks.remove(_collecting)
+        gc.callbacks.remove(_measure)
 
 
-def _collecting(phase: Literal["start", "stop"], _about: dict[str, int]) -> None:
+def _measure(phase: Literal["start", "stop"], _about: dict[str, int]) -> None:
+    thread = threading.get_ident()
+    if thread not in _collected:
+        return  # it runs no job
     if phase == "start":
-        _collected.began = time.thread_time()
-    elif (began := getattr(_collected, "began", None)) is not None:
-        _collected.spent = getattr(_collected, "spent", 0.0) + time.thread_time() - began
+        _collecting[thread] = time.thread_time()
+    elif (began := _collecting.pop(thread, None)) is not None:
+        _collected[thread] += time.thread_time() - began
 
 
 class Job:
@@ -59,7 +65,6 @@ class Job:
         self._thread: int | None = None
         self._began = 0.0
         self._ended = False
-        self._thrown = False
 
     def __call__(self) -> None:
         """Do the work. Raises nothing."""
@@ -69,22 +74,23 @@ class Job:
             self._end()
 
     def _run(self) -> None:
-        _collected.spent = 0.0
+        thread = threading.get_ident()
+        _collected[thread] = 0.0
         with self._lock:
-            self._thread, self._began = threading.get_ident(), time.thread_time()
+            self._thread, self._began = thread, time.thread_time()
         try:
             self.look = self._work()
         except Exception as error:  # the agent's, and nobody else's
             self.error = error
-        finally:
-            self.seconds = max(0.0, time.thread_time() - self._began - _collected.spent)
-            self._end()
+        self._end()
 
     def _end(self) -> None:
+        thread = threading.get_ident()
+        self.seconds = max(0.0, time.thread_time() - self._began - _collected.pop(thread, 0.0))
         with self._lock:
             self._ended = True
             # What was thrown and has not been raised yet must not hit who has the thread next.
-            _throw(threading.get_ident(), None)
+            _throw(thread, None)
 
     @property
     def ended(self) -> bool:
@@ -97,14 +103,15 @@ class Job:
             if self._ended or self._thread is None:
                 return self.seconds
             # While the lock is held the thread lives, and has a clock.
-            return time.clock_gettime(time.pthread_getcpuclockid(self._thread)) - self._began
+            clock = time.clock_gettime(time.pthread_getcpuclockid(self._thread))
+            collected, since = _collected.get(self._thread, 0.0), _collecting.get(self._thread, clock)
+            return clock - self._began - collected - (clock - since)
 
     def stop(self) -> None:
-        """Throw an exception into the work if it still runs. At most once: the thread may be in the middle of
-        leaving."""
+        """Throw an exception into the work if it still runs. It may be lost there, in a finalizer for one:
+        then this can be called again, some time later."""
         with self._lock:
-            if not self._ended and self._thread is not None and not self._thrown:
-                self._thrown = True
+            if not self._ended and self._thread is not None:
                 _throw(self._thread, _StoppedError)
 
 

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from phantommesh.agents.base import AgentName
-from phantommesh.nursery.agents import look_stream, look_velocity
+from phantommesh.nursery.agents import look_genesis, look_stream, look_velocity
 from phantommesh.nursery.parts import Parts
 
 Look: TypeAlias = Callable[[Parts], Awaitable[object]]
@@ -21,5 +21,6 @@ LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType(
     {
         "velocity": look_velocity.look,
         "stream": look_stream.look,
+        "genesis": look_genesis.look,
     }
 )

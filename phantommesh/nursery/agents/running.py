@@ -121,6 +121,7 @@ class Agents:
 
     async def _look(self, name: AgentName, began: float) -> None:
         council, parts = self._council, self._parts
+        self._reap()
         events = self._ears.of[name].take()
         try:
             with trio.fail_after(VIEW):
@@ -152,9 +153,16 @@ class Agents:
             await trio.sleep(LOOK_AGAIN)
         return True
 
+    def _reap(self) -> None:
+        """Forget the threads that have come back, and try again to stop the others."""
+        if self._abandoned:
+            self._abandoned = [one for one in self._abandoned if not one.ended]
+            for job in self._abandoned:
+                job.stop()
+
     def _abandon(self, name: AgentName, job: Job) -> None:
-        job.stop()
-        self._abandoned = [one for one in (*self._abandoned, job) if not one.ended]
+        self._abandoned.append(job)
+        self._reap()
         many = len(self._abandoned) > MOST_ABANDONED
         self._failed(
             name,
@@ -221,7 +229,7 @@ class Agents:
             error = f"it failed in a way that nobody expected ({type(failure).__name__})"
             unexpected.note("an action failed", failure, **about)
         if not order.lift:
-            self._council.carried(order.trace, error)
+            self._decisions.take(self._council.carried(order.trace, error), began)
             if not error:
                 waited = trio.current_time() - began
                 self._parts.metrics.agent_response_seconds.labels(proposal.agent).observe(waited)

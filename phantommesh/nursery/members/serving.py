@@ -10,7 +10,7 @@ from typing import Any, assert_never
 
 import trio
 
-from phantommesh.control import messages, sessions
+from phantommesh.control import hinting, messages, sessions
 from phantommesh.endpoint import Address
 from phantommesh.node import serving, steps
 from phantommesh.node.relaying import Relay
@@ -33,7 +33,7 @@ class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
     `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
     connects to it there. ``federal`` answers questions about pacts with other meshes. For ``relay``,
-    ``offered``, ``bridged``, ``neighbours``, ``approved`` and ``pacts`` see `serving.Serving`."""
+    ``offered``, ``bridged``, ``neighbours``, ``approved``, ``hinted`` and ``pacts`` see `serving.Serving`."""
 
     def __init__(
         self,
@@ -55,6 +55,7 @@ class ControlServer:
         bridged: Callable[[NodeId, messages.Bridged], None] | None = None,
         neighbours: Callable[[messages.AskNeighbours], messages.NeighboursAre] | None = None,
         approved: Callable[[], None] | None = None,
+        hinted: Callable[[NodeId, hinting.TellHints], messages.Answer] | None = None,
         federal: Callable[[steps.Party, messages.Request], Awaitable[messages.Answer]] | None = None,
         pacts: Callable[[], bytes] = lambda: b"",
     ) -> None:
@@ -66,7 +67,7 @@ class ControlServer:
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
             proofs=proving is not None, relay=relay, offered=offered, bridged=bridged,
-            neighbours=neighbours, approved=approved, pacts=pacts,
+            neighbours=neighbours, approved=approved, hinted=hinted, pacts=pacts,
         )  # fmt: skip
 
     async def serve(

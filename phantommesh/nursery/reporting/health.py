@@ -99,7 +99,14 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
             "restart the node, or take the change back and reload (SIGHUP)",
             subject=waiting[0],
         )
-    for disk in (parts.keeper.disk, parts.keys.disk, parts.gossip.disk, parts.federating.disk):
+    for disk in (
+        parts.keeper.disk,
+        parts.keys.disk,
+        parts.gossip.disk,
+        parts.federating.disk,
+        parts.decisions.disk,
+        parts.memory.disk,
+    ):
         if (refusal := disk.problem) is not None:
             yield saver.NOT_WRITTEN.fault(
                 f"what this node should remember is not on disk: {refusal}",

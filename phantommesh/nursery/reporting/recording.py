@@ -88,6 +88,11 @@ class Recorder:
         self._advised = frozenset[tuple[Weakness, tuple[NodeId, ...]]]()
         self._pacts = dict[str, str]()
         self._nat = Bucket(EVENT_RATE, EVENT_BURST, trio.current_time())
+        self._asked = trio.Event()
+        self._pieces = (
+            self._tell_copies, self._tell_health, self._tell_advice, self._measure_links, self._measure_paths,
+            self._count,
+        )  # fmt: skip
         parts.taking.told = self.routed
 
     def opened(self, opened: Opened) -> None:
@@ -207,6 +212,7 @@ class Recorder:
         self._metrics.set_ways(Counter(path.way for path in paths))
         leases = parts.lending.leases
         self._metrics.relay_leases.set(len(leases))
+        self._metrics.memory_patterns.set(len(parts.memory.memory))
         self._metrics.relayed_bytes.inc(leases.relayed - self._relayed)
         self._relayed = leases.relayed
         for moved in self._ways.moved(paths):
@@ -239,13 +245,22 @@ class Recorder:
         return {key: value for key, value in (data | {"why": why}).items() if value is not None}
 
     async def watch(self) -> None:
-        """Look at what is wrong also while the interfaces cannot be read, until cancelled."""
+        """Measure what was asked for (`look`), and see what is wrong also while the interfaces cannot be
+        read, until cancelled."""
         while True:
-            wait = self._judged + JUDGE - trio.current_time()
-            if wait > 0:
-                await trio.sleep(wait)
+            with trio.move_on_at(self._judged + JUDGE):
+                await self._asked.wait()
+            if self._asked.is_set():
+                self._asked = trio.Event()
+                for piece in self._pieces:
+                    piece()
+                    await trio.lowlevel.checkpoint()  # with 100 peers each takes milliseconds
             else:
                 self._tell_health()
+
+    def look(self) -> None:
+        """The interfaces have been read: have `watch` measure."""
+        self._asked.set()
 
     def _tell_health(self) -> None:
         self._judged = trio.current_time()
@@ -265,9 +280,10 @@ class Recorder:
 
     def measure(self) -> None:
         """Bring the metrics and events up to what the interfaces and the links say now."""
-        self._tell_copies()
-        self._tell_health()
-        self._tell_advice()
+        for piece in self._pieces:
+            piece()
+
+    def _measure_links(self) -> None:
         parts = self._parts
         entries, now = parts.peers.entries, trio.current_time()
         states = {entry.member.name: parts.links.state(entry.member.node_id, now) for entry in entries}
@@ -284,7 +300,9 @@ class Recorder:
         regions = {entry.member.name: entry.record.region for entry in entries}
         regions[parts.own.name()] = parts.config.node.region
         self._metrics.set_regions({name: region for name, region in regions.items() if region})
-        paths = self._reporter.measured()
+
+    def _measure_paths(self) -> None:
+        parts, paths = self._parts, self._reporter.measured()
         self._metrics.set_paths(
             PathSample(view.peer, view.dimension, view.rtt_s, view.loss, view.mtu)
             for view in paths
@@ -297,6 +315,9 @@ class Recorder:
             ScatterSample(view.peer, tuple(d.weight for d in view.dimensions), view.entropy_bits)
             for view in self._reporter.scatter()
         )
+
+    def _count(self) -> None:
+        parts = self._parts
         taken = parts.scattering.taken()
         for name, count in (taken - self._taken).items():
             self._metrics.class_packets.labels(name).inc(count)

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 import trio
 
 from phantommesh import __version__
+from phantommesh.agents.actions import Rotate
+from phantommesh.agents.base import Subject
 from phantommesh.faults import Fault
 from phantommesh.link.psk import PskPhase
 from phantommesh.management.events import EventLog
@@ -35,6 +37,7 @@ from phantommesh.management.views import (
 )
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.keeping.decisions import asked
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting import explaining, federation, health, pinging, routing, topology
 from phantommesh.nursery.reporting.localcauses import LocalCauses
@@ -216,8 +219,9 @@ class Reporter(Rows):
         """A file of all proofs, or of those with one peer, by node id. Raises ProofError or IdentityError."""
         return await self._parts.proving.export(None if peer is None else parse_node_id(peer))
 
-    async def rotate(self, peer: str | None) -> RotationResult:
-        """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds."""
+    async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
+        """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds.
+        ``uid``: the user who asks, as far as that is known. It is on record."""
         parts = self._parts
         entries = (
             parts.peers.entries
@@ -225,9 +229,10 @@ class Reporter(Rows):
             else [find(parts.peers.entries, peer, lambda entry: entry.called)]
         )
         before = {entry.member.node_id: self._state(entry).epoch for entry in entries}
-        for node_id in before:
-            parts.links.rotate(node_id, trio.current_time())
-        parts.driver.wake()
+        parts.decisions.operate(
+            asked(Subject("peer", name), Rotate(name), f"a rotation with {name} was asked for", uid)
+            for name in map(format_node_id, before)
+        )
         with trio.move_on_after(ROTATE_WAIT):
             while not all(self._rotated(entry, before) for entry in self._left(entries)):
                 await self._finished.wait()

@@ -3,22 +3,40 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import msgspec
 import pytest
 import trio
+from msgspec import structs
 
-from phantommesh.agents.actions import Action, Ban, Raise, ReplaceKey, Restart, Weigh
-from phantommesh.agents.base import Agent, AgentName, Evidence, Expectation, Observation, Proposal, Subject
-from phantommesh.agents.council import BUDGET, FIRST_BENCH, Seat
-from phantommesh.nursery.agents import running
+from phantommesh.agents.actions import Action, Ban, Raise, ReplaceKey, Restart, Rotate, Weigh
+from phantommesh.agents.base import (
+    Agent,
+    AgentName,
+    Evidence,
+    Expectation,
+    Observation,
+    Outcome,
+    Proposal,
+    Subject,
+)
+from phantommesh.agents.council import BUDGET, FIRST_BENCH, Order, Seat
+from phantommesh.agents.ledger import DecisionLine, Line, OutcomeLine, StartLine
+from phantommesh.config.agents import AgentsSection
+from phantommesh.config.sections import Config
+from phantommesh.nursery.agents import hands, running
+from phantommesh.nursery.keeping import ledger
+from phantommesh.nursery.keeping.decisions import asked
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.parts import Parts
-from tests.support.loopback import make_authority, serving, until
+from phantommesh.state.files import StateError
+from tests.support.loopback import join, make_authority, make_invite, serving, until
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -73,7 +91,11 @@ def seat(node: Node, *agents: Scripted) -> None:
     for one in agents:
         node.parts.council.seats[one.name] = Seat(one, "running", trio.current_time())
         node.agents.looks[one.name] = look
-        node.agents.makers[one.name] = lambda settings, one=one: type(one)(one.act)
+        node.agents.makers[one.name] = partial(_again, one)
+
+
+def _again(one: Scripted, _settings: AgentsSection) -> Scripted:
+    return type(one)(one.act)
 
 
 @pytest.fixture
@@ -87,7 +109,7 @@ async def test_a_finding_is_a_fault_while_it_is_proposed(at: Path) -> None:
 
     def act(seen: Observation[Seen]) -> Iterable[Proposal]:
         now = seen.at.now
-        return [msgspec.structs.replace(finding("omniscient", now), until=now + 0.3)] if hot[0] else []
+        return [structs.replace(finding("omniscient", now), until=now + 0.3)] if hot[0] else []
 
     async with serving(at, lambda node: seat(node, Omniscient(act))) as node:
         await until(lambda: "agent-finding" in node.reporter.readiness(node.reporter.faults()).codes)
@@ -98,22 +120,22 @@ async def test_a_finding_is_a_fault_while_it_is_proposed(at: Path) -> None:
 
 
 async def test_a_service_is_started_again_and_what_came_of_that_is_known(at: Path) -> None:
-    outcomes: list[object] = []
+    outcomes: list[Outcome] = []
 
     def act(seen: Observation[Seen]) -> Iterable[Proposal]:
         outcomes.extend(seen.outcomes)
         effect = Expectation("lag", "at_most", 2.0, 0.1)
         return [
             proposal("omniscient", Restart(name), Subject("service", name), seen.at.now, expects=effect)
-            for name in ("loop-lag", "no-such")
+            for name in ("topology", "no-such")
         ]
 
     async with serving(at, lambda node: seat(node, Omniscient(act))) as node:
         await until(lambda: len(outcomes) >= 2)
-        found = {one.proposal.action.service: one for one in outcomes}  # type: ignore[attr-defined]
-        assert found["loop-lag"].met is True and not found["loop-lag"].error
+        found = {one.proposal.subject.name: one for one in outcomes}
+        assert found["topology"].met is True and not found["topology"].error
         assert found["no-such"].met is None and "no-such" in found["no-such"].error
-        assert node.parts.metrics.service_restarts.labels("loop-lag")._value.get() == 1
+        assert node.parts.metrics.service_restarts.labels("topology")._value.get() == 1
 
 
 async def test_an_event_wakes_an_agent(at: Path) -> None:
@@ -174,7 +196,7 @@ def flooding(seen: Observation[Seen]) -> Iterable[Proposal]:
 
 
 def heavy(seen: Observation[Seen]) -> Iterable[Proposal]:
-    return [msgspec.structs.replace(finding("cipher", seen.at.now), why="x" * 1_000_000)]
+    return [structs.replace(finding("cipher", seen.at.now), why="x" * 1_000_000)]
 
 
 def anothers(seen: Observation[Seen]) -> Iterable[Proposal]:
@@ -182,11 +204,8 @@ def anothers(seen: Observation[Seen]) -> Iterable[Proposal]:
 
 
 def of_no_type(seen: Observation[Seen]) -> Iterable[Proposal]:
-    return [finding("cipher", "soon")] if isinstance(seen.at, str) else [_wrong(seen.at.now)]
-
-
-def _wrong(now: float) -> Proposal:
-    return msgspec.structs.replace(finding("cipher", now), until="never", subject="everything")
+    wrong: dict[str, Any] = {"until": "never", "subject": "everything"}
+    return [structs.replace(finding("cipher", seen.at.now), **wrong)]
 
 
 def of_no_proposals(seen: object) -> Iterable[Proposal]:
@@ -252,8 +271,8 @@ async def test_nonsense_is_refused_by_name(at: Path) -> None:
             proposal("cipher", ReplaceKey(99), Subject("dimension", "99"), now),
             proposal("cipher", Ban("192.0.2.1", 5.0), Subject("address", "192.0.2.1"), now),
             proposal("cipher", Weigh("x", 0, float("nan")), Subject("path", "x/0"), now),
-            msgspec.structs.replace(finding("cipher", now), evidence=()),
-            msgspec.structs.replace(finding("cipher", now, "late"), until=now - 1.0),
+            structs.replace(finding("cipher", now), evidence=()),
+            structs.replace(finding("cipher", now, "late"), until=now - 1.0),
         ]
 
     async with serving(at, lambda node: seat(node, Cipher(act))) as node:
@@ -264,3 +283,189 @@ async def test_nonsense_is_refused_by_name(at: Path) -> None:
         )
         assert node.parts.council.seats["cipher"].benched == 0
         assert list(node.parts.council.apex.standing()) == []
+
+
+async def test_dry_run_says_what_it_would_do(at: Path) -> None:
+    async with serving(at, lambda node: seat(node, Omniscient(hot))) as node:
+        node.parts.decisions.resume("omniscient", dry_run=True)
+        made = node.parts.council.decisions
+        await until(lambda: any(one.verdict.reason == "dry-run" for one in made))
+        assert list(node.parts.council.apex.standing()) == []
+        node.parts.decisions.resume("omniscient")
+        await until(lambda: len(list(node.parts.council.apex.standing())) == 1)
+
+
+def hot(seen: Observation[Seen]) -> Iterable[Proposal]:
+    return [finding("omniscient", seen.at.now)]
+
+
+async def test_the_operator_pauses_and_resumes_an_agent(at: Path) -> None:
+    async with serving(at, lambda node: seat(node, Omniscient(hot))) as node:
+        council = node.parts.council
+        await until(lambda: bool(list(council.apex.standing())))
+        node.parts.decisions.pause("omniscient")
+        assert list(council.apex.standing()) == []
+        looks = council.seats["omniscient"].looks
+        node.parts.events.publish("health.degraded", None, {})
+        await trio.sleep(0.3)
+        assert council.seats["omniscient"].looks <= looks + 1  # one may have been under way
+        node.parts.decisions.resume("omniscient")
+        await until(lambda: council.seats["omniscient"].looks > looks + 1)
+
+
+async def test_a_look_that_was_under_way_when_its_agent_was_paused_counts_for_nothing(at: Path) -> None:
+    began, go = threading.Event(), threading.Event()
+
+    def slow(seen: Observation[Seen]) -> Iterable[Proposal]:
+        began.set()
+        go.wait(10.0)
+        return hot(seen)
+
+    async with serving(at, lambda node: seat(node, Omniscient(slow))) as node:
+        await until(began.is_set)
+        node.parts.decisions.pause("omniscient")
+        go.set()
+        await trio.sleep(0.3)
+        assert list(node.parts.council.apex.standing()) == []
+
+
+async def test_an_edited_configuration_is_followed(at: Path) -> None:
+    async with serving(at, lambda node: seat(node, Omniscient(hot), Nexus(lambda seen: []))) as node:
+        council, config = node.parts.council, node.parts.config
+        first = council.seats["omniscient"].agent
+        await until(lambda: bool(list(council.apex.standing())))
+
+        def wanted(**changed: Any) -> Config:
+            section = structs.replace(config.agents.omniscient, **changed)
+            return structs.replace(config, agents=structs.replace(config.agents, omniscient=section))
+
+        def phase(name: AgentName) -> str:
+            return council.seats[name].phase
+
+        node.reload(wanted(dry_run=True), {})
+        assert phase("omniscient") == "dry-run" and list(council.apex.standing()) == []
+        assert council.seats["omniscient"].agent is not first
+        node.reload(wanted(enabled=False), {})
+        assert phase("omniscient") == "paused"
+        assert phase("nexus") == "running"
+        assert node.parts.settings.waiting == ()
+        node.reload(structs.replace(config, agents=structs.replace(config.agents, enabled=False)), {})
+        assert phase("nexus") == "paused"
+
+
+async def test_what_stands_is_lifted_when_the_node_stops(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    carried: list[Order] = []
+
+    async def carry_out(parts: Parts, order: Order) -> None:
+        carried.append(order)
+
+    monkeypatch.setattr(hands, "carry_out", carry_out)
+    async with serving(at, lambda node: seat(node, Omniscient(hot))):
+        await until(lambda: bool(carried))
+        assert [one.lift for one in carried] == [False]
+    assert [one.lift for one in carried] == [False, True] and carried[1].trace == carried[0].trace
+
+
+async def test_an_action_that_breaks_is_counted_against_itself(
+    at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(parts: Parts, order: Order) -> None:
+        raise KeyError("nobody expected this")
+
+    monkeypatch.setattr(hands, "carry_out", broken)
+    outcomes: list[Outcome] = []
+
+    def act(seen: Observation[Seen]) -> Iterable[Proposal]:
+        outcomes.extend(seen.outcomes)
+        effect = Expectation("heat", "at_most", 2.0, 0.1)
+        return [structs.replace(one, expects=effect) for one in hot(seen)]
+
+    async with serving(at, lambda node: seat(node, Omniscient(act))) as node:
+        await until(lambda: bool(outcomes))
+        assert "KeyError" in outcomes[0].error and outcomes[0].met is None
+        assert node.parts.council.seats["omniscient"].benched == 0
+        assert node.parts.metrics.service_restarts.labels("agent-hands")._value.get() == 0
+
+
+async def test_a_storm_of_events_is_looked_at_at_a_bounded_pace(at: Path) -> None:
+    nexus = Nexus(lambda seen: [])
+    nexus.every = 3600.0
+    async with serving(at, lambda node: seat(node, nexus)) as node:
+        began = trio.current_time()
+        for _ in range(200):
+            node.parts.events.publish("health.degraded", None, {})
+            await trio.lowlevel.checkpoint()
+        took = trio.current_time() - began
+        assert node.parts.council.seats["nexus"].looks <= running.WAKES_AT_ONCE + running.WAKES * took + 2
+
+
+async def test_with_too_many_threads_that_hang_an_agent_stays_out(
+    at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "MOST_ABANDONED", 0)
+    monkeypatch.setattr(running, "BLOCKED", 1.2)
+    async with serving(at, lambda node: seat(node, Cipher(blocking))) as node:
+        seats = node.parts.council.seats
+        await until(lambda: seats["cipher"].phase == "benched")
+        assert seats["cipher"].until == float("inf") and "stays out" in seats["cipher"].why
+        looks = seats["cipher"].looks
+        node.parts.decisions.resume("cipher")
+        await until(lambda: seats["cipher"].looks > looks)
+
+
+async def test_decisions_and_outcomes_are_written_down(at: Path) -> None:
+    def act(seen: Observation[Seen]) -> Iterable[Proposal]:
+        effect = Expectation("heat", "at_most", 2.0, 0.1)
+        return [structs.replace(one, expects=effect) for one in hot(seen)]
+
+    async with serving(at, lambda node: seat(node, Omniscient(act))) as node:
+        directory = node.parts.state.state.path / "decisions"
+        await until(lambda: any(isinstance(one, OutcomeLine) for one in ledger.latest(directory, 9)))
+        node.parts.decisions.operate(
+            [asked(Subject("peer", "nobody"), Rotate("nobody"), "a rotation was asked for", 4711)]
+        )
+        last = node.parts.council.decisions[-1]
+    lines = ledger.latest(directory, 99)
+    assert isinstance(lines[0], StartLine) and lines[0].run == node.parts.events.run
+    made = [one for one in lines if isinstance(one, DecisionLine)]
+    assert made[0].action["do"] == "raise" and made[0].result == "accepted"
+    (mine,) = [one for one in made if one.agent == "operator"]
+    assert mine.trace == last.trace
+    assert mine.evidence == [{"what": "uid", "value": 4711.0, "bound": None, "source": "api"}]
+    (came,) = [one for one in lines if isinstance(one, OutcomeLine)][:1]
+    assert came.trace == made[0].trace and came.met is True
+    assert not ledger.check(directory).problem
+
+
+async def test_a_full_disk_is_a_fault_and_stops_no_agent(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("phantommesh.nursery.keeping.saver.SAVE_AGAIN", 0.1)
+    full = [True]
+    write = ledger.Ledger.write
+
+    def refuse(self: ledger.Ledger, lines: Sequence[Line]) -> None:
+        if full[0]:
+            raise StateError("No space left on device")
+        write(self, lines)
+
+    monkeypatch.setattr(ledger.Ledger, "write", refuse)
+    async with serving(at, lambda node: seat(node, Omniscient(hot))) as node:
+        await until(lambda: "state-not-written" in {one.code for one in node.reporter.faults()})
+        looks = node.parts.council.seats["omniscient"].looks
+        await until(lambda: node.parts.council.seats["omniscient"].looks > looks + 3)
+        full[0] = False
+        directory = node.parts.state.state.path / "decisions"
+        await until(lambda: any(isinstance(one, DecisionLine) for one in ledger.latest(directory, 9)))
+        await until(lambda: "state-not-written" not in {one.code for one in node.reporter.faults()})
+
+
+async def test_a_rotation_of_the_operator_is_done_and_on_record(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "alpha")
+    async with serving(tmp_path / "alpha") as alpha:
+        await join(tmp_path / "beta", make_invite(state), "beta")
+        async with serving(tmp_path / "beta"):
+            await until(lambda: [link.state for link in alpha.reporter.links()] == ["fresh"])
+            result = await alpha.reporter.rotate("beta", 4711)
+            assert [one.result for one in result.rotations] == ["rotated"]
+            decided = alpha.parts.council.decisions[-1].verdict
+            assert decided.accepted and decided.proposal.agent == "operator"
+            assert decided.proposal.evidence == (Evidence("uid", 4711, source="api"),)

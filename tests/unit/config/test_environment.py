@@ -91,6 +91,9 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "dns.port": ("5353", 5353),
     "dns.mode": ("off", "off"),
     "dns.hosts": ("/etc/other", "/etc/other"),
+    "memory.megabytes": ("16", 16),
+    "memory.half_life_seconds": ("86400", 86_400.0),
+    "memory.hints": ("false", False),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
     "agents.enabled": ("false", False),
@@ -196,7 +199,8 @@ def test_other_programs_variables_are_left_alone(tmp_path: Path) -> None:
 )
 @example("relay.regions", ":")  # its fix names another key too
 def test_any_text_is_a_value_or_told_with_its_variable(key: str, text: str) -> None:
-    name = environment.variable(*key.split("."))
+    section, _, last = key.rpartition(".")
+    name = environment.variable(section, last)
     for line in refusal(NODE | {name: text}):
         assert name in line or "phantommesh init" in line or "there is no configuration" in line
 

@@ -37,7 +37,12 @@ NAMES = {
     "phantommesh_scatter_proofs_total",
     "phantommesh_scatter_weight",
     "phantommesh_service_restarts_total",
+    "phantommesh_agent_decisions_total",
+    "phantommesh_agent_response_seconds",
+    "phantommesh_agent_restarts_total",
     "phantommesh_loop_lag_seconds",
+    "phantommesh_memory_patterns",
+    "phantommesh_memory_recall_seconds",
     "phantommesh_faults",
     "phantommesh_node_state",
     "phantommesh_peers_traffic",
@@ -74,6 +79,9 @@ def filled(clock: Clock | None = None) -> Metrics:
     metrics.dropped.labels(reason="mac").inc()
     metrics.api_request_seconds.labels(route="/v1/status", method="GET", status="200").observe(0.01)
     metrics.service_restarts.labels(service="udp").inc()
+    metrics.agent_decisions.labels("cipher", "rotate", "accepted").inc()
+    metrics.agent_response_seconds.labels("cipher").observe(0.01)
+    metrics.agent_restarts.labels("cipher").inc()
     metrics.loop_lag_seconds.observe(0.001)
     metrics.set_faults({("peer-dark", "high"): 2})
     metrics.set_advice({"cut-member": 2})

@@ -64,7 +64,7 @@ def writes(node: NodePort) -> Handlers:
         chosen = node.peers() if wanted.peer is None else [find_peer(node.peers(), wanted.peer)]
         if dry_run:
             return _planned(chosen, node.links())
-        return await node.rotate(None if wanted.peer is None else chosen[0].node_id)
+        return await node.rotate(None if wanted.peer is None else chosen[0].node_id, _uid())
 
     async def ping(wanted: PingRequest, _dry_run: bool) -> PingResult:
         chosen = find_peer(node.peers(), wanted.peer)
@@ -147,9 +147,15 @@ async def write(
     return response
 
 
+def _uid() -> int | None:
+    """The user who asks, at the socket; None over TCP."""
+    uid: int | None = request.scope.get("state", {}).get("uid")
+    return uid
+
+
 def _need_root(only: RootOnly) -> None:
     """The group of the socket is for looking and rotating."""
-    if request.scope["state"].get("uid") not in (0, os.geteuid()):
+    if _uid() not in (0, os.geteuid()):
         raise ProblemError(403, only.refusal, fix=only.fix)
 
 
