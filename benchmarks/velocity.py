@@ -6,8 +6,8 @@
 VELOCITY, its judge and a node's own paths on a virtual clock (`tests/simulation/velocity_sim.py`), with the
 noise of `latency_sim`. In each run one path is 80 ms later (``late``), or loses 5 % each way (``lossy``) or
 one way (``one-way``), for 40 s; three minutes more are watched. ``order``: traffic of the goal `auto` over
-all paths; ``quickest``: traffic of the goal `latency` over one. ``left`` counts from the change, ``back`` from
-its end, in seconds; ``leaves`` more than one a run is flapping. ``met``: decisions whose outcome was the
+all paths; ``quickest``: traffic of the goal `latency` over one. ``left`` counts from the change, ``back``
+from its end, in seconds; ``leaves`` more than one a run is flapping. ``met``: decisions whose outcome was the
 expected one. Then so many nodes have nothing but noise: each leave is an error.
 """
 

@@ -230,9 +230,8 @@ class Splitting:
         """Move a bucket if that helps. Only a rate that stands still says what a bucket would bring."""
         if not self._may_move.allows(now, 1.0):
             return False
-        free = {b: way for b, way in ways.items() if b not in self._pinned}
-        rates = {b: self._readings.still(b, unsteady=loads[way].limited) for b, way in free.items()}
-        found = move(rates, free, carried)
+        rates = {b: self._readings.still(b, unsteady=loads[way].limited) for b, way in ways.items()}
+        found = move(rates, ways, carried, self._pinned)
         if found is None:
             return False
         bucket, way = found

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One node with VELOCITY, its judge and its paths, as a node has them, on the virtual clock of `latency_sim`."""
+"""One node's VELOCITY, its judge and its paths on the virtual clock of `latency_sim`."""
 
 from __future__ import annotations
 
