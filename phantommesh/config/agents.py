@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from phantommesh.config.kinds import Switch
+from phantommesh.config.kinds import Port, Switch
 
 
 class AgentSection(msgspec.Struct, frozen=True):
@@ -69,7 +69,7 @@ class StreamSection(AgentSection, frozen=True):
     scan_targets: Annotated[int, Meta(ge=5, le=1000, description="5 to 1000 targets")] = 20
     beacon_contacts: Annotated[int, Meta(ge=5, le=50, description="5 to 50 calls")] = 8
     expected_ports: Annotated[
-        tuple[int, ...], Meta(max_length=64, description="at most 64 ports, e.g. [53, 123]")
+        tuple[Port, ...], Meta(max_length=64, description="at most 64 ports, e.g. [53, 123]")
     ] = (53, 123, 1883, 5353, 8883, 9090, 9100)
 
 

@@ -121,7 +121,8 @@ def test_where_somebody_decides_a_flow_is_named_and_split_only_after_that() -> N
     world = World(narrow(), {3: Bbr()}, machine=machine)
     world.run(20.0)
     assert not world.split and not machine.trials
-    assert machine.nominee is not None and (machine.nominee.bucket, machine.nominee.dimension) == (3, 3)
+    named = machine.nominee
+    assert named is not None and (named.bucket, named.dimension) == (3, 3)
     machine.rule(3, True, world.now)
     world.run(20.0)
     assert world.split == {3} == machine.dealt and machine.nominee is None
