@@ -17,6 +17,8 @@ from phantommesh.agents.fortress import Fortress
 from phantommesh.agents.genesis import Genesis
 from phantommesh.agents.nexus import Nexus
 from phantommesh.agents.omniscient import Omniscient
+from phantommesh.agents.stream import Stream
+from phantommesh.agents.velocity import Velocity
 from phantommesh.config.agents import AgentSection, AgentsSection
 
 MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = MappingProxyType(
@@ -24,6 +26,8 @@ MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = Mappi
         "fortress": lambda settings: Fortress(settings.fortress),
         "aegis": lambda settings: Aegis(every=settings.aegis.scan_seconds, mend=settings.aegis.mend),
         "cipher": lambda settings: Cipher(quarantines=settings.cipher.quarantine),
+        "velocity": lambda settings: Velocity(settings.velocity),
+        "stream": lambda settings: Stream(settings.stream),
         "genesis": lambda settings: Genesis(Random(os.urandom(16))),  # noqa: S311  # an order of trials
         "nexus": lambda settings: Nexus(settings.nexus),
         "omniscient": lambda settings: Omniscient(settings.omniscient),

@@ -10,7 +10,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from phantommesh.config.kinds import Switch
+from phantommesh.config.kinds import Port, Switch
 
 
 class AgentSection(msgspec.Struct, frozen=True):
@@ -55,11 +55,40 @@ class PhantomSection(AgentSection, frozen=True):
 
 
 class VelocitySection(AgentSection, frozen=True):
-    """VELOCITY, which chooses paths and weights."""
+    """VELOCITY, which chooses paths and weights.
+
+    `late_ms`: how much longer than at its best a path's answers take when it is left; by half of that it is
+    late still. 40 is half of what a call notices, and more than a busy host adds.
+    `return_seconds`: how long a path that was left has to be sound. 5 is as long as it takes to tell a loss
+    in twenty from none by ten probes a second.
+    `most_left`: paths of one peer that may be left at once. With three of seven left, four carry traffic:
+    fewer would tell an observer of one path too much.
+    """
+
+    late_ms: Annotated[float, Meta(ge=10, le=1000, description="10 to 1000 ms")] = 40.0
+    return_seconds: Annotated[float, Meta(ge=1, le=600, description="1 to 600 seconds")] = 5.0
+    most_left: Annotated[int, Meta(ge=0, le=6, description="0 to 6 paths")] = 3
 
 
 class StreamSection(AgentSection, frozen=True):
-    """STREAM, which watches flows."""
+    """STREAM, which watches flows.
+
+    `elephant_kbit`: kbit/s from which on a flow is an elephant. 2000 is a fifth of a slow uplink.
+    `most_flows`: flows that the kernel counts at once for each IP version. 1024 are read in a few
+    milliseconds.
+    `scan_targets`: ports of one host, or three times as many hosts at one port, that a source calls within a
+    minute to be reported. Few programs call twenty ports of a host.
+    `beacon_contacts`: calls in a row at even distances that make them a beacon's. Eight by chance are rare.
+    `expected_ports`: ports whose regular calls are nothing: names, time, metrics and message queues.
+    """
+
+    elephant_kbit: Annotated[float, Meta(ge=100, le=1_000_000, description="100 to 1000000 kbit/s")] = 2000.0
+    most_flows: Annotated[int, Meta(ge=64, le=8192, description="64 to 8192 flows")] = 1024
+    scan_targets: Annotated[int, Meta(ge=5, le=1000, description="5 to 1000 targets")] = 20
+    beacon_contacts: Annotated[int, Meta(ge=5, le=50, description="5 to 50 calls")] = 8
+    expected_ports: Annotated[
+        tuple[Port, ...], Meta(max_length=64, description="at most 64 ports, e.g. [53, 123]")
+    ] = (53, 123, 1883, 5353, 8883, 9090, 9100)
 
 
 class GenesisSection(AgentSection, frozen=True):

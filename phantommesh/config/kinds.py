@@ -6,4 +6,5 @@ from typing import Annotated
 
 from msgspec import Meta
 
+Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
 Switch = Annotated[bool, Meta(description="true or false")]

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from phantommesh.config.agents import AgentsSection
-from phantommesh.config.kinds import Switch
+from phantommesh.config.kinds import Port, Switch
 from phantommesh.config.memory import MemorySection
 from phantommesh.dimensions import DIMENSIONS, MAX_BATCH, MIN_BATCH
 from phantommesh.errors import PhantomMeshError
@@ -19,7 +19,6 @@ LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a DNS label 
 
 # A description completes the sentence "set KEY to ...".
 Label = Annotated[str, Meta(description="1 to 63 characters of a-z, 0-9 and '-', with no '-' at either end")]
-Port = Annotated[int, Meta(ge=1, le=65535, description="a port from 1 to 65535")]
 # What is wanted of the scattering.
 Goal = Literal["auto", "throughput", "order", "latency", "private"]
 GOALS: Final = '"auto", "throughput", "order", "latency" or "private"'

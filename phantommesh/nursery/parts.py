@@ -17,7 +17,7 @@ import trio
 
 from phantommesh import __version__
 from phantommesh.agents.council import Council
-from phantommesh.agents.everyone import make_council
+from phantommesh.agents.everyone import make_council, phase_of
 from phantommesh.config.sections import Config
 from phantommesh.control.sessions import Sessions
 from phantommesh.dimensions import all_names, interface_names, master_name
@@ -42,6 +42,7 @@ from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.cgroups import CgroupMarks
 from phantommesh.nursery.dataplane.draining import Drainer
+from phantommesh.nursery.dataplane.flows import FlowCounts
 from phantommesh.nursery.dataplane.framed import Framed
 from phantommesh.nursery.dataplane.gateway import GatewayDriver
 from phantommesh.nursery.dataplane.lending import Lending
@@ -190,6 +191,7 @@ class Parts:
     scattering: Scattering
     cgroups: CgroupMarks
     splitter: Splitter
+    flows: FlowCounts
     tuning: Tuning
     guarding: Guarding
     banning: Banning
@@ -252,6 +254,7 @@ def make_parts(
     events = EventLog(run=os.urandom(4).hex(), clock=time)
     council = make_council(config.agents, lambda: os.urandom(8).hex(), trio.current_time())
     intents = Intents(config.intent, numbers_of(named_users(config.intent)))
+    settings = Settings(config, intents)
     peers_changed = partial(tell, PeersChanged())
     overlay.on_change = partial(tell, Rerouted())
     resolver = Resolver(peers_changed)
@@ -525,7 +528,7 @@ def make_parts(
     gossip.gossip.blame = partial(banning.blame, proved=False)
     tcp.blame = banning.blame_stream
     return Parts(
-        settings=Settings(config, intents),
+        settings=settings,
         state=state,
         backend=backend,
         udp=udp,
@@ -574,7 +577,12 @@ def make_parts(
         reconciler=reconciler,
         scattering=scattering,
         cgroups=CgroupMarks(master, lambda: peers.cgroups),
-        splitter=Splitter(paths, scattering),
+        splitter=Splitter(
+            paths, scattering, asks=lambda: phase_of(settings.config.agents, "velocity") != "paused"
+        ),
+        flows=FlowCounts(
+            master, names, (config.paths.port,), lambda: settings.config.agents.stream.most_flows
+        ),
         tuning=Tuning(state.state, measured, config.paths.probe_seconds),
         guarding=guarding,
         banning=banning,

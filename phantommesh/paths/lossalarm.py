@@ -40,6 +40,11 @@ class LossAlarm:
         """Whether a probe of late was missed and that is not made up for yet."""
         return bool(self._open) or self._sum > 0.0
 
+    def doubts(self, now: float) -> bool:
+        """Whether a probe of late is lost for certain and that is not made up for yet."""
+        self._count(now)
+        return self._sum > 0.0
+
     def sure(self, now: float) -> bool:
         """Whether the path loses too much."""
         self._count(now)

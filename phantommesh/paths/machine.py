@@ -17,10 +17,10 @@ from phantommesh.paths.effects import Effect, PathView, Rescore, Send, Turned
 from phantommesh.paths.pace import Watch
 from phantommesh.paths.peer import Peer, Seek, candidate
 from phantommesh.paths.probe import Probe, decode_probe_untrusted
-from phantommesh.paths.quickest import Quickest
+from phantommesh.paths.quickest import Candidate, Quickest
 from phantommesh.paths.schedule import Schedule
 from phantommesh.paths.state import MISSES, Path, PathState
-from phantommesh.paths.weights import FULL, leaves, weigh, weights
+from phantommesh.paths.weights import FULL, NO_FACTORS, leaves, weigh, weights
 from phantommesh.timers import Timers
 
 # Tuning.
@@ -40,6 +40,7 @@ class Paths:
         self._peers: dict[bytes, Peer] = {}
         self._when = Schedule(self._peers, random, interval)
         self._leaving = 0
+        self._factors: dict[bytes, dict[int, float]] = {}  # by peer and dimension, without those of 1
         self._timers = Timers[tuple[bytes, int]]()  # by peer and dimension
         self._weigh_at = float("inf")
         self._hold = float("-inf")
@@ -160,6 +161,31 @@ class Paths:
                     self._schedule(path)
         return self._rescore(node_id, peer, now)
 
+    def set_factor(self, node_id: bytes, dimension: int, factor: float, now: float) -> list[Effect]:
+        """Multiply the weight of a dimension of one node by this from now on; 1 for as measured. A factor
+        holds also while the node is no peer."""
+        factors = self._factors.setdefault(node_id, {})
+        if factor == 1.0:
+            factors.pop(dimension, None)
+        else:
+            factors[dimension] = factor
+        if not factors:
+            del self._factors[node_id]
+        peer = self._peers.get(node_id)
+        return [] if peer is None else self._rescore(node_id, peer, now)
+
+    def weighed(self, node_id: bytes) -> bool:
+        """Whether the weight of any dimension of a node is multiplied by anything."""
+        return node_id in self._factors
+
+    def candidates(self, node_id: bytes, now: float) -> list[Candidate]:
+        """The paths of a peer by dimension as they are without factors: usable by their own weights."""
+        peer = self._peers.get(node_id)
+        if peer is None:
+            return []
+        own = weights(peer.paths, self._leaving)
+        return [candidate(one, own[i], now, held=True) for i, one in enumerate(peer.paths)]
+
     def at_rest(self, node_id: bytes) -> int:
         """The dimensions of a peer, a bitmap, by which neither end sends traffic."""
         peer = self._peers.get(node_id)
@@ -262,7 +288,8 @@ class Paths:
             path.overdue(now, self._hold)
             if path.misses:
                 watched = peer.watch(path, now) is not None
-                path.judge(peer.answered, now, self._interval if watched else 0.0)
+                closer = watched or path.quality.alarm.doubts(now)
+                path.judge(peer.answered, now, self._interval if closer else 0.0)
             if path.misses >= MISSES and peer.answered < path.first_missed:
                 self._ask_all(peer, now)
             if path.state is not before:
@@ -278,6 +305,8 @@ class Paths:
             if path.next_probe <= now:
                 if (watch := peer.watch(path, now)) is not None:
                     watch.sent(now)
+                elif path.quality.alarm.doubts(now):
+                    peer.doubts.take(now)
                 number = path.ping(now, max(self._interval, path.quality.timeout))
                 effects.append(self._probe(peer, path, number, pong=False, now=now))
                 path.next_probe = self._when.next(peer, now, pause)
@@ -342,7 +371,8 @@ class Paths:
         return FULL if peer is None else peer.scores
 
     def _rescore(self, node_id: bytes, peer: Peer, now: float) -> list[Effect]:
-        scores, quickest = weights(peer.paths, self._leaving), None
+        factors = self._factors.get(node_id, NO_FACTORS)
+        scores, quickest = weights(peer.paths, self._leaving, factors), None
         if peer.seek is not None:
             peer.seek.look_at = now + LOOK
             held = peer.seek.found.chosen

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from phantommesh.dimensions import DIMENSIONS
-from phantommesh.paths.pace import FURTHER, Pace, Watch
+from phantommesh.paths.pace import CLOSEST, FURTHER, Pace, Watch
 from phantommesh.paths.quickest import Candidate, Quickest
 from phantommesh.paths.state import Path, PathState
 from phantommesh.paths.weights import FULL
@@ -15,6 +15,9 @@ from phantommesh.rates import Bucket
 
 # Tuning.
 ANSWERS: Final = 120.0, 300.0  # pings of a path that are answered, a second and at once
+# Further probes of a peer's paths that have lost one, a second: a path that always loses some is in doubt all
+# the time, and may not cost more than that.
+DOUBTS: Final = 5.0
 
 
 @dataclass(slots=True)
@@ -42,6 +45,7 @@ class Peer:
     probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)  # bytes of them, as of `sent`
     received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     seek: Seek | None = None  # only where its traffic takes the quickest path
+    doubts: Bucket = field(default_factory=lambda: Bucket(DOUBTS, CLOSEST[1], 0.0))
     answers: list[Bucket] = field(default_factory=lambda: [Bucket(*ANSWERS, 0.0) for _ in range(DIMENSIONS)])
 
     def watch(self, path: Path, now: float) -> Watch | None:
@@ -75,4 +79,5 @@ def candidate(path: Path, score: float, now: float, *, held: bool) -> Candidate:
         quality.standing.queue(now) if held else 0.0,
         quality.alarm.sure(now),
         not path.misses,
+        quality.alarm.doubts(now),
     )

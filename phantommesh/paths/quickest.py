@@ -43,7 +43,7 @@ class Candidate:
     """One path. ``usable``: it may carry traffic. ``rtt`` and ``jitter`` in seconds, smoothed; ``rtt`` is
     None before the first answer. ``loss`` from 0 to 1. ``least`` is the least round trip of late, None where
     too few probes were answered, and ``rose`` how much more that is than at the best of times. ``lossy``: its
-    loss is sure. ``fresh``: no probe of late is unanswered."""
+    loss is sure. ``fresh``: no probe of late is unanswered. ``doubted``: one was, and is not made up for."""
 
     usable: bool
     rtt: float | None = None
@@ -53,6 +53,7 @@ class Candidate:
     rose: float = 0.0
     lossy: bool = False
     fresh: bool = True
+    doubted: bool = False
 
     @property
     def cost(self) -> float | None:

@@ -8,7 +8,7 @@ from random import Random
 from typing import Final
 
 from phantommesh.dimensions import DIMENSIONS, has
-from phantommesh.paths.pace import CLOSER
+from phantommesh.paths.pace import CLOSER, SUSPECT
 from phantommesh.paths.peer import Peer, is_new
 from phantommesh.paths.state import MISSES, SILENT, Path, PathState
 
@@ -44,7 +44,11 @@ class Schedule:
         if path.state is PathState.UP and (going or path.peer_leaving):
             return self.interval * self.too_many(now)
         if path.state is PathState.UP and peer.pace.busy(now):
-            return peer.busy_pause(self.interval) * self.too_many(now)
+            usual = peer.busy_pause(self.interval) * self.too_many(now)
+            if not path.quality.alarm.doubts(now):
+                return usual
+            soon = max(self.interval * self.too_many(now) / SUSPECT, peer.doubts.wait(now))
+            return min(usual, soon)
         if now < peer.roused and (path.misses or path.state is not PathState.UP):
             return self.interval * self.too_many(now)
         slow = self.slow

@@ -3,24 +3,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from phantommesh.dimensions import DIMENSIONS, has
 from phantommesh.paths.state import SHARE_FLOOR, Path, PathState
 
 FULL: Final = (1.0,) * DIMENSIONS
+NO_FACTORS: Final[Mapping[int, float]] = {}
 
 # Tuning.
 STEPS: Final = 8  # a weight is a multiple of one in so many, so that it seldom changes
 
 
-def weights(paths: Sequence[Path], leaving: int) -> tuple[float, ...]:
+def weights(
+    paths: Sequence[Path], leaving: int, factors: Mapping[int, float] = NO_FACTORS
+) -> tuple[float, ...]:
     """Return the weights of a peer's paths, 0.0 to 1.0, by capacity and loss; delay does not count. There is
     always one that is not zero: where no path is up, the likeliest carry the traffic. ``leaving``: the
-    dimensions, a bitmap, that this node takes out of use."""
-    found = tuple(_weight(path, leaving) for path in paths)
-    return found if any(found) else _last_resort(paths, leaving)
+    dimensions, a bitmap, that this node takes out of use. ``factors``: what the weights of some dimensions
+    are multiplied by, on an agent's or the operator's word. They do not count where nothing would be left."""
+    own = tuple(_weight(path, leaving) for path in paths)
+    found = tuple(weight * factors.get(i, 1.0) for i, weight in enumerate(own))
+    return found if any(found) else own if any(own) else _last_resort(paths, leaving)
 
 
 def leaves(path: Path, leaving: int) -> bool:

@@ -188,6 +188,11 @@ class Plan:
         """The capacities of a peer's dimensions as set. KeyError for an unknown peer."""
         return self._peers[node_id].scores
 
+    def in_order(self, node_id: bytes) -> bool:
+        """Whether all traffic to a peer in the table keeps its order, but for flows that are split."""
+        found = self._installed.get(node_id)
+        return found is not None and all(part.scheduler == "flow" for part in found.map.each)
+
     def snapshot(self, node_id: bytes) -> Snapshot | None:
         """A peer's counts as last read; None while it is not in the table."""
         found = self._installed.get(node_id)

@@ -9,8 +9,11 @@ that share a path are moved to paths that carry less (`scatter/steering.py`).
 
 A trial that fails costs a flow its order for a while. So each failure doubles the bucket's pause, and all
 trials that fail take from one budget (`scatter/budget.py`). A split that stays is tried the other way round
-now and then: its buckets go home, and stay there if as much gets through. No I/O: measurements and `now` in,
-what is to be steered out.
+now and then: its buckets go home, and stay there if as much gets through.
+
+Where somebody decides (`Splitting.asks`; a node's agents do), a bucket is only nominated, and a trial begins
+once the bucket may be split. Buckets may also be kept in order, and pinned to a dimension, which lasts from
+epoch to epoch. No I/O: measurements and `now` in, what is to be steered out.
 """
 
 from __future__ import annotations
@@ -62,6 +65,15 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Nominee:
+    """A bucket that its path may hold up: the bytes a second that it has, and its dimension."""
+
+    bucket: int
+    rate: float
+    dimension: int
+
+
+@dataclass(frozen=True, slots=True)
 class _Trial:
     """``home``: the buckets are at home on trial, not split; ``limited``: their path looked limited, by a
     queue or losses; ``rooms``: what each of them had at home, and ``base`` what all buckets had before, in
@@ -75,9 +87,14 @@ class _Trial:
 
 
 class Splitting:
-    """One peer's flows. Ask `wants`, then give `look` the counters."""
+    """One peer's flows. Ask `wants`, then give `look` the counters. ``asks``: a bucket is split only after
+    `rule` has said so."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, asks: bool = False) -> None:
+        self.asks = asks
+        self.nominee: Nominee | None = None
+        self._ruled: dict[int, bool] = {}  # by bucket: whether it may be split
+        self._pinned: dict[int, int] = {}
         self._readings = Readings()
         self._room: dict[int, float] = {}  # by split bucket: the bytes a second that it had on its own path
         self._fits: dict[int, float] = {}  # since when it would fit there again
@@ -95,7 +112,38 @@ class Splitting:
     @property
     def steering(self) -> Steering:
         """Which buckets are split, and which are moved."""
-        return Steering(frozenset(self._room), frozenset(self._moved.items()))
+        return Steering(frozenset(self._room), frozenset({**self._moved, **self._pinned}.items()))
+
+    @property
+    def dealt(self) -> frozenset[int]:
+        """The buckets that are split, or at home only to see whether they need to be."""
+        return frozenset(self._room if self._trial is None else {*self._room, *self._trial.rooms})
+
+    def rule(self, bucket: int, split: bool | None, now: float) -> None:
+        """Let a bucket be split, or keep it in order; None: nobody says any more. A bucket that may not be
+        split goes home."""
+        if split is None:
+            self._ruled.pop(bucket, None)
+        else:
+            self._ruled[bucket] = split
+        if not split and bucket in self.dealt:
+            if self._trial is not None and bucket in self._trial.rooms:
+                self._room |= self._trial.rooms if self._trial.home else {}
+                self._trial = None
+            self._go_home(bucket, False, now)
+        if self.nominee is not None and self.nominee.bucket == bucket:
+            self.nominee = None
+
+    def pin(self, bucket: int, dimension: int | None) -> None:
+        """Keep a bucket on a dimension, for as long as that may carry traffic; None: no longer."""
+        if dimension is None:
+            self._pinned.pop(bucket, None)
+        else:
+            self._pinned[bucket] = dimension
+
+    def rates(self) -> Mapping[int, float]:
+        """The bytes a second of each bucket lately; empty while they are not read."""
+        return self._readings.rates(OVER) or {}
 
     @property
     def looked(self) -> float:
@@ -124,6 +172,7 @@ class Splitting:
         if list(homes) != self._homes:
             self._homes, self._moved = list(homes), {}  # another epoch: all flows have moved
         self._readings.add(counted, now)
+        self.nominee = None
         rates = self._readings.rates(OVER)
         if rates is not None:
             if self._trial is not None:
@@ -154,12 +203,15 @@ class Splitting:
             found = self._held_up(loads, full, ways, carried, now)
             if found is not None:
                 bucket, limited, rate = found
+                if self.asks and not self._ruled.get(bucket):
+                    self.nominee = Nominee(bucket, rate, ways[bucket])
+                    return
                 self.trials += 1
                 self._trial = _Trial(False, limited, {bucket: rate}, now, base)
                 self._room[bucket] = rate
 
     def _way(self, bucket: int) -> int | None:
-        return self._moved.get(bucket, self._homes[bucket])
+        return self._pinned.get(bucket, self._moved.get(bucket, self._homes[bucket]))
 
     def _carried(
         self, rates: Mapping[int, float], ways: Mapping[int, int], used: Sequence[int]
@@ -179,7 +231,7 @@ class Splitting:
         if not self._may_move.allows(now, 1.0):
             return False
         rates = {b: self._readings.still(b, unsteady=loads[way].limited) for b, way in ways.items()}
-        found = move(rates, ways, carried)
+        found = move(rates, ways, carried, self._pinned)
         if found is None:
             return False
         bucket, way = found
@@ -202,7 +254,11 @@ class Splitting:
         """A heavy bucket that its path may limit, whether the path looks limited, and the bucket's rate. One
         that only stands still comes last. That its trial failed is no reason against one with a queue."""
         found = [
-            b for b, way in ways.items() if way in carried and rates[b] >= max(LEAST, HEAVY * carried[way])
+            b
+            for b, way in ways.items()
+            if way in carried
+            and rates[b] >= max(LEAST, HEAVY * carried[way])
+            and self._ruled.get(b) is not False
         ]
         for bucket in sorted(found, key=lambda b: (not loads[ways[b]].limited, -rates[b])):
             here, limited = carried[ways[bucket]], loads[ways[bucket]].limited

@@ -7,7 +7,7 @@ dealt them unevenly. A move keeps each flow on one path, so it costs a flow its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,18 +29,22 @@ NOTHING: Final = Steering()
 
 
 def move(
-    rates: Mapping[int, float], ways: Mapping[int, int], carried: Mapping[int, float]
+    rates: Mapping[int, float],
+    ways: Mapping[int, int],
+    carried: Mapping[int, float],
+    pinned: Container[int] = (),
 ) -> tuple[int, int] | None:
     """Return the bucket to move and its new dimension, such that the busiest path that can be eased carries
     much less and no path as much as that one did; None where there is no such move. ``rates``: bytes a
     second; ``ways``: the dimension of each bucket that has one; ``carried``: bytes a second by dimension in
-    use."""
+    use; ``pinned``: the buckets that stay where they are."""
     for donor in sorted(carried, key=lambda way: -carried[way]):
         here = [b for b, way in ways.items() if way == donor and rates.get(b, 0.0) >= LEAST]
-        if len(here) < 2:
+        free = [b for b in here if b not in pinned]
+        if len(here) < 2 or not free:
             continue
         target = min(carried, key=lambda way: carried[way])
-        best = min(here, key=lambda b: max(carried[donor] - rates[b], carried[target] + rates[b]))
+        best = min(free, key=lambda b: max(carried[donor] - rates[b], carried[target] + rates[b]))
         if max(carried[donor] - rates[best], carried[target] + rates[best]) <= LIGHTER * carried[donor]:
             return best, target
     return None

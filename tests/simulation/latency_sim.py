@@ -43,11 +43,12 @@ class Noise:
 @dataclass
 class Model:
     """One node's seven paths. ``rate``: bytes a second of traffic. ``late`` and ``loss`` are added to a
-    path's."""
+    path's. ``seeks``: the traffic takes the quickest path; else all of them."""
 
     seed: int
     noise: Noise = field(default_factory=Noise)
     rate: float = 50_000.0
+    seeks: bool = True
     now: float = 1000.0
     late: list[float] = field(default_factory=lambda: [0.0] * DIMENSIONS)
     loss: list[float] = field(default_factory=lambda: [0.0] * DIMENSIONS)
@@ -66,7 +67,7 @@ class Model:
         self._read, self._stalled = self.now, self.now
         self._stall_at = self.now + self._until_stall()
         self._carry_out(self.paths.set_peers({PEER: ALL}, self.now))
-        self._carry_out(self.paths.seek_quickest({PEER}, self.now))
+        self._carry_out(self.paths.seek_quickest({PEER} if self.seeks else set(), self.now))
 
     @property
     def taken(self) -> int | None:
@@ -96,6 +97,10 @@ class Model:
 
     def _until_stall(self) -> float:
         return self.chance.expovariate(self.noise.stalls) if self.noise.stalls else inf
+
+    def weigh(self, dimension: int, factor: float) -> None:
+        """Multiply the weight of a dimension by this from now on."""
+        self._carry_out(self.paths.set_factor(PEER, dimension, factor, self.now))
 
     def _carry_out(self, effects: list[Effect]) -> None:
         for effect in effects:

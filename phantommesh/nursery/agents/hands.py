@@ -31,10 +31,12 @@ from phantommesh.agents.actions import (
 )
 from phantommesh.agents.base import Proposal
 from phantommesh.agents.council import Order
+from phantommesh.config.intents import MAX_CLASSES
 from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.agents import look_aegis, look_fortress
 from phantommesh.nursery.agents.quarantining import quarantine
 from phantommesh.nursery.parts import Parts
+from phantommesh.scatter.peermap import BUCKETS
 from phantommesh.trust.identity import parse_node_id
 
 
@@ -48,6 +50,9 @@ async def carry_out(parts: Parts, order: Order) -> None:
     if isinstance(proposal.action, Drain) and proposal.agent == "operator":
         return  # that was done where it was asked for, and is kept: the proposal is for the record
     await (lift if order.lift else do)(parts, proposal.action, proposal)
+    if proposal.agent == "stream" and isinstance(proposal.action, Raise) and not order.lift:
+        found = {"rule": proposal.action.rule, "source": proposal.subject.name, "text": proposal.action.text}
+        parts.events.publish("threat.pattern", None, found)
 
 
 async def do(parts: Parts, action: Action, proposal: Proposal) -> None:
@@ -76,7 +81,13 @@ async def do(parts: Parts, action: Action, proposal: Proposal) -> None:
             parts.drainer.by_agent(True)
         case Quarantine(peer):
             await quarantine(parts, peer, on=True)
-        case Weigh() | Deal() | Pin() | Cover():
+        case Weigh(peer, dimension, factor):
+            parts.paths.weigh(parse_node_id(peer), dimension, factor)
+        case Deal(flow, peer, dealt):
+            await parts.splitter.rule(parse_node_id(peer), bucket_of(flow), dealt)
+        case Pin(flow, peer, dimension):
+            await parts.splitter.pin(parse_node_id(peer), bucket_of(flow), dimension)
+        case Cover():
             raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
         case _:
             assert_never(action)
@@ -99,10 +110,25 @@ async def lift(parts: Parts, action: Action, proposal: Proposal) -> None:
             parts.drainer.by_agent(False)
         case Quarantine(peer):
             await quarantine(parts, peer, on=False)
-        case Weigh() | Deal() | Pin() | Cover():
+        case Weigh(peer, dimension, _):
+            parts.paths.weigh(parse_node_id(peer), dimension, 1.0)
+        case Deal(flow, peer, _):
+            await parts.splitter.rule(parse_node_id(peer), bucket_of(flow), None)
+        case Pin(flow, peer, _):
+            await parts.splitter.pin(parse_node_id(peer), bucket_of(flow), None)
+        case Cover():
             pass  # never done: see `do`
         case _:
             assert_never(action)
+
+
+def bucket_of(flow: str) -> int:
+    """The number of a bucket of flows, as `Deal` and `Pin` write it. Raises PhantomMeshError."""
+    if not flow.isascii() or not flow.isdecimal() or int(flow) >= BUCKETS * MAX_CLASSES:
+        raise UndoneError(
+            f"no bucket of flows {flow[:20]!r}", fix=f"give a number below {BUCKETS * MAX_CLASSES}"
+        )
+    return int(flow)
 
 
 def rotate(parts: Parts, peer: str) -> None:

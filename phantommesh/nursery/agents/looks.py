@@ -18,6 +18,8 @@ from phantommesh.nursery.agents import (
     look_genesis,
     look_nexus,
     look_omniscient,
+    look_stream,
+    look_velocity,
 )
 from phantommesh.nursery.parts import Parts
 
@@ -29,6 +31,8 @@ LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType(
         "fortress": look_fortress.look,
         "aegis": look_aegis.look,
         "cipher": look_cipher.look,
+        "velocity": look_velocity.look,
+        "stream": look_stream.look,
         "genesis": look_genesis.look,
         "nexus": look_nexus.look,
         "omniscient": look_omniscient.look,

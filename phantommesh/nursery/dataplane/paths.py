@@ -262,6 +262,10 @@ class PathDriver:
         """Take these dimensions, a bitmap, out of use at both ends, and give the others back."""
         self.carry_out(self.paths.leave(dimensions, trio.current_time()))
 
+    def weigh(self, node_id: bytes, dimension: int, factor: float) -> None:
+        """Multiply the weight of a dimension of one node by this from now on; 1 for as measured."""
+        self.carry_out(self.paths.set_factor(node_id, dimension, factor, trio.current_time()))
+
     async def wait(self, wanted: Callable[[], bool]) -> None:
         """Return once this is so; it is asked again whenever something has changed."""
         while not wanted():

@@ -29,7 +29,7 @@ from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
-from phantommesh.scatter import cgroups
+from phantommesh.scatter import cgroups, flows
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.plan import NONE_QUICKEST, Plan
 from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Hook, table_name
@@ -142,6 +142,10 @@ class Scattering:
         """The capacities of a peer's dimensions as set. KeyError for an unknown peer."""
         return self._plan.scores(node_id)
 
+    def in_order(self, node_id: bytes) -> bool:
+        """Whether all traffic to a peer keeps its order, but for flows that are split."""
+        return self._seen is not None and self._plan.in_order(node_id)
+
     def snapshot(self, node_id: bytes) -> Snapshot | None:
         """A peer's counts as last read; None while nothing is scattered to it."""
         return None if self._seen is None else self._plan.snapshot(node_id)
@@ -165,6 +169,16 @@ class Scattering:
     def splittable(self) -> list[bytes]:
         """The peers some flows of which may be split (`scatter/splitting.py`)."""
         return [node_id for node_id in self._plan.installed if self._plan.homes(node_id) is not None]
+
+    @property
+    def seed(self) -> int:
+        """The seed of the flows' hash."""
+        return self._seed
+
+    def homes(self, node_id: bytes) -> Sequence[int | None] | None:
+        """The dimension of each bucket of a peer's flows; None where no flow is split."""
+        found = None if self._seen is None else self._plan.homes(node_id)
+        return None if found is None else found[1]
 
     def steered(self, node_id: bytes) -> Steering:
         """The buckets of a peer's flows that are split in the table, or moved."""
@@ -279,6 +293,7 @@ class Scattering:
             for family in FAMILY.values():
                 await Table(family, self._name).remove()
             await Table(cgroups.FAMILY, cgroups.table_name(self.device)).remove()
+            await Table(flows.FAMILY, flows.table_name(self.device)).remove()
             await marking.remove(self._interfaces)
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)

@@ -48,18 +48,57 @@ class Watched(Protocol):
 
 
 class Splitter:
-    """The flows of one node."""
+    """The flows of one node. ``asks``: whether a flow is split only after somebody has ruled so."""
 
-    def __init__(self, watched: Watched, scatterer: Scatterer) -> None:
-        self._watched, self._scatterer = watched, scatterer
+    def __init__(
+        self, watched: Watched, scatterer: Scatterer, *, asks: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._watched, self._scatterer, self._asks = watched, scatterer, asks
         self._peers: dict[bytes, Splitting] = {}
+
+    def of(self, node_id: bytes) -> Splitting | None:
+        """The flows of one peer; None where no flow of its is ever split, or while it has had no traffic."""
+        return self._peers.get(node_id)
+
+    async def rule(self, node_id: bytes, bucket: int, split: bool | None) -> None:
+        """Let a bucket of a peer's flows be split, or keep it in order; None: nobody says any more. Raises
+        PhantomMeshError where the peer's flows have no buckets, or the kernel refuses."""
+        found = self._found(node_id)
+        found.rule(bucket, split, trio.current_time())
+        await self._steer(node_id, found)
+
+    async def pin(self, node_id: bytes, bucket: int, dimension: int | None) -> None:
+        """Keep a bucket of a peer's flows on a dimension; None: no longer. Raises like `rule`."""
+        found = self._found(node_id)
+        found.pin(bucket, dimension)
+        await self._steer(node_id, found)
+
+    def _found(self, node_id: bytes) -> Splitting:
+        if node_id not in self._peers and node_id in self._scatterer.splittable():
+            self._peers[node_id] = Splitting(asks=self._asks())  # there has been no traffic so far
+        found = self._peers.get(node_id)
+        if found is None:
+            raise PhantomMeshError(
+                "flows to this peer are not steered", fix="set scatter.goal to auto, for the peer or for all"
+            )
+        return found
+
+    async def _steer(self, node_id: bytes, found: Splitting) -> None:
+        if (steering := found.steering) != self._scatterer.steered(node_id):
+            peer = format_node_id(NodeId(node_id))
+            log.info("flows steered", peer=peer, split=len(steering.split), moved=len(steering.moved))
+            await self._scatterer.steer(node_id, steering)
 
     async def run(self) -> None:
         """Split and put back until cancelled. What the kernel refuses is tried again."""
         while True:
             await self._watched.wait(lambda: any(map(self._moves, self._scatterer.splittable())))
             listed = self._scatterer.splittable()
-            self._peers = {node_id: self._peers.get(node_id) or Splitting() for node_id in listed}
+            self._peers = {
+                node_id: self._peers.get(node_id) or Splitting(asks=self._asks()) for node_id in listed
+            }
+            for found in self._peers.values():
+                found.asks = self._asks()
             moving = sorted(filter(self._moves, listed), key=lambda node_id: self._peers[node_id].looked)
             reads = 0
             for node_id in moving:
@@ -82,19 +121,17 @@ class Splitter:
         """Say whether counters were read for it."""
         # The table may be another one than before, or of another epoch, and so have other buckets steered.
         another = found.steering != self._scatterer.steered(node_id)
-        if not found.wants(self._loads(node_id), self._rate(node_id), trio.current_time()) and not another:
+        if not found.wants(self.loads(node_id), self._rate(node_id), trio.current_time()) and not another:
             return False
         counted = await self._scatterer.count_flows(node_id)
         if counted is None:
             return False
-        found.look(self._loads(node_id), *counted, trio.current_time())
-        if (steering := found.steering) != self._scatterer.steered(node_id):
-            peer = format_node_id(NodeId(node_id))
-            log.info("flows steered", peer=peer, split=len(steering.split), moved=len(steering.moved))
-            await self._scatterer.steer(node_id, steering)
+        found.look(self.loads(node_id), *counted, trio.current_time())
+        await self._steer(node_id, found)
         return True
 
-    def _loads(self, node_id: bytes) -> list[Load]:
+    def loads(self, node_id: bytes) -> list[Load]:
+        """A peer's paths as measured lately, by dimension."""
         now, paths = trio.current_time(), self._watched.paths
         weights = paths.scores(node_id)
         return [

@@ -106,6 +106,14 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "agents.cipher.quarantine": ("false", False),
     **{f"{agent}.enabled": ("false", False) for agent in AGENTS},
     **{f"{agent}.dry_run": ("true", True) for agent in AGENTS},
+    "agents.velocity.late_ms": ("80", 80.0),
+    "agents.velocity.return_seconds": ("30", 30.0),
+    "agents.velocity.most_left": ("1", 1),
+    "agents.stream.elephant_kbit": ("5000", 5000.0),
+    "agents.stream.most_flows": ("256", 256),
+    "agents.stream.scan_targets": ("40", 40),
+    "agents.stream.beacon_contacts": ("12", 12),
+    "agents.stream.expected_ports": ("53,123", (53, 123)),
 }
 
 

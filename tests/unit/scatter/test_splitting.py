@@ -116,6 +116,45 @@ def test_a_flow_goes_back_when_it_needs_no_more_than_its_path() -> None:
     assert len(world.changes) - changes <= 16  # trials that fail: it might be at its limit
 
 
+def test_where_somebody_decides_a_flow_is_named_and_split_only_after_that() -> None:
+    machine = Splitting(asks=True)
+    world = World(narrow(), {3: Bbr()}, machine=machine)
+    world.run(20.0)
+    assert not world.split and not machine.trials
+    named = machine.nominee
+    assert named is not None and (named.bucket, named.dimension) == (3, 3)
+    machine.rule(3, True, world.now)
+    world.run(20.0)
+    assert world.split == {3} == machine.dealt and machine.nominee is None
+    machine.rule(3, None, world.now)
+    world.run(1.0)
+    assert not machine.steering.split and not machine.dealt
+
+
+def test_a_flow_that_is_to_keep_its_order_is_never_split_and_goes_home_at_once() -> None:
+    machine = Splitting()
+    machine.rule(3, False, 0.0)
+    world = World(narrow(), {3: Bbr()}, machine=machine)
+    world.run(60.0)
+    assert not world.changes and not machine.trials
+    machine.rule(3, None, world.now)
+    world.run(30.0)
+    assert world.split == {3}
+    machine.rule(3, False, world.now)
+    assert not machine.steering.split
+
+
+def test_a_pinned_bucket_stays_from_epoch_to_epoch_and_is_not_moved_away() -> None:
+    machine = Splitting(asks=True)
+    machine.pin(3, 5)
+    world = World(narrow(), {3: Steady(500e3), 12: Steady(400e3)}, machine=machine)
+    world.run(30.0)
+    assert [way for b, way in machine.steering.moved if b == 3] == [5]
+    assert any(b == 12 for b, _ in machine.steering.moved), "who shares its path is moved instead"
+    machine.pin(3, None)
+    assert not [b for b, _ in machine.steering.moved if b == 3]
+
+
 def test_a_call_or_a_film_is_tried_seldom() -> None:
     world = World(fast(), {3: Steady(500e3)})
     world.run(TEN_MINUTES)
