@@ -849,7 +849,7 @@ def test_an_authority_is_invited_only_where_the_root_key_is(tmp_path: Path) -> N
 async def test_a_failed_rotation_is_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     node = FakeNode()
 
-    async def rotate(_peer: str | None) -> RotationResult:
+    async def rotate(_peer: str | None, _uid: int | None) -> RotationResult:
         return RotationResult(
             rotations=[Rotation(peer="pm-1", node_id="id001", result="failed", detail="silent")]
         )

@@ -418,7 +418,8 @@ class FakeNode:
 
     async def memory(self) -> MemoryView:
         pattern = PatternView(
-            kind="ban", source="192.0.2.7", target="", signature="", strength=2.5, times=3, useful=2, false=0,
+            kind="ban", source="192.0.2.7", target="control", signature="junk", strength=2.5, times=3,
+            useful=2, false=0,
             first="2030-01-01T00:00:00Z", last="2030-01-01T10:00:00Z", priority=1,
         )  # fmt: skip
         hinter = HinterRow(
@@ -429,7 +430,7 @@ class FakeNode:
             refuted=1.0,
             hints=4,
             hops=1,
-            liar_until=None,
+            liar_until="2030-01-02T00:00:00Z",
         )
         return MemoryView(
             patterns=1, most_patterns=65_536, bytes=8_388_608, most_bytes=16_777_216, evicted=0,

@@ -88,6 +88,7 @@ class LongNames(FakeNode):
                 "make room on that file system; the node tries again every 5 s",
             ),
         ]
+        self.agent_events()
         self.events.publish("link.opened", NAMES[1], {"peer": NAMES[1], "node_id": node_id(1), "epoch": 3})
         self.events.publish("peer.suspect", NAMES[2], {"peer": NAMES[2], "reason": "no answer for 5 s"})
         self.events.publish("peer.revoked", LONGEST, {"peer": LONGEST, "by": "berlin-gw-1"})
@@ -96,7 +97,6 @@ class LongNames(FakeNode):
             None,
             {"reasons": ["café: \x1b[2Jsaid the 名前 of a file", "two"], "codes": ["peer-dead"], "total": 2},
         )
-        self.agent_events()
 
     def agent_events(self) -> None:
         """A decision, and what came of that."""

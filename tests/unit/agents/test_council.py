@@ -215,6 +215,16 @@ def test_a_refusal_that_keeps_coming_back_is_recorded_once_a_minute_with_its_num
     assert told == [1, 60, 60]
 
 
+def test_what_has_expired_is_lifted_before_anything_is_judged() -> None:
+    """Else it would depend on whether the lifting or the look comes first if an agent rests."""
+    bench = Bench("phantom")
+    bench.look("phantom", proposal("phantom", Cover("a", 1.0), until=5.0))
+    bench.now = 6.0
+    minutes = bench.look("phantom", proposal("phantom", Cover("a", 2.0)))
+    assert [one.lift for one in minutes.orders] == [True]
+    assert bench.said(minutes) == ["cooling-down"]
+
+
 # --- what is ordered is what stands ---
 
 NAMES: tuple[AgentName, ...] = ("cipher", "phantom", "velocity", "stream")
@@ -280,10 +290,11 @@ class World(RuleBasedStateMachine):
         assert self.bench.said(minutes) in (["accepted"], [])  # or it stands already
         self.carry(minutes, fails=fails)
 
-    @rule(seconds=st.sampled_from([0.1, 4.0, 30.0, 100.0, 650.0]))
-    def wait(self, seconds: float) -> None:
+    @rule(seconds=st.sampled_from([0.1, 4.0, 30.0, 100.0, 650.0]), lapses=st.booleans())
+    def wait(self, seconds: float, lapses: bool) -> None:
         self.bench.now += seconds
-        self.carry(Minutes(orders=self.bench.council.lapse(self.bench.now)))
+        if lapses:
+            self.carry(Minutes(orders=self.bench.council.lapse(self.bench.now)))
 
     @rule(name=st.sampled_from(NAMES), dry=st.booleans())
     def resume(self, name: AgentName, dry: bool) -> None:
