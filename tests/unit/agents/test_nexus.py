@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Literal
 
 import msgspec
 from hypothesis import given
@@ -17,6 +18,9 @@ from phantommesh.config.agents import NexusSection
 from phantommesh.config.sections import Config, NodeSection, PathsSection
 from phantommesh.node.policy import AGREED, differing, policy
 from phantommesh.node.steps import Moment
+
+Said = Literal["", "operator", "nexus"]
+SAID: tuple[Said, ...] = ("", "operator", "nexus")
 
 WELL = Seen(region="eu", version="1.0", ready=True)
 OURS = tuple(range(len(AGREED)))
@@ -132,13 +136,13 @@ def test_what_a_record_says_of_settings_shows_which_differ_and_no_more() -> None
     assert all(0 <= part < 2**16 for part in policy(one))
 
 
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["", "operator", "nexus"])), max_size=60))
-def test_it_turns_at_most_once_within_its_patience(looks: list[tuple[bool, str]]) -> None:
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(SAID)), max_size=60))
+def test_it_turns_at_most_once_within_its_patience(looks: list[tuple[bool, Said]]) -> None:
     """Whatever comes and goes, the record does not change with it."""
     run, turns = Run(), list[float]()
     drains = False
     for ready, said in looks:
-        draining = "nexus" if drains else said if said != "nexus" else ""
+        draining: Said = "nexus" if drains else said if said != "nexus" else ""
         now = run.look(replace(WELL, ready=ready, draining=draining))
         assert all(check(one.action) == "" and one.evidence for one in now)
         after = any(isinstance(one.action, Drain) for one in now)

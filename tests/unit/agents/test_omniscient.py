@@ -110,7 +110,7 @@ def test_a_finding_comes_at_its_bound_and_goes_when_all_was_well_for_a_while(
     run = Run()
 
     def look(values: dict[str, int]) -> set[str]:
-        return rules(run.look(Seen((), replace(WELL, **values))))  # type: ignore[arg-type]
+        return rules(run.look(Seen((), replace(WELL, **values))))
 
     assert look(between) == set()
     assert look(wrong) == {rule}
