@@ -86,10 +86,18 @@ class Course:
     unmet: int
 
 
-def course(seed: int, *, late: float = 0.0, loss: float = 0.0, worse: float = 40.0, **scene: bool) -> Course:
+def course(
+    seed: int,
+    *,
+    late: float = 0.0,
+    loss: float = 0.0,
+    worse: float = 40.0,
+    seeks: bool = False,
+    in_order: bool = True,
+) -> Course:
     """Let one path of a node be ``late`` by seconds or lose a share of its probes for ``worse`` seconds, and
     watch for three minutes more."""
-    place = Scene(seed, **scene)
+    place = Scene(seed, seeks, in_order)
     place.run(30.0 + seed % 7)
     path = place.model.taken if place.seeks and place.model.taken is not None else seed % 7
     place.turns.clear()
