@@ -105,11 +105,13 @@ def test_each_change_before_the_last_line_shows(data: st.DataObject) -> None:
 
 @given(st.integers(0, len(written())), st.sampled_from([b"", b"\0" * 40, b'{"kind":', b"\n\n", b"null\n"]))
 @example(len(written()), b"")
+@example(len(written()) - 1, b"\n\n")  # all but the end of the last line, and that end
 def test_what_a_crash_leaves_is_dropped_and_all_before_is_kept(cut: int, rest: bytes) -> None:
     whole = written()
     data = whole[:cut] + rest
     end = ledger.tail(data)
-    kept = whole[: whole.rfind(b"\n", 0, cut) + 1]
+    completed = rest[:1] == whole[cut : cut + 1] == b"\n"
+    kept = whole[: whole.rfind(b"\n", 0, cut + completed) + 1]
     assert data[: end.kept] == kept
     assert end.kept + end.torn == len(data)
     assert (end.last is None) == (not kept)
