@@ -20,6 +20,7 @@ WIDEST_BAN_4, WIDEST_BAN_6 = 24, 48  # prefix bits: no agent bans a wider networ
 LONGEST_QUARANTINE = 3600.0  # s
 LEAST_WEIGHT, MOST_WEIGHT = 0.0, 4.0  # factors of a dimension's share
 MOST_COVER = 125_000.0  # bytes/s to one peer
+LEAST_SHED = 10.0  # handshakes of strangers a second that pass at least: nobody new could join otherwise
 MOST_TEXT = 300  # characters of a finding
 
 
@@ -179,7 +180,7 @@ def check(action: Action) -> str:
         case Cover(_, rate):
             return "" if 0 <= rate <= MOST_COVER else f"cover traffic of {rate} bytes/s"
         case Shed(rate):
-            return "" if 0 < rate < float("inf") else f"a rate of {rate}"
+            return "" if LEAST_SHED <= rate < float("inf") else f"a rate of {rate}"
         case Raise(_, _, text, fix):
             return "" if max(len(text), len(fix)) <= MOST_TEXT else "a finding too long to read"
         case Tune(_, value):

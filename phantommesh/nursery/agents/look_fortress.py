@@ -10,7 +10,7 @@ from typing import Final
 import trio
 
 from phantommesh.acl.banrules import ARRIVED, ODD, SHED
-from phantommesh.acl.bans import Origin, parse_network
+from phantommesh.acl.bans import BanError, Origin, parse_network
 from phantommesh.agents import fortress
 from phantommesh.agents.actions import Ban
 from phantommesh.agents.base import Proposal
@@ -56,7 +56,9 @@ async def ban(parts: Parts, proposal: Proposal, action: Ban) -> None:
         return  # `reporting/threats.py` has done that: an operator waits for an answer
     if proposal.agent == "operator":
         origin = "operator"
-    elif any(one.what == HINT for one in proposal.evidence):
+    elif hint := next((one for one in proposal.evidence if one.what == HINT), None):
+        if not offenders.bears(parts.memory, str(network), hint.value, time()):
+            raise BanError(f"a ban of {network} rests on hints, and other bans have used them up")
         origin = "hinted"
     kinds = fortress.kinds_of(proposal)
     made = await parts.banning.ban(network, origin, action.seconds, proposal.why, kinds=kinds)

@@ -31,6 +31,12 @@ def lowering(memory: MemoryKeeper, network: str, now: float) -> float:
     return memory.hints.lowering(host_of(network), now)
 
 
+def bears(memory: MemoryKeeper, network: str, lowered: float, now: float) -> bool:
+    """Whether hints still lower what is enough by so much: of bans that were judged at one moment the first
+    ones may have used up what one hinter may cause in an hour."""
+    return memory.hints.bears(host_of(network), lowered, now)
+
+
 def banned(memory: MemoryKeeper, ban: Ban, kinds: Iterable[str], now: float, *, alone: bool) -> None:
     """This node has banned a block. ``alone``: own evidence was enough without a hint."""
     host = host_of(ban.network)
