@@ -14,16 +14,14 @@ import pytest
 import trio
 
 from benchmarks.failover import whole
-from benchmarks.flows import PORT, SINK, elephant, running, short_flows
+from benchmarks.flows import PORT, SINK, elephant, make_spec, running, short_flows
 from benchmarks.latency import losing
 from phantommesh.client.http import NodeClient
-from phantommesh.dimensions import DIMENSIONS
 from phantommesh.management.views import Event
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import flows_between, view_of
 from phantommesh.nursery.lab.net import LabNode, nodes_of
 from phantommesh.nursery.lab.ping import open_traffic
-from tests.lab.conftest import make_spec
 from tests.lab.test_lab import run_in
 
 pytestmark = pytest.mark.lab
@@ -41,7 +39,7 @@ def decided(node: LabNode, agent: str) -> list[str]:
 async def test_elephants_are_pinned_scans_are_found_and_lossy_paths_are_left() -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, for network namespaces")
-    spec = make_spec("f", nodes=2, uplinks=DIMENSIONS)
+    spec = make_spec()
     async with up.running(spec):
         nodes = list(nodes_of(spec))
         await whole(nodes)
