@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node: how it starts, what runs in it, how it ends. Start reading here.
 
-`parts` has what a node consists of, `weaving` how its parts act on each other.
+`parts` has what a node consists of, `making` makes that, and `weaving` says how the parts act on each other.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.agents.running import Agents
 from phantommesh.nursery.due import alive
 from phantommesh.nursery.host.backend import Backend
+from phantommesh.nursery.making import make_parts
 from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.news import Teller
 from phantommesh.nursery.overlay.holding import Overlay
-from phantommesh.nursery.parts import make_parts
 from phantommesh.nursery.reporting.drain import NODE
 from phantommesh.nursery.reporting.health import health_of
 from phantommesh.nursery.reporting.recording import Recorder
