@@ -10,8 +10,8 @@ connection tracking, which sees a connection only while it goes by this router:
   are invalid are noted, and what answers them passes.
 - A connection that is new here, or noted no more, and in which only the network speaks (a download) would
   wait for the member, which waits for the network. So a few segments that begin nothing pass unasked, and
-  the member's acknowledgement does the rest. Who sends others so gets RSTs, and learns which members' addresses
-  are in use: hence so few of them.
+  the member's acknowledgement does the rest. A host of the network that sends such segments of no connection
+  gets RSTs, and learns which members' addresses are in use: hence so few of them.
 
 None of this is for connections that this host translates: the other router knows nothing of the translation.
 """
@@ -24,7 +24,7 @@ from typing import Final
 from phantommesh.nftables.text import set_block
 
 # Tuning.
-MOST: Final = 65_536  # connections that came back, of each family; about 100 bytes each in the kernel
+MOST: Final = 65_536  # connections that came back, of each family: it bounds the kernel's memory
 NOTED_FOR: Final = 300  # s since the member's last segment; later the next one notes it again
 UNASKED: Final = 100  # segments a second from the networks to members: one a download that moved
 BURST: Final = 200  # of them at once: all move at the same moment
@@ -62,7 +62,8 @@ def passing(back: Sequence[str]) -> list[str]:
         for match in back
         for header, name in _of(match)
     ] + [
-        f"{match} tcp flags & (syn | rst | ack) == ack limit rate {UNASKED}/second burst {BURST} packets accept"
+        f"{match} tcp flags & (syn | rst | ack) == ack "
+        f"limit rate {UNASKED}/second burst {BURST} packets accept"
         for match in back
     ]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""TCP connections that move from one router of a network to another and back, by the rules of the guard alone.
+"""TCP connections that move from one router of a network to another and back, by the guard's rules alone.
 
 A member, two routers and a host of the network, each a namespace; cables stand for the mesh. The routers
 have the guard's real rules and do not masquerade.
@@ -178,7 +178,7 @@ def test_a_connection_goes_on_where_only_the_network_speaks(site: Site, connecti
 
 
 def test_the_network_begins_no_connection(site: Site) -> None:
-    """Nor does it send a member anything but segments of TCP unasked."""
+    """Nor does it ping a member."""
     listen = subprocess.Popen(
         ["ip", "netns", "exec", site.member, sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True
     )
@@ -187,7 +187,7 @@ def test_the_network_begins_no_connection(site: Site) -> None:
         call = f"import socket; socket.create_connection(('{MEMBER}', 9900), timeout=3)"
         assert "TimeoutError" in run(site.lan, sys.executable, "-c", call).stderr
         assert run(site.lan, "ping", "-c", "1", "-W", "1", MEMBER).returncode == 1
-        # From the other side all is open: the way back is there.
+        # From the other side all is open, so the way is there.
         assert run(site.member, "ping", "-c", "1", "-W", "1", "-I", MEMBER, HOST).returncode == 0
     finally:
         listen.kill()
