@@ -24,7 +24,7 @@ from typing import Final
 
 from phantommesh.faults import FaultKind
 from phantommesh.nftables.text import add_elements, anonymous, chain_block, set_block
-from phantommesh.overlay import exits
+from phantommesh.overlay import exits, moved
 from phantommesh.routable import is_exit
 from phantommesh.wireguard.device import OUTER_MARK, OUTER_MASK
 
@@ -187,6 +187,7 @@ def render(guard: Guard) -> str:
             *chain_block("quoting", *_quoting(guard)),
             *chain_block("too_big", *_too_big(guard)),
             *_quarantine(guard),
+            *(moved.sets() if _moving(guard) else ()),
             *chain_block("entering", _entering(guard), *_apart(guard, "daddr")),
             *_outside(guard),
             *_delivered(guard),
@@ -485,6 +486,9 @@ def _passing(guard: Guard) -> list[str]:
             f"iifname {ours} oifname {behind} ct state established,related accept",
             f"iifname {ours} oifname {behind} ct status dnat accept",
         ]
+    if _moving(guard):
+        out = _routed(guard, guard.networks, guard.plain)
+        rules += moved.noting([f"iifname {ours} oifname != {ours} {match}" for match in out])
     # What is for a site is translated by now. Where nothing did that, it is for somebody else.
     for there, translated in ((guard.plain, ""), (guard.behind, " ct status dnat")):
         rules += [
@@ -495,6 +499,9 @@ def _passing(guard: Guard) -> list[str]:
             f"iifname != {ours} oifname {ours} {match} ct state established,related{translated} accept"
             for match in _routed(guard, there, guard.networks)
         ]
+    if _moving(guard):
+        back = _routed(guard, guard.plain, guard.networks)
+        rules += moved.passing([f"iifname != {ours} oifname {ours} {match}" for match in back])
     rules += [
         f"iifname {ours} oifname != {ours} {match} accept"
         for match in exits.led(guard.networks, guard.routes, guard.around)
@@ -504,6 +511,11 @@ def _passing(guard: Guard) -> list[str]:
         for match in exits.answered(guard.networks, guard.routes)
     ]
     return [*rules, f"iifname {ours} {_drop(Drop.FORWARDED)}", f"oifname {ours} {_drop(Drop.FORWARDED)}"]
+
+
+def _moving(guard: Guard) -> bool:
+    """Whether connections to what this node routes can go on by another router, and come back."""
+    return guard.returns and bool(guard.plain)
 
 
 def _visiting(guard: Guard) -> list[str]:

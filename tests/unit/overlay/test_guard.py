@@ -174,6 +174,19 @@ def test_answers_to_members_own_addresses_come_in_only_where_they_are_not_masque
     assert there.index(rule) < there.index("ip daddr { 100.64.0.0/10 } goto drop_foreign")
 
 
+def test_connections_that_move_between_routers_are_let_through_only_where_nothing_is_translated() -> None:
+    site = replace(GUARD, routes=(HERE,), sites=((HERE, THERE),), returns=True)
+    for without in (GUARD, replace(GUARD, routes=(LAN,)), replace(GUARD, returns=True), site):
+        assert "@moved" not in render(without) and "limit rate" not in render(without)
+    there = chains(render(replace(GUARD, routes=(LAN,), returns=True)))["passing"]
+    noted, known, few = [rule for rule in there if "@moved4" in rule or "limit rate" in rule]
+    out, back = "ip saddr { 100.64.0.0/10 } ip daddr", "ip saddr { 10.1.0.0/16 } ip daddr { 100.64.0.0/10 }"
+    assert out in noted and " ct state invalid update @moved4 " in noted and "accept" not in noted
+    assert there.index(noted) < next(n for n, rule in enumerate(there) if out in rule and "accept" in rule)
+    assert back in known and " tcp flags & syn == 0 " in known and known.endswith("@moved4 accept")
+    assert back in few and " tcp flags & (syn | rst | ack) == ack limit rate " in few
+
+
 def test_members_of_another_mesh_reach_what_a_pact_opens() -> None:
     theirs, web = IPv6Network("fd99::/48"), IPv6Address("fd99::2")
     visited = replace(
