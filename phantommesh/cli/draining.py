@@ -58,7 +58,10 @@ def drain(ctx: click.Context, wait: bool, life: float, timeout: float, force: bo
         time.sleep(LOOK_S)
         now = client.drain_state()
     if wait and now.state == "working":
-        raise CliError(f"the node does not drain any more: {now.ended or 'somebody took it back'}")
+        raise CliError(
+            f"the node does not drain any more: {now.ended or 'somebody took it back'}",
+            fix="run `phantommesh drain` again if it should",
+        )
     if options.json:
         emit(now)
     else:

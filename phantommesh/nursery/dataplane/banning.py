@@ -289,7 +289,11 @@ class Banning:
                         log.info("bans are held again")
                     self.problem = None
                 except (NftError, NetlinkFormatError, DecodeError) as raised:
-                    error = raised if isinstance(raised, PhantomMeshError) else PhantomMeshError(str(raised))
+                    error = (
+                        raised
+                        if isinstance(raised, PhantomMeshError)
+                        else NftError(str(raised), fix="it is tried again by itself")
+                    )
                     if str(self.problem) != str(error):
                         log.error("bans are not held", error=str(error), fix=error.fix)
                     self.problem, self._installed = error, None

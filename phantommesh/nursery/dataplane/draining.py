@@ -145,7 +145,11 @@ class Drainer:
                 await trio.to_thread.run_sync(self._state.write, DRAIN, msgspec.json.encode(kept))
             self.problem = None
         except (StateError, OSError) as error:
-            self.problem = error if isinstance(error, StateError) else StateError(str(error))
+            self.problem = (
+                error
+                if isinstance(error, StateError)
+                else StateError(str(error), fix="look at the state directory and its file system")
+            )
             log.error("draining is not written", error=str(self.problem), fix=self.problem.fix)
 
 

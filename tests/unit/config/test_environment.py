@@ -100,6 +100,8 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "agents.dry_run": ("true", True),
     "agents.aegis.mend": ("true", True),
     "agents.aegis.scan_seconds": ("60", 60.0),
+    "agents.fortress.shed_at": ("600", 600.0),
+    "agents.fortress.shed_rate": ("100", 100.0),
     "agents.nexus.drain_unready": ("false", False),
     "agents.nexus.skew_hours": ("1.5", 1.5),
     "agents.omniscient.memory_mb": ("1024", 1024),
