@@ -287,8 +287,8 @@ class Load:
     def kill(self) -> None:
         """End what is left."""
         for program in self._programs:
-            program.kill()
-            program.wait()
+            with program:  # closes the pipes, and waits
+                program.kill()
 
 
 async def roll(spec: LabSpec, *, each: int, drained: bool, keep: bool) -> Result:
