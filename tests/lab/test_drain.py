@@ -8,7 +8,7 @@ import pytest
 from benchmarks.drain import make_spec, roll
 from tests.lab.conftest import BACKEND
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.slow]  # five restarts, each with its drain: minutes
 
 
 async def test_a_rolling_restart_of_five_nodes_loses_no_connection() -> None:
