@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Literal
+from typing import Literal
 
 from phantommesh.agents.council import Look
 
@@ -64,14 +64,18 @@ class Job:
         self._lock = threading.Lock()
         self._thread: int | None = None
         self._began = 0.0
+        self._thrown = False
         self._ended = False
 
     def __call__(self) -> None:
         """Do the work. Raises nothing."""
-        try:
-            self._run()
-        except _StoppedError:
-            self._end()
+        todo = [self._end, self._run]
+        while todo:
+            try:
+                todo[-1]()
+                todo.pop()
+            except _StoppedError:
+                todo = [self._end]  # which can be done twice
 
     def _run(self) -> None:
         thread = threading.get_ident()
@@ -82,15 +86,14 @@ class Job:
             self.look = self._work()
         except Exception as error:  # the agent's, and nobody else's
             self.error = error
-        self._end()
 
     def _end(self) -> None:
         thread = threading.get_ident()
         self.seconds = max(0.0, time.thread_time() - self._began - _collected.pop(thread, 0.0))
         with self._lock:
-            self._ended = True
-            # What was thrown and has not been raised yet must not hit who has the thread next.
-            _throw(thread, None)
+            self._ended = True  # nothing is thrown any more
+        if self._thrown:
+            _raise_what_is_left(thread)
 
     @property
     def ended(self) -> bool:
@@ -112,9 +115,21 @@ class Job:
         then this can be called again, some time later."""
         with self._lock:
             if not self._ended and self._thread is not None:
-                _throw(self._thread, _StoppedError)
+                self._thrown = True
+                _throw(self._thread)
 
 
-def _throw(thread: int, error: type[BaseException] | None) -> None:
-    set_error: Final = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    set_error(ctypes.c_ulong(thread), None if error is None else ctypes.py_object(error))
+def _throw(thread: int) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_StoppedError))
+
+
+def _raise_what_is_left(thread: int) -> None:
+    """Have what was thrown into this thread raised now, or it would hit who has the thread next. To take it
+    back (`PyThreadState_SetAsyncExc` with no exception) is no way: the interpreter (CPython 3.11) would look
+    for it for ever, at each jump of every thread, and hang where anything traces or profiles."""
+    try:
+        _throw(thread)  # one at most is kept
+        while True:
+            pass
+    except _StoppedError:
+        pass

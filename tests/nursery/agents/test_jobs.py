@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import gc
 import queue
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -104,3 +106,27 @@ def test_what_a_look_raises_is_kept() -> None:
     job = Job(work)
     job()
     assert isinstance(job.error, RuntimeError) and job.look is None and job.ended
+
+
+STOPPED = """
+import sys, threading
+from phantommesh.agents.council import Look
+from phantommesh.nursery.agents.jobs import Job
+
+for stops in (0, 1, 2):
+    job = Job(lambda: Look([], {}))
+    thread = threading.Thread(target=job)
+    thread.start()
+    for _ in range(stops):
+        job.stop()
+    thread.join()
+
+sys.settrace(lambda *about: None)
+(lambda: None)()
+sys.settrace(None)
+"""
+
+
+def test_no_look_leaves_the_interpreter_looking_for_something_to_raise() -> None:
+    """Everything would be slower for ever, and what is traced or profiled would hang."""
+    subprocess.run([sys.executable, "-c", STOPPED], check=True, timeout=60)
