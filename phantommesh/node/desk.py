@@ -314,7 +314,7 @@ class Desk:
     def _certify(
         self, authority: Authority, spki: bytes, entry: Entry, name: str, ip4: IPv4Address, at: Moment
     ) -> Work[bytes]:
-        """Sign a certificate for a member, in its role and with the routes that it has."""
+        """Sign a certificate for a member, in its role and with the routes of `Granting.carried`."""
         grants, role = self.granting.carried(entry), entry.member.role
         node_cert: bytes = yield Compute(
             partial(authority.issue, spki, name, role, ip4, at.wall, grants=grants)

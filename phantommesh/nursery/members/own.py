@@ -189,7 +189,7 @@ class OwnRecord:
         try:
             async with self._certifying:
                 await self._do(self.word.renew(moment()), caller)
-            self._ask_again()
+            self._approved.set()  # as in `rename`
         except Exception as error:  # an authority's answer is not the service's end
             self.word.renewal_error = TrustError(
                 f"the renewal failed in a way that nobody expected ({type(error).__name__})",
@@ -226,13 +226,7 @@ class OwnRecord:
         """`Own.rename`; ``desk`` is this node's own. Raises PhantomMeshError."""
         async with self._certifying:
             await self._do(self.word.rename(name, moment()), caller, desk)
-        self._ask_again()
-
-    def _ask_again(self) -> None:
-        """Ask at once for routes that the new certificate lacks: the authority that made it may have known of
-        an older one only."""
-        if self.word.routes.lacking:
-            self._approved.set()
+        self._approved.set()  # ask for what it lacks: the authority may have known an older certificate only
 
     async def _do(
         self, work: deciding.OwnWork[T], caller: Caller | None = None, desk: AuthorityDesk | None = None

@@ -12,12 +12,14 @@ import pytest
 from msgspec import structs
 from structlog.testing import capture_logs
 
+from phantommesh.control import messages
 from phantommesh.nursery.members import own
 from phantommesh.nursery.node import Node
 from phantommesh.routable import Network
 from phantommesh.state.start import load_node
-from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.certificates import TrustError, verify_chain
 from phantommesh.trust.identity import NodeId
+from phantommesh.trust.issuing import make_csr
 from phantommesh.trust.routes import RouteError
 from tests.support.loopback import join, make_authority, make_invite, serving, until
 
@@ -68,7 +70,7 @@ async def test_a_route_is_asked_for_approved_offered_and_withdrawn(tmp_path: Pat
 
                 renamed = await gamma.reporter.rename("delta")  # another certificate keeps the route
                 assert renamed.name == "delta"
-                await until(lambda: gamma.parts.own.member.routes == (SITE,))
+                assert gamma.parts.own.member.routes == (SITE,)
                 await until(lambda: "delta" in {e.member.name for e in alpha.parts.keeper.roster})
 
                 await desk.withdraw("delta", [SITE])
@@ -81,6 +83,25 @@ async def test_a_route_is_asked_for_approved_offered_and_withdrawn(tmp_path: Pat
                 await until(lambda: seen(beta, router)[1] == (str(SITE),))
                 entry = beta.parts.keeper.roster.get(router)
                 assert entry is not None and entry.member.grants[0].number == 1
+
+
+async def test_a_certificate_made_by_an_older_record_keeps_the_approved_route(tmp_path: Path) -> None:
+    """The record of the certificate before may still be on its way to the authority."""
+    state = make_authority(tmp_path / "a")
+    async with serving(tmp_path / "a") as alpha:
+        router = (await join(tmp_path / "c", make_invite(state), "gamma")).node_id
+        advertise(tmp_path / "c", str(SITE))
+        desk = alpha.parts.desk
+        async with serving(tmp_path / "c") as gamma:
+            with capture_logs():
+                await until(lambda: bool(desk.desk.granting.open_requests(0.0)))
+                older = alpha.parts.keeper.roster.get(router)
+                assert older is not None and older.member.routes == ()
+                await desk.approve("gamma", [SITE])
+                csr = make_csr(gamma.parts.state.identity, "delta")
+                made = await desk.rename(older, messages.Rename(csr))
+                member = verify_chain(state.root, made.authority_cert, made.node_cert, time())
+                assert (member.name, member.routes) == ("delta", (SITE,))
 
 
 async def test_an_authority_routes_too_and_only_once_it_is_approved(tmp_path: Path) -> None:
