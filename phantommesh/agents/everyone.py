@@ -17,6 +17,7 @@ from phantommesh.agents.fortress import Fortress
 from phantommesh.agents.genesis import Genesis
 from phantommesh.agents.nexus import Nexus
 from phantommesh.agents.omniscient import Omniscient
+from phantommesh.agents.phantom import Phantom
 from phantommesh.agents.stream import Stream
 from phantommesh.agents.velocity import Velocity
 from phantommesh.config.agents import AgentSection, AgentsSection
@@ -26,6 +27,7 @@ MAKERS: Final[Mapping[AgentName, Callable[[AgentsSection], Agent[Any]]]] = Mappi
         "fortress": lambda settings: Fortress(settings.fortress),
         "aegis": lambda settings: Aegis(every=settings.aegis.scan_seconds, mend=settings.aegis.mend),
         "cipher": lambda settings: Cipher(quarantines=settings.cipher.quarantine),
+        "phantom": lambda settings: Phantom(settings.phantom),
         "velocity": lambda settings: Velocity(settings.velocity),
         "stream": lambda settings: Stream(settings.stream),
         "genesis": lambda settings: Genesis(Random(os.urandom(16))),  # noqa: S311  # an order of trials

@@ -5,7 +5,7 @@ Each agent's tunables are keys of its own section, one a line, with the reason f
 section's docstring.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -51,7 +51,26 @@ class CipherSection(AgentSection, frozen=True):
 
 
 class PhantomSection(AgentSection, frozen=True):
-    """PHANTOM, which hides the shape of traffic."""
+    """PHANTOM, which hides the shape of traffic.
+
+    `cover_bytes_per_second`: bytes a second on the uplinks that all cover traffic may take. 0, since bytes
+    cost money and nobody should pay for cover without having asked; 12500 is a tenth of a megabit.
+    `cover_peer_bytes_per_second`: the most of that for one peer. 12500 is a tenth of what a page load of a
+    second takes.
+    `cover_peers`: `private` covers peers with traffic of that goal, by `[scatter]` or by an intent; `all` each
+    peer that has traffic. `private`, since other goals show one path more than cover can hide.
+    `hop_hours`: after so long a dimension gets another WireGuard key and port; 0: as `wireguard.key_seconds`
+    says alone. 0, since each hop takes a dimension out of use for a moment.
+    """
+
+    cover_bytes_per_second: Annotated[
+        float, Meta(ge=0, le=1_000_000, description="0 to 1000000 bytes a second")
+    ] = 0.0
+    cover_peer_bytes_per_second: Annotated[
+        float, Meta(ge=1000, le=125_000, description="1000 to 125000 bytes a second")
+    ] = 12_500.0
+    cover_peers: Literal["private", "all"] = "private"
+    hop_hours: Annotated[float, Meta(ge=0, le=8760, description="0 to 8760 hours")] = 0.0
 
 
 class VelocitySection(AgentSection, frozen=True):

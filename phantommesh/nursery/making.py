@@ -34,6 +34,7 @@ from phantommesh.nursery.dataplane.banning import Banning
 from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.cgroups import CgroupMarks
+from phantommesh.nursery.dataplane.covering import CoverTraffic, Place
 from phantommesh.nursery.dataplane.draining import Drainer
 from phantommesh.nursery.dataplane.flows import FlowCounts
 from phantommesh.nursery.dataplane.framed import Framed
@@ -115,6 +116,7 @@ from phantommesh.routable import EXITS
 from phantommesh.routing.constraints import constraints_of
 from phantommesh.routing.failover import Failover
 from phantommesh.routing.ways import Ways
+from phantommesh.scatter.cover import DISCARD
 from phantommesh.scatter.intents import Intents, named_users
 from phantommesh.state import directory
 from phantommesh.state.start import NodeState, keep_generation
@@ -464,7 +466,16 @@ def make_parts(
             paths, scattering, asks=lambda: phase_of(settings.config.agents, "velocity") != "paused"
         ),
         flows=FlowCounts(
-            master, names, (config.paths.port,), lambda: settings.config.agents.stream.most_flows
+            master, names, (config.paths.port, DISCARD), lambda: settings.config.agents.stream.most_flows
+        ),
+        cover=CoverTraffic(
+            master,
+            names,
+            own=own.addresses,
+            place=partial(_cover_place, peers, paths),
+            budget=lambda: settings.config.agents.phantom.cover_bytes_per_second,
+            spent=measured.covered,
+            random=Random(os.urandom(16)),  # noqa: S311  # a shape, no key
         ),
         tuning=Tuning(state.state, measured, config.paths.probe_seconds),
         guarding=guarding,
@@ -499,6 +510,12 @@ def fits_by_node(peers: Peers) -> dict[bytes, int]:
     """The largest packet in bytes that each peer may be sent, by node id."""
     sizes = {fit.ip4: fit.mtu for fit in peers.fits}
     return {e.member.node_id: sizes[e.member.ip4] for e in peers.entries if e.member.ip4 in sizes}
+
+
+def _cover_place(peers: Peers, paths: PathDriver, node_id: bytes) -> Place | None:
+    """Where cover for a peer goes; None for a peer that is not there."""
+    entry = peers.get(node_id)
+    return None if entry is None else (entry.member.ip4, paths.fitting.fit(entry.member.node_id))
 
 
 def _where(keeper: RosterKeeper, places: Places, node_id: NodeId) -> Sequence[Address]:

@@ -223,6 +223,7 @@ class Node:
             "routes-asked": parts.talk.run,
             "routes-offered": parts.gateway.run,
             "splitting": parts.splitter.run,
+            "cover": parts.cover.run,
             "draining": parts.drainer.run,
             "proofs": parts.proving.run,
             "paths": parts.paths.run,

@@ -24,6 +24,7 @@ from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
 from phantommesh.nursery.dataplane.calm import Calm
 from phantommesh.nursery.dataplane.cgroups import CgroupMarks
+from phantommesh.nursery.dataplane.covering import CoverTraffic
 from phantommesh.nursery.dataplane.draining import Drainer
 from phantommesh.nursery.dataplane.flows import FlowCounts
 from phantommesh.nursery.dataplane.framed import Framed
@@ -141,6 +142,7 @@ class Parts:
     cgroups: CgroupMarks
     splitter: Splitter
     flows: FlowCounts
+    cover: CoverTraffic
     tuning: Tuning
     guarding: Guarding
     banning: Banning

@@ -125,6 +125,7 @@ class Paths:
             if before is not None and sent > before:
                 carried += sent - before - (path.probe_bytes - peer.probes[i])
             peer.sent[i], peer.probes[i] = sent, path.probe_bytes
+        carried, peer.cover = carried - peer.cover, 0
         if peer.pace.carried(carried, now):
             for path in peer.paths:
                 if path.state is PathState.UP:
@@ -416,6 +417,13 @@ class Paths:
         path = self.path(node_id, dimension)
         if path is not None:
             path.beside += size
+
+    def covered(self, node_id: bytes, size: int) -> None:
+        """Cover traffic is sent to a peer, of ``size`` bytes as WireGuard counts them: it is no traffic that
+        paths should be watched for."""
+        peer = self._peers.get(node_id)
+        if peer is not None:
+            peer.cover += size
 
     def set_narrow(self, node_id: bytes, dimension: int, narrow: bool, now: float) -> list[Effect]:
         """Take a path out of use that answers small probes and swallows all packets of a useful size, or give

@@ -43,6 +43,7 @@ class Peer:
     roused: float = float("-inf")  # until when it may have to be found anew
     sent: list[int | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     probes: list[int] = field(default_factory=lambda: [0] * DIMENSIONS)  # bytes of them, as of `sent`
+    cover: int = 0  # bytes of cover traffic since the counters were read last
     received: list[tuple[float, int] | None] = field(default_factory=lambda: [None] * DIMENSIONS)
     seek: Seek | None = None  # only where its traffic takes the quickest path
     doubts: Bucket = field(default_factory=lambda: Bucket(DOUBTS, CLOSEST[1], 0.0))

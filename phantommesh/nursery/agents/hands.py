@@ -87,8 +87,9 @@ async def do(parts: Parts, action: Action, proposal: Proposal) -> None:
             await parts.splitter.rule(parse_node_id(peer), bucket_of(flow), dealt)
         case Pin(flow, peer, dimension):
             await parts.splitter.pin(parse_node_id(peer), bucket_of(flow), dimension)
-        case Cover():
-            raise UndoneError(f"nothing on this node does {action.__struct_config__.tag!r} yet")
+        case Cover(peer, rate):
+            if not parts.cover.cover(parse_node_id(peer), rate):
+                raise UndoneError(f"{peer} cannot be sent cover now", fix="it is tried again")
         case _:
             assert_never(action)
 
@@ -116,8 +117,8 @@ async def lift(parts: Parts, action: Action, proposal: Proposal) -> None:
             await parts.splitter.rule(parse_node_id(peer), bucket_of(flow), None)
         case Pin(flow, peer, _):
             await parts.splitter.pin(parse_node_id(peer), bucket_of(flow), None)
-        case Cover():
-            pass  # never done: see `do`
+        case Cover(peer):
+            parts.cover.uncover(parse_node_id(peer))
         case _:
             assert_never(action)
 

@@ -18,6 +18,7 @@ from phantommesh.nursery.agents import (
     look_genesis,
     look_nexus,
     look_omniscient,
+    look_phantom,
     look_stream,
     look_velocity,
 )
@@ -31,6 +32,7 @@ LOOKS: Final[Mapping[AgentName, Look]] = MappingProxyType(
         "fortress": look_fortress.look,
         "aegis": look_aegis.look,
         "cipher": look_cipher.look,
+        "phantom": look_phantom.look,
         "velocity": look_velocity.look,
         "stream": look_stream.look,
         "genesis": look_genesis.look,

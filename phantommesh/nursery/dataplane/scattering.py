@@ -29,7 +29,7 @@ from phantommesh.nursery.host import marking, master
 from phantommesh.nursery.host.errors import BackendError
 from phantommesh.nursery.host.master import MasterConfig
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
-from phantommesh.scatter import cgroups, flows
+from phantommesh.scatter import cgroups, coverrules, flows
 from phantommesh.scatter.epochs import EpochCounts, Moment, ScatterPeer
 from phantommesh.scatter.plan import NONE_QUICKEST, Plan
 from phantommesh.scatter.ruleset import FAMILY, HITS, PEERS, WAYS, Frame, Hook, table_name
@@ -294,6 +294,7 @@ class Scattering:
                 await Table(family, self._name).remove()
             await Table(cgroups.FAMILY, cgroups.table_name(self.device)).remove()
             await Table(flows.FAMILY, flows.table_name(self.device)).remove()
+            await Table(coverrules.FAMILY, coverrules.table_name(self.device)).remove()
             await marking.remove(self._interfaces)
         except PhantomMeshError as error:
             log.warning("what scattered could not be removed", error=str(error), fix=error.fix)
