@@ -310,6 +310,14 @@ class Metrics:
             ["reason"],
             registry=self.registry,
         )
+        self.cover_packets = Counter(
+            PREFIX + "cover_packets_total", "Packets of cover traffic sent.", registry=self.registry
+        )
+        self.cover_bytes = Counter(
+            PREFIX + "cover_bytes_total",
+            "Bytes of cover traffic sent, as they are on an uplink of IPv4.",
+            registry=self.registry,
+        )
         self.threats = Counter(
             PREFIX + "threats_total",
             "Attacks seen, by kind; a kind of one source counts again after ten minutes without it.",

@@ -157,7 +157,7 @@ class CoverTraffic:
             self._seen, self._installed, self._counted = await self._table.fingerprint(), own, 0
             self.problem = None
             return
-        count = sum(packets for packets, _ in (await self._table.counters(COVER)).values())
+        count = sum(packets for packets, _ in (await self._table.counters_of(COVER))[COVER].values())
         self.dropped["cover"] += count - self._counted if count >= self._counted else count
         self._counted = count
 

@@ -77,6 +77,7 @@ class Recorder:
     def __init__(self, parts: Parts, reporter: Reporter) -> None:
         self._parts, self._reporter, self._metrics = parts, reporter, parts.metrics
         self._drops: Counter[str] = Counter()
+        self._covered = 0, 0
         self._taken: Counter[str] = Counter()  # packets by class of traffic
         self._handshakes: Counter[tuple[Role, str]] = Counter()
         self._gossiped: Counter[tuple[str, str]] = Counter()
@@ -334,6 +335,10 @@ class Recorder:
         for reason, count in (drops - self._drops).items():
             self._metrics.dropped.labels(reason).inc(count)
         self._drops = drops
+        packets, size = parts.cover.packets, parts.cover.bytes
+        self._metrics.cover_packets.inc(packets - self._covered[0])
+        self._metrics.cover_bytes.inc(size - self._covered[1])
+        self._covered = packets, size
         gossiped = Counter[tuple[str, str]]()
         for kind, (sent, received) in parts.gossip.membership.counts().items():
             gossiped[kind, "out"], gossiped[kind, "in"] = sent, received

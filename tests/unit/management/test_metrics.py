@@ -11,6 +11,8 @@ from phantommesh.management.wayview import WAY_KINDS
 NAMES = {
     "phantommesh_bans",
     "phantommesh_threats_total",
+    "phantommesh_cover_packets_total",
+    "phantommesh_cover_bytes_total",
     "phantommesh_build_info",
     "phantommesh_peers",
     "phantommesh_link_handshake_seconds",
