@@ -174,7 +174,7 @@ def main() -> int:
     attackers = given.attackers.split(",")
     if not attack.ATTACKERS.keys() >= set(attackers):
         parser.error(f"the attackers are {', '.join(attack.ATTACKERS)}")
-    rates = QUICK_RATES if given.quick else RATES
+    rates: tuple[float, ...] = QUICK_RATES if given.quick else RATES
     if given.rates:
         try:
             rates = tuple(float(rate) for rate in given.rates.split(","))

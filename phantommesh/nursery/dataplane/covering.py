@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv6Address
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -41,6 +41,16 @@ Place = tuple[IPv4Address, int]
 """A peer's overlay address, and the longest packet in bytes that it may be sent."""
 
 
+class Rules(Protocol):
+    """The table, as `nft.Table` has it. Each method raises NftError only."""
+
+    async def install(self, text: str) -> None: ...
+
+    async def fingerprint(self) -> Fingerprint | None: ...
+
+    async def counters_of(self, *names: str) -> dict[str, dict[bytes, tuple[int, int]]]: ...
+
+
 class CoverTraffic:
     """The cover traffic of one node. ``own`` returns its overlay addresses, ``place`` a peer's, ``budget``
     the bytes a second that all of it may take; ``spent`` is told the bytes that WireGuard counts."""
@@ -49,6 +59,7 @@ class CoverTraffic:
         self, device: str, names: Sequence[str], *,
         own: Callable[[], tuple[IPv4Address, IPv6Address]], place: Callable[[bytes], Place | None],
         budget: Callable[[], float], spent: Callable[[bytes, int], None], random: Random,
+        rules: Rules | None = None,
     ) -> None:  # fmt: skip
         self.dropped: Counter[str] = Counter()
         self.packets, self.bytes = 0, 0
@@ -59,7 +70,7 @@ class CoverTraffic:
         self._sent = Counter[bytes]()
         self._device, self._names, self._own, self._place = device, tuple(names), own, place
         self._budget, self._spent, self._random = budget, spent, random
-        self._table = Table(coverrules.FAMILY, coverrules.table_name(device))
+        self._table: Rules = rules or Table(coverrules.FAMILY, coverrules.table_name(device))
         self._seen: Fingerprint | None = None
         self._installed: tuple[IPv4Address, IPv6Address] | None = None
         self._counted = 0
@@ -164,7 +175,3 @@ class CoverTraffic:
     def _take_over_drops(self) -> None:
         self.dropped += self.schedule.dropped
         self.schedule.dropped.clear()
-
-    async def close(self) -> None:
-        """Remove the table. Raises NftError."""
-        await self._table.remove()

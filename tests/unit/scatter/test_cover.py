@@ -107,6 +107,7 @@ def test_most_of_the_budget_is_used() -> None:
     each = [sum(cost for _, peer, cost in sent if peer == one) / 300.0 for one in (1, 2)]
     assert 0.7 * 20_000 < sum(each) <= 20_000
     assert 0.7 < each[0] / each[1] < 1.4, "peers share evenly"
+    assert covering.dropped["cover-over-budget"] < len(sent) / 2, "fronts are drawn for their share"
 
 
 def test_fronts_have_a_mean_rate_and_differ() -> None:
@@ -158,7 +159,9 @@ def test_a_caller_that_slept_sends_no_burst() -> None:
     run(covering, 10.0)
     burst = covering.tick(3600.0)
     assert sum(on_wire(one.payload) for one in burst) <= 2 * 100_000.0 * LATE + 1484
-    assert covering.dropped["cover-late"] > 0
+    assert 0 < covering.dropped["cover-late"] <= MOST_DUMMIES, "an hour costs no more than a front"
+    before = len(run(covering, 3620.0, 3600.0))
+    assert before > 100, "it goes on"
 
 
 def test_peers_come_and_go() -> None:
