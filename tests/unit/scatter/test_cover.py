@@ -110,6 +110,15 @@ def test_most_of_the_budget_is_used() -> None:
     assert covering.dropped["cover-over-budget"] < len(sent) / 2, "fronts are drawn for their share"
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_peer_has_no_more_than_its_own_budget_for_long(seed: int) -> None:
+    covering = Covering[int](Random(seed), 1e6, 0.0)
+    covering.cover(1, 5_000.0, MOST, 0.0)
+    sent = run(covering, 600.0)
+    assert within(sent, 5_000.0) and len(sent) > 1000
+    assert covering.dropped["cover-over-budget"] > 0, "the fronts drawn would have been more"
+
+
 def test_fronts_have_a_mean_rate_and_differ() -> None:
     random = Random(7)
     fronts = [draw_front(random, 10_000.0, MOST) for _ in range(2000)]
