@@ -88,7 +88,7 @@ def finding(name: AgentName, at: float, rule: str = "too-hot") -> Proposal:
 
 
 def seat(node: Node, *agents: Scripted) -> None:
-    """Put agents of a test into a node in place of its own, which find what there is to find on this host."""
+    """Put agents of a test into a node, and pause its own."""
     for other in node.parts.council.seats.values():
         other.phase = "paused"
     for one in agents:
