@@ -11,9 +11,8 @@ or one drawn by the load's shares where a batch is full.
 
 Observers: one dimension of seven; one uplink of three, which has every third dimension (the mean over the
 three); all seven. The attackers of `benchmarks.traffic.attack` are trained on covered loads. ``bytes_ratio``
-is against the same capture without cover; ``cover_share`` is the part of that which the budget of
-``bytes_per_second`` comes to while pages load, on links as fast as a lab's. Between loads cover costs its
-rate as well.
+is against the same capture without cover, while pages load on links as fast as a lab's; ``bytes_per_second``
+is the budget of each end that comes to that. Between loads cover costs its rate as well.
 """
 
 from __future__ import annotations

@@ -227,7 +227,14 @@ def _interfaces(parts: Parts, local: LocalCauses, *, starting: bool) -> Iterator
 
 def _contested(parts: Parts) -> Iterator[Fault]:
     now = trio.current_time()
-    for part in (parts.reconciler, parts.scattering, parts.guarding, parts.banning, parts.overlay):
+    for part in (
+        parts.reconciler,
+        parts.scattering,
+        parts.guarding,
+        parts.banning,
+        parts.overlay,
+        parts.cover,
+    ):
         for what in part.contest.lasting(now):
             yield SETUP_CONTESTED.fault(
                 f"somebody else changes {what} again and again: it was put right {OFTEN} times within "
