@@ -69,7 +69,7 @@ class PhantomSection(AgentSection, frozen=True):
     cover_peer_bytes_per_second: Annotated[
         float, Meta(ge=1000, le=125_000, description="1000 to 125000 bytes a second")
     ] = 12_500.0
-    cover_peers: Literal["private", "all"] = "private"
+    cover_peers: Annotated[Literal["private", "all"], Meta(description='"private" or "all"')] = "private"
     hop_hours: Annotated[float, Meta(ge=0, le=8760, description="0 to 8760 hours")] = 0.0
 
 

@@ -217,6 +217,7 @@ def test_other_programs_variables_are_left_alone(tmp_path: Path) -> None:
     st.sampled_from(sorted(OTHERS)),
     st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30),
 )
+@example("agents.phantom.cover_peers", "0")  # a choice of words
 @example("relay.regions", ":")  # its fix names another key too
 def test_any_text_is_a_value_or_told_with_its_variable(key: str, text: str) -> None:
     section, _, last = key.rpartition(".")
