@@ -58,7 +58,7 @@ class PhantomSection(AgentSection, frozen=True):
     `cover_peer_bytes_per_second`: the most of that for one peer. 12500 is a tenth of what a page load of a
     second takes.
     `cover_peers`: `private` covers peers with traffic of that goal, by `[scatter]` or by an intent; `all`
-    each peer that has traffic. `private`, since other goals show one path more than cover can hide.
+    each peer that has traffic. `private`, since that goal hides more, for fewer bytes, than cover does.
     `hop_hours`: after so long a dimension gets another WireGuard key and port; 0: as `wireguard.key_seconds`
     says alone. 0, since each hop takes a dimension out of use for a moment.
     """
