@@ -21,7 +21,7 @@ from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import converged, kill, start, view_of
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.overlay import guard
-from phantommesh.scatter import flows
+from phantommesh.scatter import coverrules, flows
 from phantommesh.scatter.maps import (
     SCHEDULERS,
     Epoch,
@@ -42,6 +42,7 @@ pytestmark = pytest.mark.lab
 
 MASTER = "pm"
 TABLE = table_name(MASTER)
+TABLES = (flows.table_name, banrules.table_name, coverrules.table_name)
 ENTROPY = 2.7  # bits, of the 2.807 of seven equal shares
 PACKETS = 1400  # 200 a dimension; at random they spread by 7 %, which costs 0.004 bits
 BATCH = 8
@@ -255,7 +256,7 @@ async def test_leaving_leaves_nothing_and_a_crash_is_taken_over(nodes: list[LabN
         [
             f"table netdev {TABLE}",
             *(f"table {family} {guard.table_name(MASTER)}" for family in ("inet", "arp")),
-            *(f"table inet {name(MASTER)}" for name in (flows.table_name, banrules.table_name)),
+            *(f"table inet {name(MASTER)}" for name in TABLES),
         ]
     )
     assert await trio.to_thread.run_sync(ping, node, addresses(nodes[0])[0], 100) == 100
