@@ -133,4 +133,4 @@ async def test_cover_is_sent_counted_and_dropped_and_nobody_has_it() -> None:
             assert sent(one)[0] == dropped(two) == packets, "the agent's action was lifted"
         assert unreachable(one) == before, "something has answered"
         await until(lambda: metric(two, 'phantommesh_dropped_total{reason="cover"}') == packets)
-        print(f"{packets} dummies, {size} bytes")
+        print(f"{packets} dummies")
