@@ -70,6 +70,8 @@ _BY_REASON: Final[Mapping[str, tuple[Kind, Kind]]] = {
     "invite": ("guessing", "flood"),
     "invite-proof": ("guessing", "flood"),
     "gossip": ("flood", "flood"),
+    "dns-rate": ("dns", "dns"),
+    "dns-shed": ("dns", "dns"),
     "stream-overdue": ("slow-tcp", "slow-tcp"),
     "stream-limit": ("slow-tcp", "slow-tcp"),
     "stream-displaced": ("slow-tcp", "slow-tcp"),
