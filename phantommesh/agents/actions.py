@@ -152,8 +152,8 @@ class Restart(_Act, frozen=True, tag="restart"):
 
 
 Action: TypeAlias = (
-    Ban | Shed | Throttle | Raise | Mend | Rotate | ReplaceKey | Renew | Quarantine | Weigh | Deal | Pin | Cover
-    | Tune | Drain | Restart
+    Ban | Shed | Throttle | Raise | Mend | Rotate | ReplaceKey | Renew | Quarantine | Weigh | Deal | Pin
+    | Cover | Tune | Drain | Restart
 )  # fmt: skip
 
 LASTING: Final = (Ban, Shed, Throttle, Raise, Quarantine, Weigh, Deal, Pin, Cover, Tune, Drain)
