@@ -2,9 +2,9 @@
 """All agents of many nodes through a simulated day: each node's own `Council` over what its machine shows.
 
 Each agent looks on its own cadence while its view has something in it, or something stands for it. Of a quiet
-view it looks every `QUIET` seconds only (and VELOCITY once a second where traffic flows and nothing ails
-it): there is nothing that it would do, and 200 nodes for a day would be 10^8 looks. What is accepted is
-carried out in the world at once; one action in `FAILS` fails, as in life.
+view it looks every `QUIET` seconds only: there is nothing that it would do, and 200 nodes for a day would be
+10^8 looks. VELOCITY looks once a second where traffic flows and nothing ails it, STREAM each 5 s where only
+calls are seen. What is accepted is carried out in the world at once; one action in `FAILS` fails, as in life.
 """
 
 from __future__ import annotations
@@ -171,10 +171,12 @@ class Day:
         else:
             quiet = True
         every = seat.agent.every
-        if quiet and not council.apex.count(name):
+        if name == "velocity" and quiet and one.session is not None:
+            every = 1.0
+        elif name == "stream" and one.session is None and one.calls:
+            every = 5.0
+        elif quiet and (name == "fortress" or not council.apex.count(name)):  # bans stand by themselves
             every = max(every, QUIET.get(name, 0.0))
-            if name == "velocity" and one.session is not None:
-                every = 1.0
         self._look_at(one, name, max(council.due(name, now), now + every))
 
     def _minutes(self, one: Machine, minutes: Minutes) -> None:

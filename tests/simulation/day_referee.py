@@ -178,9 +178,9 @@ class Referee:
                 low, high = TUNED.get(parameter, (1.0, 0.0))
                 return "" if low <= value <= high else f"{parameter} is {value}"
             case Drain():
-                others = [m for m in world.machines if m is not one and m.drains and m.region == one.region]
+                beside = [m for m in world.machines if m is not one and m.drains and m.region == one.region]
                 unready = one.unready is not None and now - one.unready >= 30.0
-                return "" if unready and not others else "a node drains that is ready, or is not alone"
+                return "" if unready and not beside else "a node drains that is ready, or is not alone"
             case Restart(service):
                 wedged = now - one.wedged.get(service, now) >= 2.0
                 return "" if wedged else f"{service} is restarted and was well"

@@ -8,6 +8,7 @@ has to look again soon.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address
 from math import exp
 from types import MappingProxyType
@@ -55,7 +56,8 @@ def fortress(world: World, one: Machine) -> tuple[object, bool]:
         missing = asked if kept is None else min(asked, 10.0 * kept)
         askers.append(AskerSeen(address, round(asked, 1), round(missing, 1), 0.0, kept))
     calm = all(judge(source.seen).score < 0.3 and not source.times for source in sources)
-    quiet = calm and arrived < 10.0 and not askers
+    besieged = one.floods[0] <= now < one.floods[1] + 60.0
+    quiet = calm and not besieged and not askers
     return FortressSeen(tuple(sources), arrived, shed, 0.0, tuple(askers)), quiet
 
 
@@ -150,8 +152,14 @@ def velocity_view(world: World, one: Machine) -> tuple[object, bool]:
     return velocity.Seen((seen,)), not (ill or nominee or dealt)
 
 
+@cache
 def _address(number: int) -> IPv6Address:
     return IPv6Address(f"fd00::{number + 1:x}")
+
+
+@cache
+def _scanned(number: int) -> tuple[FlowKey, ...]:
+    return tuple(FlowKey(_address(number), _address(0), 6, 0, 1000 + port) for port in range(200))
 
 
 def stream_view(world: World, one: Machine) -> tuple[object, bool]:
@@ -177,8 +185,7 @@ def stream_view(world: World, one: Machine) -> tuple[object, bool]:
             key = FlowKey(_address(one.number), IPv4Address("100.64.0.9"), 6, 0, 4444)
             calls[key] = int((at - began) / 30)
         else:
-            for port in range(int((at - began) * 2) % 200):
-                calls[FlowKey(_address(one.number), _address(0), 6, 0, 1000 + port)] = 1
+            calls |= dict.fromkeys(_scanned(one.number)[: int((at - began) * 2) % 200], 1)
     return stream.Seen(flows, calls if one.calls else None, ways), not (flows or calls)
 
 
