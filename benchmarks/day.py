@@ -37,6 +37,7 @@ def measure(nodes: int, hours: float, seed: int) -> dict[str, Any]:
         "most_standing_at_a_node": told.most_standing,
         "slowest_restart_s": round(told.slowest_restart, 2), "busiest_subject_an_hour": referee.busiest,
         "oscillations": sum(referee.oscillated.values()), "oscillated": dict(referee.oscillated),
+        "repeated_as_the_trouble_came_again": dict(referee.repeated),
         "outside_bounds": len(referee.outside), "false_bans": len(referee.false_bans),
         "found": [*referee.oscillations[:SHOWN], *referee.outside[:SHOWN], *referee.false_bans[:SHOWN]],
         "cpu_s": round(process_time() - began, 1),

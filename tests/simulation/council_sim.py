@@ -3,8 +3,9 @@
 
 Each agent looks on its own cadence while its view has something in it, or something stands for it. Of a quiet
 view it looks every `QUIET` seconds only: there is nothing that it would do, and 200 nodes for a day would be
-10^8 looks. VELOCITY looks once a second where traffic flows and nothing ails it, STREAM each 5 s where only
-calls are seen. What is accepted is carried out in the world at once; one action in `FAILS` fails, as in life.
+10^8 looks. VELOCITY and STREAM look once a second where traffic flows and nothing ails it, STREAM each 5 s
+where only calls are seen, CIPHER each 20 s where a link is stale and nobody's identity is in doubt. What is
+accepted is carried out in the world at once; one action in `FAILS` fails, as in life.
 """
 
 from __future__ import annotations
@@ -50,10 +51,14 @@ from tests.simulation.day_views import VIEWS
 from tests.simulation.day_world import HOUR, SERVICES, Machine, Trouble, World, plan
 
 QUIET: Final[dict[AgentName, float]] = {
-    "fortress": 30.0, "cipher": 60.0, "velocity": 30.0, "stream": 30.0, "genesis": 30.0, "nexus": 25.0,
-    "omniscient": 15.0,
+    "fortress": 60.0, "cipher": 60.0, "velocity": 300.0, "stream": 300.0, "genesis": 60.0, "nexus": 60.0,
+    "omniscient": 60.0,
 }  # fmt: skip
 """Seconds between looks at what is quiet; an agent that is not here keeps its own cadence."""
+NEWS: Final[dict[Trouble, tuple[AgentName, ...]]] = {
+    "lag": ("omniscient",), "wedge": ("omniscient",), "unready": ("nexus",),
+}  # fmt: skip
+"""Troubles that may come again just after they ended, and whose business that is."""
 SETTINGS: Final = AgentsSection(aegis=AegisSection(mend=True))
 FAILS: Final = 50
 
@@ -173,9 +178,12 @@ class Day:
         every = seat.agent.every
         if name == "velocity" and quiet and one.session is not None:
             every = 1.0
-        elif name == "stream" and one.session is None and one.calls:
-            every = 5.0
-        elif quiet and (name == "fortress" or not council.apex.count(name)):  # bans stand by themselves
+        elif name == "stream" and (one.session or one.calls):
+            every = 1.0 if one.session else 5.0
+        elif name == "cipher" and not quiet and not world.signs:
+            every = 20.0
+        elif quiet and (name in ("fortress", "genesis") or not council.apex.count(name)):
+            # Bans stand by themselves, and what GENESIS tunes for two minutes.
             every = max(every, QUIET.get(name, 0.0))
         self._look_at(one, name, max(council.due(name, now), now + every))
 
@@ -196,7 +204,8 @@ class Day:
                 continue
             self.told.actions[f"{proposal.agent} {type(proposal.action).__name__}"] += 1
             self.referee.did(one, proposal)
-            error = "it failed" if self._rng.randrange(FAILS) == 0 else self._carry(one, proposal.action)
+            fails = self._rng.randrange(FAILS) == 0 and not isinstance(proposal.action, Restart)
+            error = "it failed" if fails else self._carry(one, proposal.action)
             if error:
                 self.told.failed += 1
                 self.referee.failed(one, proposal)
@@ -233,6 +242,7 @@ class Day:
                 one.rotated[other.number] = other.rotated[one.number] = now
             case ReplaceKey(dimension):
                 one.keys[dimension] = now
+                one.stuck.discard(dimension)
             case Renew():
                 one.certificate = inf
             case Quarantine(peer):
@@ -248,9 +258,10 @@ class Day:
                 world.count(one)
                 one.probe_seconds = value
             case Drain():
-                one.drains = True
+                one.drains, world.stamp = True, world.stamp + 1
             case Restart(service):
-                self.told.slowest_restart = max(self.told.slowest_restart, now - one.wedged.pop(service, now))
+                since = max(one.wedged.pop(service, now), one.lag[1])  # while the loop hangs nobody knows
+                self.told.slowest_restart = max(self.told.slowest_restart, now - since)
             case Cover():
                 pass
             case _:
@@ -275,7 +286,7 @@ class Day:
                 self.world.count(one)
                 one.probe_seconds = 0.1
             case Drain():
-                one.drains = False
+                one.drains, self.world.stamp = False, self.world.stamp + 1
             case Ban(network):
                 for ban in one.book.of("own"):
                     if ban.network == network:
@@ -288,6 +299,9 @@ class Day:
     def _befall(self, one: Machine, what: Trouble) -> None:  # a table
         world, rng, now = self.world, self.world.rng, self.world.now
         self.told.planted[what] += 1
+        world.stamp += 1
+        for agent in NEWS.get(what, ()):
+            one.befell[agent] = now
         match what:
             case "down" if one.up:
                 one.up, one.apart = False, now if one.apart is None else one.apart
@@ -328,11 +342,11 @@ class Day:
             case "attack" | "inside":
                 self._attack(one, inside=what == "inside")
             case "copied":
-                one.copied = now
+                one.copied = world.signed = now
                 for other in world.machines:
                     self._wake(other, "cipher")
             case "equivocation":
-                one.twice = now
+                one.twice = world.signed = now
             case "drift":
                 one.drift = True
                 self._at(now + rng.uniform(30.0, 900.0), "undrift", one.number)
@@ -350,7 +364,8 @@ class Day:
             case "jump":
                 one.jump = rng.choice((-1, 1)) * rng.uniform(3.0, 4000.0)
             case "old-key":
-                one.keys[rng.randrange(7)] = now - 86_400.0
+                one.stuck.add(rng.randrange(7))
+                one.keys = [now - 86_400.0 if i in one.stuck else key for i, key in enumerate(one.keys)]
             case "old-certificate":
                 one.certificate = now
             case "open-file":

@@ -5,7 +5,8 @@ The bounds are written down here again, from the agents' docstrings and the issu
 agent, or APEX, that loses a bound does not take it from here, too. An **oscillation** is an action that
 ended, or was replaced, and was done again the same by the same agent on the same subject within twice the
 cool-down of its kind, or `FINDING` for kinds that have none. An action that is done once oscillates where it
-is done again within that time. What could not be carried out was not done, and may be tried again.
+is done again within that time. What could not be carried out was not done, and may be tried again. Where the
+trouble itself came again meanwhile, the action is a **repetition**, and counted as that.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from phantommesh.agents.base import Proposal
 from tests.simulation.day_world import Machine, World
 
 FINDING: Final = 60.0  # s
+LEAD: Final = 10.0  # s that the end of an action may come after the trouble's next beginning
 COOL_DOWN: Final[dict[type, float]] = {
     Ban: 0.0, Shed: 10.0, Throttle: 30.0, Raise: 0.0, Mend: 300.0, Rotate: 30.0, ReplaceKey: 300.0,
     Renew: 300.0, Quarantine: 30.0, Weigh: 10.0, Deal: 10.0, Pin: 10.0, Cover: 10.0, Tune: 10.0, Drain: 0.0,
@@ -64,6 +66,7 @@ class Referee:
         self.false_bans: list[str] = []
         self.oscillations: list[str] = []
         self.oscillated = Counter[str]()
+        self.repeated = Counter[str]()
         self.busiest: dict[str, int] = {}
         """By agent, the most actions that one subject of one machine had in an hour."""
         self._hour: Counter[tuple[int, str, str]] = Counter()
@@ -95,10 +98,13 @@ class Referee:
             self._ended[where] = self._stands[where], now  # replaced
         before = self._ended.get((*where[:2], f"{where[2]} {type(action).__name__}") if once else where)
         if before is not None and _same(before[0], action) and now < before[1] + window:
-            self.oscillated[agent] += 1
-            self.oscillations.append(
-                f"{one.name} {agent} {proposal.subject}: {action} again after {now - before[1]:.1f} s"
-            )
+            if self._anew(one, proposal, before[1]):
+                self.repeated[agent] += 1
+            else:
+                self.oscillated[agent] += 1
+                self.oscillations.append(
+                    f"{one.name} {agent} {proposal.subject}: {action} again after {now - before[1]:.1f} s"
+                )
         if once:
             self._ended[*where[:2], f"{where[2]} {type(action).__name__}"] = action, now
         else:
@@ -116,6 +122,16 @@ class Referee:
         if where in self._stands and _same(self._stands[where], proposal.action):
             del self._stands[where]
             self._ended[where] = proposal.action, self._world.now
+
+    def _anew(self, one: Machine, proposal: Proposal, ended: float) -> bool:
+        """Whether what the action is about came again by itself since shortly before the action's end."""
+        now, action = self._world.now, proposal.action
+        if isinstance(action, Weigh) and one.session is not None:
+            return any(
+                ill.dimension == action.dimension and ended - LEAD <= ill.since <= now
+                for ill in one.session.ills
+            )
+        return one.befell.get(proposal.agent, 0.0) >= ended - LEAD
 
     # Bounds.
 
@@ -198,7 +214,8 @@ class Referee:
 
 
 def _same(before: Action, after: Action) -> bool:
-    """A finding is the same while its rule is: its figures move."""
+    """A finding is the same while its rule is, as its figures move; where links are closed, while they are."""
     if isinstance(before, Raise) and isinstance(after, Raise):
-        return before.rule == after.rule
+        same = before.rule == after.rule
+        return same and (before.rule != "cipher-quarantine" or before.text == after.text)
     return before == after

@@ -8,11 +8,11 @@ has to look again soon.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from math import exp
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from phantommesh.acl.bans import parse_network
 from phantommesh.acl.threats import judge
@@ -28,6 +28,8 @@ from phantommesh.scatter.flows import SAMPLE, FlowKey
 from tests.simulation.day_world import MB, SERVICES, Machine, Session, World
 
 View: TypeAlias = Callable[[World, Machine], tuple[object, bool]]
+
+Row = TypeVar("Row")
 
 BUCKET: Final = 17
 ELEPHANT: Final = 500_000.0  # bytes/s
@@ -70,21 +72,34 @@ def aegis(world: World, one: Machine) -> tuple[object, bool]:
     return HostSeen(now=world.now, uid=0, files=files), False  # it looks each ten minutes: never left out
 
 
-def cipher_view(world: World, one: Machine) -> tuple[object, bool]:
-    """All links, with what is known of copies."""
-    links, quiet, now = list[cipher.LinkSeen](), True, world.now
+def _links(world: World, one: Machine) -> tuple[list[cipher.LinkSeen], bool]:
+    """All links of a machine, and whether all are well. Those that are well look the same."""
+    links, quiet = list(_well(world)), True
     for other in world.machines:
-        if other is one:
-            continue
-        age = world.psk_age(one, other)
         apart = one.apart is not None or other.apart is not None
-        links.append(
-            cipher.LinkSeen(
+        if apart or other.number in one.closed or world.signs:
+            age = world.psk_age(one, other)
+            links[other.number] = cipher.LinkSeen(
                 peer=other.id, name=other.name, age=age, failing=apart and age is not None and age > 100.0,
                 handshake_age=age, closed=other.number in one.closed,
-            )
-        )  # fmt: skip
-        quiet = quiet and (age is None or age < 150.0)
+            )  # fmt: skip
+            quiet = quiet and (other is one or age is None or age < 150.0)
+    del links[one.number]
+    return links, quiet
+
+
+@cache
+def _well(world: World) -> tuple[cipher.LinkSeen, ...]:
+    return tuple(
+        cipher.LinkSeen(peer=one.id, name=one.name, age=45.0, handshake_age=45.0) for one in world.machines
+    )
+
+
+def cipher_view(world: World, one: Machine) -> tuple[object, bool]:
+    """All links, with what is known of copies. A key past its life is replaced, unless it is stuck."""
+    now = world.now
+    links, quiet = _links(world, one)
+    one.keys = [now if now - key > KEY_LIFE and i not in one.stuck else key for i, key in enumerate(one.keys)]
     signs = [
         cipher.SignSeen(
             peer="" if other is one else other.id, name=other.name, kind="copied", age=now - other.copied
@@ -99,8 +114,7 @@ def cipher_view(world: World, one: Machine) -> tuple[object, bool]:
     ]
     late = now - one.certificate
     ages = tuple(now - key for key in one.keys)
-    fresh = any(0 <= now - (other.copied or other.twice or 0.0) < 300.0 for other in world.machines)
-    quiet = quiet and not fresh and late < 0 and max(ages) < KEY_LIFE
+    quiet = quiet and not world.signs and late < 0 and max(ages) < KEY_LIFE
     return cipher.Seen(links=tuple(links), signs=tuple(signs), key_ages=ages, renewal_late=late), quiet
 
 
@@ -148,7 +162,7 @@ def velocity_view(world: World, one: Machine) -> tuple[object, bool]:
         world.machines[session.peer].id, session.in_order, session.rate, _candidates(session, one, world),
         nominee, dealt,
     )  # fmt: skip
-    ill = any(ill.since <= now < ill.until + 60.0 for ill in session.ills)
+    ill = any(ill.since <= now < ill.until + 25.0 for ill in session.ills)
     return velocity.Seen((seen,)), not (ill or nominee or dealt)
 
 
@@ -196,13 +210,29 @@ def genesis(world: World, one: Machine) -> tuple[object, bool]:
     return seen, one.session is None
 
 
+@lru_cache(maxsize=1)
+def _records(world: World, _stamp: int) -> tuple[nexus.Member, ...]:
+    return tuple(
+        nexus.Member(one.name, one.region, one.version, one.drains, one.apart is None, one.policy)
+        for one in world.machines
+    )
+
+
+@lru_cache(maxsize=1)
+def _states(world: World, _stamp: int) -> tuple[omniscient.Member, ...]:
+    return tuple(
+        omniscient.Member(one.name, one.apart is None, int(one.unready is not None), one.drains)
+        for one in world.machines
+    )
+
+
+def _without(members: tuple[Row, ...], one: Machine) -> tuple[Row, ...]:
+    return members[: one.number] + members[one.number + 1 :]
+
+
 def nexus_view(world: World, one: Machine) -> tuple[object, bool]:
     """This node's readiness, and the members' records."""
-    members = tuple(
-        nexus.Member(other.name, other.region, other.version, other.drains, other.apart is None, other.policy)
-        for other in world.machines
-        if other is not one
-    )
+    members = _without(_records(world, world.stamp), one)
     ready = one.unready is None
     seen = nexus.Seen(
         one.region, one.version, ready, "nexus" if one.drains else "", one.policy, members,
@@ -222,11 +252,7 @@ def omniscient_view(world: World, one: Machine) -> tuple[object, bool]:
     free = 900 * MB if now >= one.low_disk else int((64 + 10 * (now % 90.0 - 45.0) / 45.0) * MB)
     jump, one.jump = one.jump, 0.0
     vitals = omniscient.Vitals(lag, 200, jump, memory, 100, 1024, free)
-    members = tuple(
-        omniscient.Member(other.name, other.apart is None, int(other.unready is not None), other.drains)
-        for other in world.machines
-        if other is not one
-    )
+    members = _without(_states(world, world.stamp), one)
     unwell = one.wedged or now < max(one.much_memory, one.low_disk) or jump or lag > 0.1
     return omniscient.Seen(services, vitals, members), not unwell
 

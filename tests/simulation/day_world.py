@@ -89,6 +89,8 @@ class Machine:
     low_disk: float = 0.0  # until when it goes up and down about the bound
     much_memory: float = 0.0  # likewise
     jump: float = 0.0
+    stuck: set[int] = field(default_factory=set)  # keys that nothing replaces
+    befell: dict[str, float] = field(default_factory=dict)  # by agent, when something new last came for it
     keys: list[float] = field(default_factory=lambda: [0.0] * DIMENSIONS)
     certificate: float = math.inf  # when it should have been renewed
     open_file: bool = False
@@ -132,6 +134,8 @@ class World:
     def __init__(self, nodes: int, seed: int) -> None:
         self.rng, self.noise = random.Random(seed), random.Random(seed + 1)
         self.now, self.version = 1_000_000.0, 0
+        self.signed = -math.inf  # when such a sign came last
+        self.stamp = 0  # counts all that members tell each other
         self.nats = [f"203.0.{i // 250}.{i % 250 + 1}" for i in range(max(2, nodes // 4))]
         self.machines = [self._machine(number) for number in range(nodes)]
         self.attackers: set[str] = set()
@@ -145,6 +149,11 @@ class World:
             number, f"node-{number}", REGIONS[number % len(REGIONS)], host, (host,), keys=keys,
             joined=self.now - 1000.0, began=self.now, counted=self.now,
         )  # fmt: skip
+
+    @property
+    def signs(self) -> bool:
+        """Whether anything of the last minutes says that an identity is in other hands."""
+        return self.now < self.signed + 300.0
 
     def psk_age(self, one: Machine, other: Machine) -> float | None:
         """The age of the PSK of a link, as ``one`` has it; None where it never had one in this run."""
@@ -187,7 +196,7 @@ class World:
         """Draw a session: half of them have something ail their paths."""
         rng = self.rng
         peer = rng.choice([other.number for other in self.machines if other is not one])
-        length = min(2 * HOUR, 30.0 + rng.expovariate(1 / 600.0))
+        length = min(2 * HOUR, 30.0 + rng.expovariate(1 / 400.0))
         ills = list[Ill]()
         for _ in range(rng.choice((0, 0, 0, 1, 2, 6))):
             since = self.now + rng.uniform(5.0, length)
@@ -207,7 +216,7 @@ def plan(world: World, hours: float) -> Iterator[tuple[float, Trouble, int]]:
     process; each rare trouble comes once at least."""
     rng, nodes, end = world.rng, len(world.machines), hours * HOUR
     often: list[tuple[Trouble, float]] = [
-        ("down", 8 * HOUR), ("cut", 3 * HOUR), ("rebind", HOUR), ("session", 3 * HOUR),
+        ("down", 8 * HOUR), ("cut", 3 * HOUR), ("rebind", HOUR), ("session", 4 * HOUR),
         ("unready", 12 * HOUR), ("lag", 6 * HOUR), ("wedge", 24 * HOUR),
     ]  # fmt: skip
     for number in range(nodes):
