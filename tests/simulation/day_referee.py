@@ -214,7 +214,7 @@ class Referee:
 
 
 def _same(before: Action, after: Action) -> bool:
-    """A finding is the same while its rule is, as its figures move; where links are closed, while they are."""
+    """A finding is the same while its rule is, as its figures move; of closed links, while they are."""
     if isinstance(before, Raise) and isinstance(after, Raise):
         same = before.rule == after.rule
         return same and (before.rule != "cipher-quarantine" or before.text == after.text)

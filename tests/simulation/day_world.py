@@ -235,6 +235,8 @@ def plan(world: World, hours: float) -> Iterator[tuple[float, Trouble, int]]:
         for _ in range(max(1, round(a_day * hours / 24))):
             yield rng.uniform(0.05, 0.6) * end, what, rng.randrange(nodes)
     yield 0.1 * end, "policy", rng.randrange(nodes)
+    for number in range(10):  # some traffic, however short the day
+        yield rng.uniform(0.05, 0.6) * end, "session", number % nodes
     # A service that wedges again and again, a region in trouble, and four in ten members gone at once.
     victim = rng.randrange(nodes)
     for turn in range(4):
