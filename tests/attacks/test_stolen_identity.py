@@ -52,7 +52,7 @@ def linked(node: Node, *others: NodeId) -> bool:
 def keyed(one: Node, other: Node) -> bool:
     """Whether the two have agreed on the same preshared keys."""
     ids = one.parts.state.identity.node_id, other.parts.state.identity.node_id
-    return one.parts.links.psks(ids[1]) == other.parts.links.psks(ids[0])
+    return linked(one, ids[1]) and one.parts.links.psks(ids[1]) == other.parts.links.psks(ids[0])
 
 
 def revokes(node: Node, node_id: NodeId) -> bool:

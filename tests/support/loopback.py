@@ -141,6 +141,8 @@ async def serving(
         node.parts.beyond.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         node.parts.gateway.run = trio.sleep_forever  # type: ignore[method-assign]
         node.parts.talk.run = trio.sleep_forever  # type: ignore[method-assign]
+        # It finds what there is to find on this machine: a room in memory is one finding.
+        node.parts.council.pause("aegis", trio.current_time())
         change(node)
         leave = trio.Event()
         async with trio.open_nursery() as nursery:

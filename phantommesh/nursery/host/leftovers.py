@@ -29,7 +29,7 @@ from phantommesh.overlay import guard
 from phantommesh.overlay.prefixes import Closing
 from phantommesh.routable import overlap
 from phantommesh.routing import forwarding, gateway, tagging
-from phantommesh.scatter import cgroups, ruleset
+from phantommesh.scatter import cgroups, flows, ruleset
 from phantommesh.wireguard.device import Network
 
 log = structlog.get_logger("phantommesh.leftovers")
@@ -61,6 +61,7 @@ def device_of(table: str, present: Collection[str] = ()) -> str | None:
         tagging.table_name,
         gateway.table_name,
         cgroups.table_name,
+        flows.table_name,
     )
     narrower = (narrow, *(name("") for name in names))
     prefixes = (wide,) if table.removeprefix(wide) in present else (*narrower, wide)

@@ -72,9 +72,12 @@ def read_state(path: Path, unknown: list[str]) -> list[FileSeen]:
 
 
 def read_file(path: Path, role: Role) -> list[FileSeen]:
-    """Read one file and the directories above, if it is there."""
+    """Read one file and the directories above, if it is there. A device, such as /dev/null for a node without
+    a configuration, keeps nothing that others could change."""
     above: dict[Role, Role] = {"config": "config-parent", "socket": "socket-parent"}
     try:
+        if path.is_char_device():
+            return []
         return [_look(path, role)] + (read_parents(path.resolve(), above[role]) if role in above else [])
     except OSError:
         return []

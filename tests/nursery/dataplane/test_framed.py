@@ -309,7 +309,7 @@ async def test_one_member_s_word_takes_few_of_the_calls() -> None:
 
 async def test_a_member_that_may_not_pass_on_packets_joins_no_connections() -> None:
     peer, good, bad = (NodeId(bytes((number,)) * 16) for number in (1, 2, 3))
-    record = SimpleNamespace(region="", relay=object())
+    record = SimpleNamespace(region="", relay=object(), condition=SimpleNamespace(draining=False))
     entries = {
         one: SimpleNamespace(member=SimpleNamespace(name=name, node_id=one, role=Role.NODE), record=record)
         for one, name in ((good, "good"), (bad, "bad"))

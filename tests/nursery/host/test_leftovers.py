@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from ipaddress import IPv4Interface, ip_network
+from pkgutil import walk_packages
 
 import pytest
 
+import phantommesh
 from phantommesh.nursery.host.leftovers import Found, device_of, held_closed
 from phantommesh.nursery.host.netlink import Link
 from phantommesh.nursery.host.owning import owned
@@ -24,11 +28,23 @@ def link(address: str, *routes: str) -> Link:
     return Link(1, "tun", True, True, 1420, frozenset({IPv4Interface(address)}), routed, True)
 
 
+def table_names() -> list[Callable[[str], str]]:
+    """All functions of the package that name a table of nftables by its node's interface."""
+    found = walk_packages(phantommesh.__path__, "phantommesh.")
+    modules = [import_module(each.name) for each in found if not each.name.endswith("__main__")]
+    return [
+        named
+        for module in modules
+        if (named := vars(module).get("table_name")) and named.__module__ == module.__name__
+    ]
+
+
 @pytest.mark.parametrize("device", ["pm", "guard_pm", "a-b"])
 def test_a_table_names_its_interface(device: str) -> None:
-    for named in (guard_name, relay_name, tags_name, cgroups_name):
-        assert device_of(named(device)) == device
-    assert device_of(scatter_name(device), {device}) == device
+    named = table_names()
+    assert {guard_name, relay_name, tags_name, cgroups_name} < set(named)
+    for name in named:
+        assert device_of(name(device), {device} if name is scatter_name else ()) == device, name.__module__
 
 
 def test_other_programs_tables_name_none() -> None:

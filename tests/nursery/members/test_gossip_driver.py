@@ -76,12 +76,11 @@ async def test_two_that_have_only_heard_of_each_other_link_all_the_same(tmp_path
 
 async def test_a_stranger_gets_no_record(tmp_path: Path) -> None:
     state = make_authority(tmp_path / "a")
-    me = state.roster.get(state.identity.node_id)
-    assert me is not None
     async with serving(tmp_path / "a") as node:
         await until(lambda: node.parts.keys.ring.active is not None)
         key = node.parts.keys.ring.active
-        assert key is not None
+        me = node.parts.keeper.roster.get(state.identity.node_id)
+        assert key is not None and me is not None
         ours, theirs = Keyring(), Keyring()
         ours.install(key, 0.0)
         theirs.install(msgspec.structs.replace(key, key=bytes(32)), 0.0)

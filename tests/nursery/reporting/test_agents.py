@@ -37,13 +37,15 @@ async def test_agents_decisions_and_incidents_of_a_node_and_who_is_paused(tmp_pa
         detail = reporter.agent("omniscient")
         assert (detail.agent.phase, detail.agent.standing, len(detail.standing)) == ("running", 2, 2)
         glance = reporter.status().agents
-        assert glance is not None and glance.accepted >= 2 and glance.paused == []
+        assert glance is not None and glance.accepted >= 2
+        others = set(glance.paused)  # that the test paused itself
+        assert "omniscient" not in others
 
         paused = reporter.pause_agent("omniscient")
         assert (paused.lifted, paused.agents[0].phase) == (2, "paused")
         assert list(node.parts.council.apex.standing()) == []
         glance = reporter.status().agents
-        assert glance is not None and glance.paused == ["omniscient"]
+        assert glance is not None and set(glance.paused) - others == {"omniscient"}
         (dry,) = reporter.resume_agent("nexus", dry_run=True).agents
         assert dry.phase == "dry-run"
 
