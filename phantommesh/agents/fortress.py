@@ -41,7 +41,7 @@ import msgspec
 
 from phantommesh.acl import threats
 from phantommesh.acl.bans import TWO_KINDS, step_of
-from phantommesh.acl.threats import ENOUGH, FADE, LATELY, LEAST_SHARE, Judgement, SourceSeen
+from phantommesh.acl.threats import ENOUGH, LATELY, LEAST_SHARE, Judgement, SourceSeen
 from phantommesh.agents.actions import Ban, Raise, Shed, Throttle
 from phantommesh.agents.base import (
     Agent,
@@ -54,6 +54,7 @@ from phantommesh.agents.base import (
 )
 from phantommesh.config.agents import FortressSection
 from phantommesh.names.askers import AskerSeen
+from phantommesh.rates import FADE
 
 # Tuning.
 MOST_BANS: Final = 32  # proposed at one look, the worst first

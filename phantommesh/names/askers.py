@@ -5,8 +5,8 @@ Three things speak of abuse: queries without end, names that do not exist (someb
 addresses that have no name (somebody walks the reverse zones, where an empty name tells from a missing one
 what is below it: RFC 8020). An honest machine has a resolver that keeps answers, and does little of each.
 
-An asker is one overlay address: a member owns its address alone, and no block around it. Counts fade as those
-of `acl.threats`. ``now`` is seconds on a clock that does not go back.
+An asker is one overlay address: a member owns its address alone, and no block around it. Counts fade
+(`rates.Faded`). ``now`` is seconds on a clock that does not go back.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from phantommesh.acl.threats import FADE, Faded
-from phantommesh.rates import Bucket
+from phantommesh.rates import FADE, Bucket, Faded
 
 AskKind = Literal["asked", "missing", "walked"]
 
