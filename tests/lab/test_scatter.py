@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from phantommesh.acl import banrules
 from phantommesh.client.http import NodeClient
 from phantommesh.dimensions import DIMENSIONS, SLOTS
 from phantommesh.management.views import ScatterView
@@ -20,6 +21,7 @@ from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import converged, kill, start, view_of
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from phantommesh.overlay import guard
+from phantommesh.scatter import flows
 from phantommesh.scatter.maps import (
     SCHEDULERS,
     Epoch,
@@ -253,6 +255,7 @@ async def test_leaving_leaves_nothing_and_a_crash_is_taken_over(nodes: list[LabN
         [
             f"table netdev {TABLE}",
             *(f"table {family} {guard.table_name(MASTER)}" for family in ("inet", "arp")),
+            *(f"table inet {name(MASTER)}" for name in (flows.table_name, banrules.table_name)),
         ]
     )
     assert await trio.to_thread.run_sync(ping, node, addresses(nodes[0])[0], 100) == 100
@@ -322,7 +325,8 @@ async def test_marks_and_rules_do_it_too(nodes: list[LabNode]) -> None:
         assert {view.hook for view in scatter_of(node).values()} == {"mark"}
         await stop(node)
         tables = run_in(node, "nft", "list", "tables").splitlines()
-        assert all("phantommesh_guard_" in table for table in tables)  # the guard stays
+        stay = guard.table_name(MASTER), banrules.table_name(MASTER)
+        assert {table.split()[-1] for table in tables} == set(stay)
         marked = [rule for rule in run_in(node, "ip", "rule").splitlines() if "fwmark" in rule]
         assert [rule for rule in marked if "proto 112" in rule] == []
         routes = run_in(node, "ip", "route", "show", "table", "all").splitlines()
