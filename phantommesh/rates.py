@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Token buckets: how often something may be done, and by whom. ``now`` is the owner's clock in seconds."""
+"""Token buckets: how often something may be done, and by whom; and counts that fade: how often it was done.
+``now`` is the owner's clock in seconds."""
 
 from __future__ import annotations
 
@@ -7,9 +8,11 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
+from math import exp
 from typing import Final, Generic, TypeVar
 
 # Tuning.
+FADE: Final = 10.0  # s in which a count falls to 1/e
 MOST: Final = 16_384  # buckets of one table: as many as a mesh has members
 
 Key = TypeVar("Key", bound=Hashable)
@@ -92,3 +95,20 @@ class Rates(Generic[Key]):
     def wait(self, key: Key, now: float) -> float:
         """`Bucket.wait` of the key's bucket."""
         return self.of(key, now).wait(now)
+
+
+class Faded:
+    """A count that fades."""
+
+    __slots__ = ("_at", "_value")
+
+    def __init__(self) -> None:
+        self._value, self._at = 0.0, float("-inf")
+
+    def add(self, count: float, now: float) -> None:
+        """Count so many more."""
+        self._value, self._at = self.at(now) + count, now
+
+    def at(self, now: float) -> float:
+        """The count by now."""
+        return self._value * exp(min(0.0, self._at - now) / FADE) if self._value else 0.0

@@ -17,13 +17,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import exp
 from typing import Final, Literal, get_args
 
 import msgspec
 
 from phantommesh.acl.bans import block_of
 from phantommesh.faults import Severity
+from phantommesh.rates import FADE, Faded
 
 Kind = Literal["flood", "scan", "bad-mac", "replay", "guessing", "slow-tcp", "dns"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
@@ -40,7 +40,6 @@ SEVERITIES: Final[Mapping[Kind, Severity]] = {
 }
 
 # Tuning. All by what honest nodes were seen to cause, with a margin (docs/decisions/0077-bans.md).
-FADE: Final = 10.0  # s in which a count falls to 1/e
 ENOUGH: Final[Mapping[Kind, float]] = {
     "flood": 400.0,  # fifty members that restart behind one NAT have some 150 datagrams turned away
     "scan": 4.0,  # ports of WireGuard's, with datagrams that WireGuard never sends; nobody honest does
@@ -70,28 +69,13 @@ _BY_REASON: Final[Mapping[str, tuple[Kind, Kind]]] = {
     "invite": ("guessing", "flood"),
     "invite-proof": ("guessing", "flood"),
     "gossip": ("flood", "flood"),
+    "dns-rate": ("dns", "dns"),
+    "dns-shed": ("dns", "dns"),
     "stream-overdue": ("slow-tcp", "slow-tcp"),
     "stream-limit": ("slow-tcp", "slow-tcp"),
     "stream-displaced": ("slow-tcp", "slow-tcp"),
     "stream-refused": ("bad-mac", "bad-mac"),
 }
-
-
-class Faded:
-    """A count that fades."""
-
-    __slots__ = ("_at", "_value")
-
-    def __init__(self) -> None:
-        self._value, self._at = 0.0, float("-inf")
-
-    def add(self, count: float, now: float) -> None:
-        """Count so many more."""
-        self._value, self._at = self.at(now) + count, now
-
-    def at(self, now: float) -> float:
-        """The count by now."""
-        return self._value * exp(min(0.0, self._at - now) / FADE) if self._value else 0.0
 
 
 @dataclass(slots=True)

@@ -20,6 +20,7 @@ WIDEST_BAN_4, WIDEST_BAN_6 = 24, 48  # prefix bits: no agent bans a wider networ
 LONGEST_QUARANTINE = 3600.0  # s
 LEAST_WEIGHT, MOST_WEIGHT = 0.0, 4.0  # factors of a dimension's share
 MOST_COVER = 125_000.0  # bytes/s to one peer
+LEAST_ANSWERS, MOST_ANSWERS = 1.0, 100.0  # DNS queries a second: no asker is silenced; the server's own rate
 LEAST_SHED = 10.0  # handshakes of strangers a second that pass at least: nobody new could join otherwise
 MOST_TEXT = 300  # characters of a finding
 
@@ -42,6 +43,14 @@ class Ban(_Act, frozen=True, tag="ban"):
 class Shed(_Act, frozen=True, tag="shed"):
     """Answer handshakes of unproven sources at most at this rate a second."""
 
+    rate: float
+
+
+class Throttle(_Act, frozen=True, tag="throttle"):
+    """Answer at most so many DNS queries a second of one overlay address."""
+
+    rests: ClassVar[float] = 30.0
+    address: str
     rate: float
 
 
@@ -143,15 +152,15 @@ class Restart(_Act, frozen=True, tag="restart"):
 
 
 Action: TypeAlias = (
-    Ban | Shed | Raise | Mend | Rotate | ReplaceKey | Renew | Quarantine | Weigh | Deal | Pin | Cover | Tune
-    | Drain | Restart
+    Ban | Shed | Throttle | Raise | Mend | Rotate | ReplaceKey | Renew | Quarantine | Weigh | Deal | Pin
+    | Cover | Tune | Drain | Restart
 )  # fmt: skip
 
-LASTING: Final = (Ban, Shed, Raise, Quarantine, Weigh, Deal, Pin, Cover, Tune, Drain)
+LASTING: Final = (Ban, Shed, Throttle, Raise, Quarantine, Weigh, Deal, Pin, Cover, Tune, Drain)
 """Actions that stand for a while and are lifted."""
 
 OF: Final[dict[str, tuple[type[_Act], ...]]] = {
-    "fortress": (Ban, Shed, Raise),
+    "fortress": (Ban, Shed, Throttle, Raise),
     "aegis": (Raise, Mend),
     "cipher": (Rotate, ReplaceKey, Renew, Quarantine, Raise),
     "phantom": (Cover, Weigh, ReplaceKey, Tune, Raise),
@@ -181,6 +190,8 @@ def check(action: Action) -> str:
             return "" if 0 <= rate <= MOST_COVER else f"cover traffic of {rate} bytes/s"
         case Shed(rate):
             return "" if LEAST_SHED <= rate < float("inf") else f"a rate of {rate}"
+        case Throttle(_, rate):
+            return "" if LEAST_ANSWERS <= rate <= MOST_ANSWERS else f"a rate of {rate} answers"
         case Raise(_, _, text, fix):
             return "" if max(len(text), len(fix)) <= MOST_TEXT else "a finding too long to read"
         case Tune(_, value):

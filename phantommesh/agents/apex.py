@@ -345,6 +345,8 @@ def _is_about(action: actions.Action, subject: Subject) -> bool:
             return subject == Subject("parameter", parameter)
         case actions.Restart(service):
             return subject == Subject("service", service)
+        case actions.Throttle(address):
+            return subject == Subject("service", f"dns/{address}")
         case actions.Mend(rule):
             return subject == Subject("rule", rule)
         case _:

@@ -45,7 +45,8 @@ class Subject(msgspec.Struct, frozen=True, order=True):
 
     ``name`` by kind: an address or network; a dimension's number; a flow as its module writes it; nothing
     for ``host`` and ``node`` (this one); the key of a parameter; ``NODE_ID/DIMENSION`` for a path; a node id
-    for a peer; the id of a rule; the name of a service.
+    for a peer; the id of a rule; the name of a service, or ``dns/ADDRESS`` for what an overlay address gets
+    of the name server.
     """
 
     kind: SubjectKind

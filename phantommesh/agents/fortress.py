@@ -17,8 +17,15 @@ evidence is always needed, and a ban that rests on a hint is put into a set of i
 ``shed_rate`` a second of them in all, until `CALM` seconds after the flood's end. Members and seeds at the
 addresses where they are known are not touched. Nobody is banned for what may be forged.
 
-**Raises** a finding while it sheds, and where a source that is never banned, or a member's address without
-a second kind of proved offence, reaches what would be enough.
+**Throttles** an asker of this node's name server, an overlay address, to ``dns_rate`` queries a second, where
+its counts of late (`names.askers`, fading in 10 s) reach `ENOUGH_ASKED`: queries without end, names that do
+not exist, addresses without a name. Till then the server's own rates hold. The throttle goes on while the
+asker asks for `STILL` times what it gets, and for `CALM` seconds after that, so a scan that is slowed down
+does not make it come and go. Nobody is banned for DNS: only members can ask, and a ban does not reach into
+the tunnels.
+
+**Raises** a finding while it sheds or throttles, and where a source that is never banned, or a member's
+address without a second kind of proved offence, reaches what would be enough.
 
 **Never** bans: members' addresses on one kind of evidence; seeds, relays, gateways, resolvers, this host's
 own addresses and link, the other end of an operator's session; a block that proved nothing; anything wider
@@ -35,7 +42,7 @@ import msgspec
 from phantommesh.acl import threats
 from phantommesh.acl.bans import TWO_KINDS, step_of
 from phantommesh.acl.threats import ENOUGH, LATELY, LEAST_SHARE, Judgement, SourceSeen
-from phantommesh.agents.actions import Ban, Raise, Shed
+from phantommesh.agents.actions import Ban, Raise, Shed, Throttle
 from phantommesh.agents.base import (
     Agent,
     AgentName,
@@ -46,16 +53,24 @@ from phantommesh.agents.base import (
     Subject,
 )
 from phantommesh.config.agents import FortressSection
+from phantommesh.names.askers import AskerSeen
+from phantommesh.rates import FADE
 
 # Tuning.
 MOST_BANS: Final = 32  # proposed at one look, the worst first
 CALM: Final = (
     30.0  # s without a flood until nothing is shed any more: longer than shedding may not begin again
 )
+MOST_ASKERS: Final = 8  # throttled at once, the worst first; with `MOST_BANS` below `council.MOST_PROPOSALS`
+ENOUGH_ASKED: Final = 400.0  # queries of late, 40 a second; a machine that keeps answers asks fewer than ten
+ENOUGH_MISSING: Final = 150.0  # names that do not exist; a browser with a search domain asks for some forty
+ENOUGH_WALKED: Final = 100.0  # addresses without a name; programs look up addresses that they talk to
+STILL: Final = 2.0  # times what it gets that an asker asks for while it is throttled, so that it goes on
 EFFECT: Final = 2.0  # s in which a ban or shedding shows its effect
-STANDS: Final = 30.0  # s that a finding stands after it was last seen
+STANDS: Final = 300.0  # s that a finding stands after it was last seen: who attacks in bursts is told once
 FLOOD_RULE: Final = "threat-flood"
 SHIELDED_RULE: Final = "threat-shielded"
+DNS_RULE: Final = "threat-dns"
 HINT: Final = "hint_lowering"
 """The measure in the evidence of a ban that own offences alone would not have been enough for."""
 
@@ -75,16 +90,17 @@ class Source(msgspec.Struct, frozen=True):
 class FortressSeen(msgspec.Struct, frozen=True):
     """``sources``: those with bound offences of late that are not banned. ``arrived``, ``shed``, ``odd``: a
     second of late, datagrams of unknown sources that came to the control port and were shed there, and those
-    at WireGuard's ports that are not WireGuard's."""
+    at WireGuard's ports that are not WireGuard's. ``askers``: those that asked the name server of late."""
 
     sources: tuple[Source, ...] = ()
     arrived: float = 0.0
     shed: float = 0.0
     odd: float = 0.0
+    askers: tuple[AskerSeen, ...] = ()
 
 
 class Fortress(Agent[FortressSeen]):
-    """The policy. It keeps no state but when it last saw a flood."""
+    """The policy. It keeps no state but when it last saw a flood, and an asker go too far."""
 
     name: ClassVar[AgentName] = "fortress"
     wakes: ClassVar[frozenset[str]] = frozenset(f"threat.{kind}" for kind in threats.KINDS)
@@ -93,11 +109,13 @@ class Fortress(Agent[FortressSeen]):
         self.every = 0.5  # s; banned within a second, and a threat's event has it look at once
         self._tunables = tunables
         self._flood = float("-inf")
+        self._abused: dict[str, float] = {}  # by asker, the latest last
 
     def observe(self, observation: Observation[FortressSeen]) -> Iterable[Proposal]:
         """Propose bans, shedding and findings."""
         now, seen = observation.at.now, observation.seen
         yield from self._shed(seen, now)
+        yield from self._throttle(seen, now)
         judged = [(source, threats.judge(source.seen)) for source in seen.sources]
         judged.sort(key=lambda each: each[1].score, reverse=True)
         for source, judgement in judged[:MOST_BANS]:
@@ -141,12 +159,55 @@ class Fortress(Agent[FortressSeen]):
             incident="flood",
         )
 
+    def _throttle(self, seen: FortressSeen, now: float) -> Iterator[Proposal]:
+        rate = self._tunables.dns_rate
+        self._abused = {address: at for address, at in self._abused.items() if now < at + CALM}
+        askers = {one.address: one for one in seen.askers}
+        for one in sorted(seen.askers, key=_abuse, reverse=True):
+            known = one.address in self._abused
+            if not known and (_abuse(one) < 1.0 or len(self._abused) >= MOST_ASKERS):
+                continue
+            if _abuse(one) >= 1.0 or one.asked >= STILL * rate * FADE:
+                self._abused[one.address] = now
+        for address, at in self._abused.items():
+            asker = askers.get(address, AskerSeen(address, 0.0))
+            evidence = _asked(asker)
+            why = f"{address} abuses the name server: {asker.asked / FADE:.0f} queries a second of late"
+            yield Proposal(
+                agent=self.name,
+                subject=Subject("service", f"dns/{address}"),
+                action=Throttle(address, rate),
+                evidence=evidence,
+                expects=Expectation("kept_to_s", "at_most", rate, EFFECT),
+                until=at + CALM,
+                why=why,
+                incident=address,
+            )
+            yield Proposal(
+                agent=self.name,
+                subject=Subject("rule", f"{DNS_RULE} {address}"),
+                action=Raise(
+                    DNS_RULE,
+                    "low",
+                    f"{address}, a member, asks the name server too much, or for what is not there: it is "
+                    f"answered {rate:g} times a second",
+                    "find out what runs there; `phantommesh revoke NAME` puts a member out",
+                ),
+                evidence=evidence,
+                expects=None,
+                until=at + CALM,
+                why=why,
+                incident=address,
+            )
+
     def measure(self, seen: FortressSeen, proposal: Proposal) -> float | None:
         """``let_through_s``: datagrams of unknown sources that were not shed; ``offends``: 1 where the banned
-        source still gets through."""
+        source still gets through; ``kept_to_s``: the answers a second that an asker is kept to."""
         match proposal.action:
             case Shed():
                 return max(0.0, seen.arrived - seen.shed)
+            case Throttle(address, _):
+                return next((one.kept_to for one in seen.askers if one.address == address), None)
             case Ban(network, _):
                 return float(any(one.seen.block == network and _fresh(one) for one in seen.sources))
             case _:
@@ -163,6 +224,19 @@ def kinds_of(proposal: Proposal) -> tuple[str, ...]:
     }
     weigh = tuple(kind for kind, share in counts.items() if share >= LEAST_SHARE)
     return weigh or tuple(sorted(counts, key=lambda kind: -counts[kind])[:1])
+
+
+def _abuse(asker: AskerSeen) -> float:
+    """How much of what is enough an asker did; 1 is enough."""
+    return max(asker.asked / ENOUGH_ASKED, asker.missing / ENOUGH_MISSING, asker.walked / ENOUGH_WALKED)
+
+
+def _asked(asker: AskerSeen) -> tuple[Evidence, ...]:
+    return (
+        Evidence("dns_asked_count", asker.asked, ENOUGH_ASKED, "the name server"),
+        Evidence("dns_missing_count", asker.missing, ENOUGH_MISSING, "the name server"),
+        Evidence("dns_walked_count", asker.walked, ENOUGH_WALKED, "the name server"),
+    )
 
 
 def _fresh(source: Source) -> bool:

@@ -21,6 +21,7 @@ from phantommesh.agents.actions import (
     Restart,
     Rotate,
     Shed,
+    Throttle,
     Tune,
     Weigh,
 )
@@ -41,6 +42,8 @@ def deed(action: Action, name: Name) -> tuple[str, str, str]:
             return "ban", "banned", f"{network} for {span(seconds)}"
         case Shed(rate):
             return "limit", "limited", f"handshakes of unproven sources to {number(rate)}/s"
+        case Throttle(address, rate):
+            return "limit", "limited", f"DNS answers to {address} to {number(rate)}/s"
         case Raise(rule, severity, text):
             return "report", "reported", f"{rule} ({severity}): {text}"
         case Mend(rule):

@@ -138,6 +138,11 @@ class Velocity(Agent[Seen]):
             yield from self._paths(one, self._peers[one.node_id], now)
             yield from self._flows(one, now)
 
+    def holds(self, seen: Seen, proposal: Proposal) -> bool:
+        """A path that is taken back is free at once: another may be left in its place now."""
+        action = proposal.action
+        return not isinstance(action, Weigh) or action.dimension in self.left(action.peer)
+
     def measure(self, seen: Seen, proposal: Proposal) -> float | None:
         action, expects = proposal.action, proposal.expects
         if not isinstance(action, Weigh | Deal) or expects is None:

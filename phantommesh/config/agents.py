@@ -25,11 +25,13 @@ class FortressSection(AgentSection, frozen=True):
 
     `shed_at`: datagrams a second of unknown sources at the control port from which some are shed; a hundred
     newcomers at once send fewer. `shed_rate`: how many of them a second pass then, from all together; to look
-    at one takes some 30 us, so these are under 1 % of a core.
+    at one takes some 30 us, so these are under 1 % of a core. `dns_rate`: DNS queries a second that a member
+    is answered while it abuses the name server; five are enough for a person who works there meanwhile.
     """
 
     shed_at: Annotated[float, Meta(ge=50, le=1e6, description="a rate a second from 50 to 1000000")] = 500.0
     shed_rate: Annotated[float, Meta(ge=10, le=1e6, description="a rate a second from 10 to 1000000")] = 200.0
+    dns_rate: Annotated[float, Meta(ge=1, le=100, description="a rate a second from 1 to 100")] = 5.0
 
 
 class AegisSection(AgentSection, frozen=True):

@@ -26,6 +26,7 @@ from phantommesh.agents.actions import (
     Restart,
     Rotate,
     Shed,
+    Throttle,
     Tune,
     Weigh,
 )
@@ -73,6 +74,8 @@ async def do(parts: Parts, action: Action, proposal: Proposal) -> None:
             await look_fortress.ban(parts, proposal, action)
         case Shed(rate):
             await parts.banning.limit(rate)
+        case Throttle(address, rate):
+            parts.naming.askers.keep_to(address, rate, trio.current_time())
         case Tune(parameter, value, taken):
             await parts.tuning.tune(parameter, value, taken=taken)
         case Mend(rule):
@@ -105,6 +108,8 @@ async def lift(parts: Parts, action: Action, proposal: Proposal) -> None:
             await look_fortress.lift(parts, proposal, action)
         case Shed():
             await parts.banning.limit(None)
+        case Throttle(address, _):
+            parts.naming.askers.keep_to(address, None, trio.current_time())
         case Tune(parameter):
             parts.tuning.restore(parameter)
         case Drain():

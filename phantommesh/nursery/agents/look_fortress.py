@@ -21,6 +21,7 @@ from phantommesh.nursery.parts import Parts
 
 # Tuning.
 MOST_SOURCES: Final = 64  # at one look, the latest; the agent proposes 32 bans a look
+MOST_ASKERS: Final = 64  # at one look, the latest
 
 
 async def look(parts: Parts) -> FortressSeen:
@@ -43,7 +44,8 @@ async def look(parts: Parts) -> FortressSeen:
                 member=shield.of_member(network),
             )
         )
-    return FortressSeen(tuple(sources), rates[ARRIVED], rates[SHED], rates[ODD])
+    askers = tuple(islice(parts.naming.askers.seen(trio.current_time()), MOST_ASKERS))
+    return FortressSeen(tuple(sources), rates[ARRIVED], rates[SHED], rates[ODD], askers)
 
 
 async def ban(parts: Parts, proposal: Proposal, action: Ban) -> None:

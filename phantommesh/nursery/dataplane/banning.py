@@ -135,6 +135,10 @@ class Banning:
         """A connection from this host could not be used."""
         self.offences.note(reason, host, "tcp", trio.current_time())
 
+    def blame_query(self, reason: str, host: str) -> None:
+        """A DNS query from this overlay address was beyond a rate. That is shown; nobody is banned for it."""
+        self.offences.note(reason, host, None, trio.current_time())
+
     async def ban(
         self, network: Network, origin: Origin, seconds: float, why: str, *, kinds: Iterable[str] = (),
         force: bool = False,

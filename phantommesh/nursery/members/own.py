@@ -201,7 +201,7 @@ class OwnRecord:
         """Renew the certificate before its time. Raises PhantomMeshError where that fails."""
         async with self._certifying:
             await self._do(self.word.renew(moment(), early=True), caller)
-        self._ask_again()
+        self._approved.set()  # as in `rename`
         if self.word.renewal_error is not None:
             raise self.word.renewal_error
 

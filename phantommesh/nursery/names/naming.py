@@ -12,6 +12,7 @@ from time import time
 import trio
 
 from phantommesh.config.sections import DnsSection
+from phantommesh.names.askers import Askers
 from phantommesh.names.zone import Zone, hosts_of, zone_names
 from phantommesh.nursery.names.server import Ip, NameServer
 from phantommesh.nursery.names.split import SplitDns
@@ -20,7 +21,8 @@ from phantommesh.trust.certificates import Member, Mesh
 
 class Naming:
     """Zone, name server and split DNS of one node. ``link`` is the interface that stands for the mesh, ``me``
-    returns this node's own membership, ``answered`` is called with the result of each query."""
+    returns this node's own membership, ``answered`` is called with the result of each query, ``blame`` with
+    the reason and the asker of each that was beyond a rate."""
 
     def __init__(
         self,
@@ -30,9 +32,12 @@ class Naming:
         link: str,
         me: Callable[[], Member],
         answered: Callable[[str], None],
+        blame: Callable[[str, str], None] = lambda reason, host: None,
     ) -> None:
         self._settings, self._mesh, self._me = settings, mesh, me
-        self._link, self._answered = link, answered
+        self._link, self._answered, self._blame = link, answered, blame
+        self.askers = Askers()
+        """What each asker does; outlives a change of the settings."""
         self.zone = Zone(mesh, me().name, (), int(time()))
         self._dropped = Counter[str]()  # by name servers before this one
         self._server, self._split = self._make()
@@ -46,6 +51,8 @@ class Naming:
             networks=(mesh.network4, mesh.network6),
             zone=lambda: self.zone,
             answered=self._answered,
+            askers=self.askers,
+            blame=self._blame,
         )
         split = SplitDns(
             self._settings,

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 import structlog
 import trio
 
+from phantommesh.names.askers import Askers, kind_of
 from phantommesh.names.zone import MAX_QUERY, Zone, respond
 from phantommesh.nursery import unexpected
 from phantommesh.rates import Bucket, Rates, source_block
@@ -42,7 +43,8 @@ class NameServer:
     """Answers from ``zone()``, as it is at each query, on ``addresses()``, as they are at each look.
 
     Askers outside ``networks`` and beyond the rates are dropped and counted in ``dropped``; ``answered`` is
-    called with what became of every other query (see `names.respond`).
+    called with what became of every other query (see `names.respond`). ``askers`` counts what each asks, and
+    may keep one to less; ``blame`` is called with the reason and the asker of each query beyond a rate.
     """
 
     def __init__(
@@ -53,9 +55,12 @@ class NameServer:
         networks: Collection[IPv4Network | IPv6Network],
         zone: Callable[[], Zone],
         answered: Callable[[str], None],
+        askers: Askers | None = None,
+        blame: Callable[[str, str], None] = lambda reason, host: None,
     ) -> None:
         self._port, self._addresses, self._networks = port, addresses, networks
-        self._zone, self._answered = zone, answered
+        self._zone, self._answered, self._blame = zone, answered, blame
+        self.askers = Askers() if askers is None else askers
         self._rates = Rates[str](RATE, BURST, MAX_SOURCES)
         self._total = Bucket(TOTAL_RATE, TOTAL_BURST, trio.current_time())
         self._connections: Counter[str] = Counter()
@@ -110,10 +115,15 @@ class NameServer:
         ip, now = ip_address(host.partition("%")[0]), trio.current_time()
         if not any(ip in network for network in self._networks):
             self.dropped["dns-source"] += 1
-        elif not self._rates.allow(source_block(str(ip)), now) or not self._total.take(now):
-            self.dropped["dns-rate"] += 1
-        else:
+            return False
+        asker = str(ip)
+        self.askers.note(asker, "asked", now)
+        kept = self.askers.allow(asker, now)  # before the rate of all: an asker that floods takes none of it
+        if kept and self._rates.allow(source_block(asker), now) and self._total.take(now):
             return True
+        reason = "dns-rate" if kept else "dns-shed"
+        self.dropped[reason] += 1
+        self._blame(reason, asker)
         return False
 
     def _respond(self, query: bytes, host: str, *, tcp: bool) -> bytes | None:
@@ -126,6 +136,8 @@ class NameServer:
             self.dropped[result] += 1
         else:
             self._answered(result)
+            if (kind := kind_of(result, query)) is not None:
+                self.askers.note(host.partition("%")[0], kind, trio.current_time())
         return response
 
     async def _answer_datagrams(self, sock: socket.socket) -> None:

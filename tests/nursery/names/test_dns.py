@@ -236,3 +236,31 @@ async def test_dig() -> None:
         assert "status: NXDOMAIN" in await dig("x.pm.internal")
         assert "status: NOTIMP" in await dig("+opcode=NOTIFY", "pm.internal", "SOA")
         assert "status: BADVERS" in await dig("+edns=1", "+noednsnegotiation", "pm.internal", "SOA")
+
+
+async def test_counts_what_each_asks_for_and_is_not_there() -> None:
+    async with running() as made:
+        made.zone = Zone(Mesh("pm", b"spki", MESH.network4, MESH.network6, 0.0), "alpha", [ALPHA], serial=1)
+        for name, kind in (("alpha", "A"), ("beta", "A"), ("beta", "AAAA")):
+            await dns.asyncquery.udp(query(f"{name}.pm.internal", kind), str(HERE), PATIENCE, made.port)
+        await dns.asyncquery.tcp(query("9.9.64.100.in-addr.arpa", "PTR"), str(HERE), PATIENCE, made.port)
+        (seen,) = made.server.askers.seen(trio.current_time())
+        assert (round(seen.missing), round(seen.walked)) == (2, 1) and seen.asked > 3.5
+
+
+async def test_who_is_throttled_gets_less_and_takes_nothing_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "TOTAL_RATE", 0.0)
+    monkeypatch.setattr(server, "TOTAL_BURST", 20.0)
+    async with running() as made:
+        blamed = Counter[tuple[str, str]]()
+        made.server._blame = lambda reason, host: blamed.update([(reason, host)])
+        made.server.askers.keep_to("127.0.0.8", 5.0, trio.current_time() + 1e6)  # no more than its burst
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as greedy:
+            greedy.bind(("127.0.0.8", 0))
+            for _ in range(50):
+                greedy.sendto(query().to_wire(), (str(HERE), made.port))
+            await until(lambda: made.server.dropped["dns-shed"] + made.answered.total() >= 50)
+        assert made.answered.total() == 5 and blamed == {("dns-shed", "127.0.0.8"): 45}
+        await dns.asyncquery.udp(query(), str(HERE), timeout=PATIENCE, port=made.port)

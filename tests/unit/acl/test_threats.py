@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.acl import threats
-from phantommesh.acl.threats import ENOUGH, FADE, MOST_BOUND, MOST_LOOSE, Offences, ThreatLog, judge
+from phantommesh.acl.threats import ENOUGH, MOST_BOUND, MOST_LOOSE, Offences, ThreatLog, judge
+from phantommesh.rates import FADE
 
 HOST, BLOCK = "192.0.2.7", "192.0.2.7/32"
 

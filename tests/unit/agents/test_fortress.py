@@ -10,10 +10,24 @@ from hypothesis import strategies as st
 
 from phantommesh.acl.bans import STEPS
 from phantommesh.acl.threats import ENOUGH, KINDS, Kind, Proof, SourceSeen
-from phantommesh.agents.actions import Ban, Raise, Shed, check
+from phantommesh.agents.actions import Ban, Raise, Shed, Throttle, check
 from phantommesh.agents.base import Observation, Proposal
-from phantommesh.agents.fortress import CALM, HINT, SHIELDED_RULE, Fortress, FortressSeen, Source
+from phantommesh.agents.fortress import (
+    CALM,
+    DNS_RULE,
+    ENOUGH_ASKED,
+    ENOUGH_MISSING,
+    ENOUGH_WALKED,
+    HINT,
+    MOST_ASKERS,
+    SHIELDED_RULE,
+    STILL,
+    Fortress,
+    FortressSeen,
+    Source,
+)
 from phantommesh.config.agents import FortressSection
+from phantommesh.names.askers import AskerSeen
 from phantommesh.node.steps import Moment
 
 BLOCK = "192.0.2.7/32"
@@ -104,6 +118,46 @@ def test_a_ban_is_measured_by_whether_the_source_still_gets_through() -> None:
     (made,) = look(agent, 0.0, source(scan=5.0))
     assert agent.measure(FortressSeen((source(scan=5.0),)), made) == 1.0
     assert agent.measure(FortressSeen(), made) == 0.0
+
+
+def asked(agent: Fortress, now: float, *askers: AskerSeen) -> dict[str, Proposal]:
+    made = list(agent.observe(Observation(at=Moment(now, 1e9 + now), seen=FortressSeen(askers=askers))))
+    assert not bans(made) and not any(check(p.action) for p in made) and len(made) <= 2 * MOST_ASKERS
+    raised = [p.action.rule for p in made if isinstance(p.action, Raise)]
+    throttled = {p.action.address: p for p in made if isinstance(p.action, Throttle)}
+    assert raised == [DNS_RULE] * len(throttled)
+    return throttled
+
+
+def test_an_asker_that_floods_guesses_or_walks_is_throttled_and_an_honest_one_is_not() -> None:
+    for guilty in (
+        AskerSeen("fd00::1", ENOUGH_ASKED),
+        AskerSeen("fd00::1", ENOUGH_MISSING, missing=ENOUGH_MISSING),
+        AskerSeen("fd00::1", ENOUGH_WALKED, walked=ENOUGH_WALKED),
+    ):
+        honest = AskerSeen("fd00::2", 0.9 * ENOUGH_ASKED, 0.9 * ENOUGH_MISSING, 0.9 * ENOUGH_WALKED)
+        made = asked(Fortress(FortressSection(dns_rate=7.0)), 1.0, honest, guilty)
+        assert set(made) == {"fd00::1"} and made["fd00::1"].action == Throttle("fd00::1", 7.0)
+
+
+def test_a_scan_that_is_slowed_down_stays_throttled_and_is_let_go_once() -> None:
+    """Under the throttle its misses alone would not be enough any more."""
+    agent, rate, until = Fortress(), FortressSection().dns_rate, 300.0
+    assert asked(agent, 0.0, AskerSeen("fd00::1", 500.0, missing=ENOUGH_MISSING))
+    for now in range(1, int(until)):
+        seen = AskerSeen("fd00::1", STILL * rate * 10.0, missing=10.0 * rate, kept_to=rate)
+        (made,) = asked(agent, float(now), seen).values()
+        assert agent.measure(FortressSeen(askers=(seen,)), made) == rate
+    assert asked(agent, until + CALM - 2.0)
+    assert not asked(agent, until + CALM)
+    assert not asked(agent, until + CALM, AskerSeen("fd00::1", STILL * rate * 10.0))  # not before enough
+
+
+def test_many_askers_at_once_stay_within_the_bounds_of_one_look() -> None:
+    agent = Fortress()
+    crowd = [AskerSeen(f"fd00::{i:x}", ENOUGH_ASKED * i) for i in range(1, 60)]
+    assert set(asked(agent, 0.0, *crowd)) == {one.address for one in crowd[-MOST_ASKERS:]}
+    assert len(asked(agent, 1.0, *crowd)) == MOST_ASKERS
 
 
 _counts = st.lists(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from phantommesh.agents import actions
 from phantommesh.agents.actions import Deal, Weigh
 from phantommesh.agents.base import Observation, Proposal
+from phantommesh.agents.council import Council
 from phantommesh.agents.velocity import BUSY_EVERY, IDLE_EVERY, OWN_PAUSE, Nominee, PeerSeen, Seen, Velocity
 from phantommesh.config.agents import VelocitySection
 from phantommesh.node.steps import Moment
@@ -130,3 +132,20 @@ def test_whatever_is_seen_proposals_are_admissible_and_a_sound_path_stays(
         assert all(one.evidence and one.until > now and not actions.check(one.action) for one in found)
         stays = [i for i, one in enumerate(paths) if i not in left(found) and one.usable and not one.lossy]
         assert not fresh or stays
+
+
+def test_a_path_that_is_taken_back_is_free_before_another_is_left() -> None:
+    """Found by `tests.simulation.council_sim`: four paths of a peer were left for some seconds."""
+    agent, numbers = Velocity(VelocitySection(return_seconds=1.0)), itertools.count()
+    council = Council([agent], trace=lambda: str(next(numbers)), now=0.0)
+    gone = set[int]()
+    for now, paths in ((0.0, (LOSSY,) * 3), (1.0, (GOOD,)), (2.5, (GOOD, GOOD, GOOD, LOSSY, LOSSY, LOSSY))):
+        at = Moment(now, now)
+        minutes = council.looked(
+            "velocity", council.look("velocity", Seen((peer(*paths),)), (), at)(), 0.0, at
+        )
+        for order in minutes.orders:
+            assert isinstance(order.proposal.action, Weigh)
+            (gone.discard if order.lift else gone.add)(order.proposal.action.dimension)
+            assert len(gone) <= 3, now
+    assert gone == {3, 4, 5}

@@ -102,6 +102,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "agents.aegis.scan_seconds": ("60", 60.0),
     "agents.fortress.shed_at": ("600", 600.0),
     "agents.fortress.shed_rate": ("100", 100.0),
+    "agents.fortress.dns_rate": ("10", 10.0),
     "agents.nexus.drain_unready": ("false", False),
     "agents.nexus.skew_hours": ("1.5", 1.5),
     "agents.omniscient.memory_mb": ("1024", 1024),
