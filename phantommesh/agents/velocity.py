@@ -18,7 +18,8 @@ A path is left
   than `late_ms` above the least ever, nor as fast as another path costs (`paths/cost.py`). Lateness
   counts only for peers all of whose traffic keeps its order: elsewhere capacity is worth more.
 
-It is taken back after it was sound for `return_seconds`, doubled each time it is left again before
+It is taken back after it was sound for `return_seconds`, and neither lossy nor late, whichever it was left
+for; doubled each time it is left again before
 `CALM` has passed, up to `LONGEST_HOLD`. A path that is no longer late as soon as the traffic has left was
 late by that traffic. It is taken back at once, and no path of that peer is left as late for `OWN_PAUSE`,
 doubled each time: more traffic than a path carries is the splitter's business.
@@ -189,10 +190,8 @@ class Velocity(Agent[Seen]):
             loss = Evidence("probe_loss", path.loss, source="probes")
             return "lossy", (Evidence("loss_alarm", 1.0, 1.0, source="page-test"), loss)
         late = self.settings.late_ms / 1000
-        if not peer.in_order or now < known.late_from or path.least is None or path.rose < late:
-            return None
-        cost = min((one.cost for one in refuges if one.cost is not None), default=None)
-        if cost is None or not worth(path.least, cost):
+        cost = _better(peer, path, refuges) if now >= known.late_from and path.rose >= late else None
+        if cost is None or path.least is None:
             return None
         return "late", (
             Evidence("rtt_rose_ms", path.rose * 1000, self.settings.late_ms, source="probes"),
@@ -213,6 +212,9 @@ class Velocity(Agent[Seen]):
         sound = _is_sound(path) and not path.doubted
         if one.why == "late":
             sound = sound and trip is not None and trip <= one.before + late
+        elif path.rose >= late:  # as late it would be left again at once
+            refuges = [path for i, path in enumerate(peer.paths) if i not in known.left and _is_sound(path)]
+            sound = sound and _better(peer, path, refuges) is None
         if not sound:
             one.sound = None
             return
@@ -297,6 +299,13 @@ class Velocity(Agent[Seen]):
 def _is_sound(path: Candidate) -> bool:
     """Whether traffic may flee to a path, or return."""
     return path.usable and path.fresh and not path.lossy and path.rtt is not None
+
+
+def _better(peer: PeerSeen, path: Candidate, refuges: Sequence[Candidate]) -> float | None:
+    """What the best of the others costs, where order is kept and that is worth leaving a late path for."""
+    cost = min((one.cost for one in refuges if one.cost is not None), default=None)
+    found = peer.in_order and path.least is not None and cost is not None and worth(path.least, cost)
+    return cost if found else None
 
 
 def _mean_ms(paths: Sequence[Candidate]) -> float:

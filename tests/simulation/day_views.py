@@ -147,15 +147,18 @@ def _candidates(session: Session, one: Machine, world: World) -> list[Candidate]
     return paths
 
 
+def _held(session: Session, now: float) -> bool:
+    """Whether the session's elephant holds its path up now."""
+    return session.elephant and not session.in_order and session.held <= now < session.held + 30.0
+
+
 def velocity_view(world: World, one: Machine) -> tuple[object, bool]:
     """The paths of the peer that this machine has traffic with."""
     session, now = one.session, world.now
     if session is None:
         return velocity.Seen(), True
     dealt = frozenset(bucket for peer, bucket in one.dealt if peer == session.peer)
-    nominee = None
-    if session.elephant and not session.in_order and session.held <= now < session.held + 30.0 and not dealt:
-        nominee = velocity.Nominee(BUCKET, ELEPHANT, 3, 0.05, 0.0)
+    nominee = velocity.Nominee(BUCKET, ELEPHANT, 3, 0.05, 0.0) if _held(session, now) and not dealt else None
     if now >= session.held + 60.0:
         dealt = frozenset()  # the splitter needs it no more
     seen = velocity.PeerSeen(
@@ -190,7 +193,8 @@ def stream_view(world: World, one: Machine) -> tuple[object, bool]:
         dealt = frozenset(bucket for who, bucket in one.dealt if who == session.peer)
         homes = [(int(now // 60) + bucket) % DIMENSIONS for bucket in range(BUCKET + 1)]  # anew each epoch
         if not session.in_order:
-            ways[peer] = stream.Ways(used, [0.0] * DIMENSIONS, homes, dealt)
+            named = BUCKET if _held(session, now) and not dealt else None
+            ways[peer] = stream.Ways(used, [0.0] * DIMENSIONS, homes, dealt, named)
     calls = dict[FlowKey, int]()
     one.calls = {what: until for what, until in one.calls.items() if now < until + 600.0}
     for what, until in one.calls.items():

@@ -149,3 +149,21 @@ def test_a_path_that_is_taken_back_is_free_before_another_is_left() -> None:
             (gone.discard if order.lift else gone.add)(order.proposal.action.dimension)
             assert len(gone) <= 3, now
     assert gone == {3, 4, 5}
+
+
+def test_a_lossy_path_that_became_late_meanwhile_is_not_taken_back_to_be_left_again() -> None:
+    """Found by `benchmarks.day`: it was taken back at the end of its loss, and left as late right after."""
+    agent = Velocity()
+    assert left(look(agent, 0.0, peer(LOSSY))) == [0]
+    for now in (1.0, 10.0, 20.0):
+        assert left(look(agent, now, peer(LATE))) == [0], "late"
+        assert left(look(agent, now + 1.0, peer(replace(LATE, rose=0.03)))) == [0], "late still"
+    assert left(look(agent, 30.0, peer())) == [0] and left(look(agent, 35.0, peer())) == []
+
+
+def test_a_lossy_path_is_taken_back_late_where_that_is_no_reason_to_leave_it() -> None:
+    for paths, in_order in (((LATE,), False), ((LATE,) * 7, True)):
+        agent = Velocity()
+        assert left(look(agent, 0.0, peer(LOSSY))) == [0]
+        look(agent, 1.0, peer(*paths, in_order=in_order))
+        assert left(look(agent, 6.0, peer(*paths, in_order=in_order))) == []
