@@ -40,6 +40,7 @@ EVERY: Final = 1.0  # s between looks while cover may be sent: rates are read on
 IDLE_EVERY: Final = 30.0  # s otherwise: what is looked at then changes by people's hands
 ACTIVE: Final = 3000.0  # bytes/s of traffic: above what a reading of counters can be wrong by cover under way
 LINGERS: Final = 30.0  # s: people read a page for some ten seconds, and the next load should be covered
+SHOWN: Final = 3 * IDLE_EVERY  # s that the finding stands without a look
 STANDS: Final = 5.0  # s that a proposal stands without a look: an agent that hangs costs no more than that
 MOST_PEERS: Final = 16  # covered at once
 KNOWN_AFTER: Final = 15.0  # s after which cover is to be seen in the counters: several fronts
@@ -172,7 +173,7 @@ class Phantom(Agent[Seen]):
                     fix="give these peers more uplinks or relays, or another goal",
                 ),
                 evidence=(Evidence("peers_with_one_host", float(shown), 0.0, "wireguard"),),
-                expects=None, until=now + 3 * self.every,
+                expects=None, until=now + SHOWN,
                 why="Scattering hides nothing from an observer of all dimensions.",
             )  # fmt: skip
 

@@ -74,7 +74,8 @@ class FlowSeen:
 class Ways:
     """The paths of a peer whose flows can be steered. ``used``: the dimensions that may carry traffic;
     ``losses``: of the newest probes, by dimension; ``homes``: by bucket, the dimension of the epoch's map;
-    ``dealt``: the buckets that go over all dimensions; ``named``: the one that the splitter would deal next."""
+    ``dealt``: the buckets that go over all dimensions; ``named``: the bucket that the splitter would deal
+    next."""
 
     used: frozenset[int]
     losses: Sequence[float]

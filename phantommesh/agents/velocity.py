@@ -52,7 +52,9 @@ IDLE_EVERY: Final = 2.0  # s otherwise; without traffic nothing is probed often 
 STANDS: Final = 5.0  # s that a proposal stands without a look: an agent that hangs takes nothing from traffic
 CALM: Final = 600.0  # s in use after which a path that was left counts as never left
 LONGEST_HOLD: Final = 900.0  # s
-OWN: Final = 3.0  # s after it was left, or taken back, within which a path sound, or late, is so by its traffic
+OWN: Final = (
+    3.0  # s after it was left, or taken back, within which a path sound, or late, is so by its traffic
+)
 OWN_PAUSE: Final = 60.0  # s
 MOST_OWN_PAUSE: Final = 960.0  # s
 GAINS: Final = (

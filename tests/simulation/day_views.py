@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from phantommesh.acl.bans import parse_network
 from phantommesh.acl.threats import judge
-from phantommesh.agents import cipher, nexus, omniscient, stream, velocity
+from phantommesh.agents import cipher, nexus, omniscient, phantom, stream, velocity
 from phantommesh.agents.base import AgentName
 from phantommesh.agents.fortress import FortressSeen, Source
 from phantommesh.agents.genesis import GenesisSeen
@@ -25,7 +25,7 @@ from phantommesh.hostcheck.seen import FileSeen, HostSeen
 from phantommesh.names.askers import AskerSeen
 from phantommesh.paths.quickest import Candidate
 from phantommesh.scatter.flows import SAMPLE, FlowKey
-from tests.simulation.day_world import MB, SERVICES, Machine, Session, World
+from tests.simulation.day_world import MB, SERVICES, Machine, Session, World, private
 
 View: TypeAlias = Callable[[World, Machine], tuple[object, bool]]
 
@@ -116,6 +116,21 @@ def cipher_view(world: World, one: Machine) -> tuple[object, bool]:
     ages = tuple(now - key for key in one.keys)
     quiet = quiet and not world.signs and late < 0 and max(ages) < KEY_LIFE
     return cipher.Seen(links=tuple(links), signs=tuple(signs), key_ages=ages, renewal_late=late), quiet
+
+
+def phantom_view(world: World, one: Machine) -> tuple[object, bool]:
+    """The peers with private traffic. Some have one uplink; while such a one moves, it has two hosts. Half of
+    the budget of a peer's cover is used."""
+    now, session, peers = world.now, one.session, list[phantom.PeerSeen]()
+    for other in world.machines:
+        if other is one or not private(one, other):
+            continue
+        hosts = 3 if other.number % 5 else 1 + (now < other.joined + 60.0)
+        rate = session.rate if session is not None and session.peer == other.number else 0.0
+        cover, since = one.covered.get(other.number, (0.0, now))
+        peers.append(phantom.PeerSeen(other.id, True, rate, hosts, int(cover * (now - since) / 2)))
+    ages = tuple(now - key for key in one.keys)
+    return phantom.Seen(tuple(peers), ages), session is None and not one.covered
 
 
 def _candidates(session: Session, one: Machine, world: World) -> list[Candidate]:
@@ -266,6 +281,7 @@ VIEWS: Final[Mapping[AgentName, View]] = MappingProxyType(
         "fortress": fortress,
         "aegis": aegis,
         "cipher": cipher_view,
+        "phantom": phantom_view,
         "velocity": velocity_view,
         "stream": stream_view,
         "genesis": genesis,
