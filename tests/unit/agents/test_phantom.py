@@ -16,6 +16,7 @@ from phantommesh.agents.apex import Apex
 from phantommesh.agents.base import Observation, Proposal
 from phantommesh.agents.phantom import (
     ACTIVE,
+    CLEARS,
     HOP_APART,
     IDLE_EVERY,
     LINGERS,
@@ -139,4 +140,13 @@ def test_private_traffic_to_one_host_is_told() -> None:
     (found,) = look(agent, 0.0, exposed, PeerSeen("b", private=False, hosts=1), replace(exposed, hosts=0))
     assert isinstance(found.action, Raise) and found.action.rule == ONE_UPLINK
     assert " 1 of this node's peers" in found.action.text
-    assert agent.holds(Seen((exposed,)), found) and not agent.holds(Seen((BUSY,)), found)
+    assert agent.holds(Seen((exposed,)), found)
+
+
+def test_the_finding_stands_while_a_peer_moves_and_goes_a_while_after() -> None:
+    """Found by `benchmarks.day`: a peer that moved had two hosts for a minute, and the finding flapped."""
+    agent, exposed = Phantom(), PeerSeen("a", private=True, hosts=1)
+    (found,) = look(agent, 0.0, exposed)
+    (again,) = look(agent, CLEARS - 1.0, replace(exposed, hosts=2))
+    assert again.action == found.action and agent.holds(Seen(), found)
+    assert look(agent, CLEARS, replace(exposed, hosts=2)) == [] and not agent.holds(Seen(), found)
