@@ -154,7 +154,8 @@ class Day:
             elif what == "ends":
                 if one.session is not None and one.session.ends <= world.now:
                     world.count(one)
-                    one.session, one.ended = None, (one.session.peer, world.now)
+                    one.ended = one.session.peer, world.now
+                    one.session = None
             else:
                 self._befall(one, what)  # type: ignore[arg-type]
         for council in self.councils:
