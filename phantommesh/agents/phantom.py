@@ -15,7 +15,7 @@ bytes of cover sent, and the ages of this node's WireGuard keys.
   none is sent) and `cover_peer_bytes_per_second` for a peer. The rate never follows the traffic's: that would
   tell every path the total (docs/traffic-analysis.md). That a peer is in use at all stays to be seen.
 - Port hops (`ReplaceKey`): with `hop_hours` a dimension whose WireGuard key and port are older gets others,
-  one at a time, `HOP_APART` at least after another. So who watches one path cannot follow it by its port for
+  one at a time, `HOP_APART` at least after another had its key replaced, whoever did that. So who watches one path cannot follow it by its port for
   longer.
 - A finding (`Raise`, rule `private-one-uplink`), where private traffic is all sent to one host: who watches
   there sees all seven dimensions, and scattering hides nothing. The finding stands for `CLEARS` after that
@@ -156,8 +156,9 @@ class Phantom(Agent[Seen]):
     def _hop(self, seen: Seen, now: float) -> Iterator[Proposal]:
         life = 3600.0 * self.settings.hop_hours
         ages = [(age, i) for i, age in enumerate(seen.key_ages) if age is not None and age > life]
-        if not life or not ages or now < self._hopped + HOP_APART:
-            return
+        youngest = min((age for age in seen.key_ages if age is not None), default=0.0)
+        if not life or not ages or youngest < HOP_APART or now < self._hopped + HOP_APART:
+            return  # the ages also tell of what this node did before it began anew
         self._hopped = now
         age, dimension = max(ages)
         yield Proposal(
