@@ -401,13 +401,12 @@ def make_parts(
         further=further,
         join=bridging.join,
     )
-    banning = Banning(
-        Shielding(
-            config, own, places, finding, gossip,
-            entries=lambda: peers.entries, actual=lambda: reconciler.actual, overlay=lambda: overlay.networks,
-        ),
-        state.state,
+    shielding = Shielding(
+        config, own, places, finding, gossip,
+        entries=lambda: peers.entries, actual=lambda: reconciler.actual, overlay=lambda: overlay.networks,
     )  # fmt: skip
+    banning = Banning(shielding, state.state)
+    shielding.offended = banning.offended
     memory.shields = banning.shields
     links.blame_by(banning.blame)
     gossip.gossip.blame = partial(banning.blame, proved=False)

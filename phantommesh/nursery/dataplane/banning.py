@@ -47,6 +47,7 @@ from phantommesh.state.directory import StateDir
 BANS_NOT_HELD = FaultKind("bans-not-held", "high")
 
 EXPIRED: Final = "its time is over"
+LIFTED: Final = "an operator lifted it"
 
 _NEIGHBOUR: Final[Proof] = "neighbour"
 
@@ -160,7 +161,7 @@ class Banning:
         scratch = Bans.decode(self.bans.encode(), self._wall())
         return scratch.add(network, origin, seconds, why, self._wall(), self.shield, force=force)
 
-    async def unban(self, network: Network, why: str = "an operator lifted it") -> list[Ban]:
+    async def unban(self, network: Network, why: str = LIFTED) -> list[Ban]:
         """Lift all bans of exactly this network, in the kernel when this returns. Raises NftError."""
         async with self._lock:
             return await self._gone(self.bans.remove(network), why)
@@ -262,6 +263,10 @@ class Banning:
         """Look who is never banned, as things are now."""
         await self._around.refresh()
         self.shield = self._around.shield()
+
+    def offended(self, host: str) -> bool:
+        """Whether the block of a host was banned of late, by this node's own evidence."""
+        return self.bans.times(block_of(host), self._wall()) > 0
 
     def shields(self, source: str) -> bool:
         """Whether a source block (as `rates.source_block` has it) is never banned here on another's word."""

@@ -48,10 +48,15 @@ def banned(memory: MemoryKeeper, ban: Ban, kinds: Iterable[str], now: float, *, 
     memory.changed()
 
 
+def lifted(memory: MemoryKeeper, ban: Ban) -> None:
+    """A ban was lifted before its time: others are told of it no more."""
+    memory.hints.own.withdraw(host_of(ban.network))
+
+
 def refuted(memory: MemoryKeeper, ban: Ban, now: float) -> None:
-    """A ban was a false alarm: an operator lifted it, or a member is there after all."""
+    """A ban was a false alarm: an operator said so. That a member appeared at the address is none: a member
+    goes where it wants."""
     host = host_of(ban.network)
     memory.memory.forget(Key("ban", host))
     memory.hints.refuted(host, now)
-    memory.hints.own.withdraw(host)
     memory.changed()

@@ -6,6 +6,7 @@ from __future__ import annotations
 from ipaddress import ip_network
 from math import inf
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -13,8 +14,10 @@ from phantommesh.acl.bans import OPEN, Ban, Bans
 from phantommesh.mnemonic.canaries import Named
 from phantommesh.mnemonic.hints import SETTLED, Hinter, Hints
 from phantommesh.mnemonic.saying import LIFE, Hint, Said, sign_hints
+from phantommesh.nursery.dataplane.banning import EXPIRED, LIFTED
 from phantommesh.nursery.keeping import offenders
 from phantommesh.nursery.keeping.memory import MemoryKeeper
+from phantommesh.nursery.reporting.threats import DROPPED, ThreatNews
 from phantommesh.trust.identity import NodeId
 from tests.support.makemesh import identity
 from tests.support.remembering import make_keeper
@@ -46,6 +49,33 @@ def test_neither_a_members_address_nor_a_private_one_is_told(keeper: MemoryKeepe
     offenders.banned(keeper, ban("198.51.100.67"), ("scan",), NOW, alone=True)
     keeper.hints.own.withhold(keeper.never)
     assert told(keeper, NOW + 1) == []
+
+
+@pytest.mark.parametrize(
+    ("why", "weight"), [("it is an address of m", 0.5), (EXPIRED, 0.5), (DROPPED, 0.5), (LIFTED, 1 / 3)]
+)
+async def test_only_the_operators_word_refutes_who_hinted(
+    why: str, weight: float, keeper: MemoryKeeper
+) -> None:
+    said = Said(A.node_id, int(NOW * 1000), (Hint("scan", STRANGER, 100, int(NOW + LIFE)),))
+    keeper.hints._who = {A.node_id: Hinter(A.public_key, b"root")}.get
+    assert keeper.hints.take(sign_hints(A, said), A.node_id, 0, keeper.never, NOW) == 1
+    made = ban(STRANGER)
+    offenders.banned(keeper, made, ("scan",), NOW, alone=False)
+    parts = MagicMock(memory=keeper)
+    parts.banning.bans = ()
+    ThreatNews(parts).ban(made, gone=True, why=why)
+    assert keeper.hints.reputations.weight(A.node_id, NOW) == pytest.approx(weight)
+    assert offenders.banned_before(keeper, made.network, NOW) == (0 if why == LIFTED else 1)
+
+
+async def test_a_ban_that_is_lifted_is_told_no_more(keeper: MemoryKeeper) -> None:
+    made = ban(STRANGER)
+    offenders.banned(keeper, made, ("scan",), NOW, alone=True)
+    parts = MagicMock(memory=keeper)
+    parts.banning.bans = ()
+    ThreatNews(parts).ban(made, gone=True, why="it is an address of m")
+    assert told(keeper) == []
 
 
 def test_what_a_node_alone_never_bans_exposes_nobody_and_what_records_name_does(keeper: MemoryKeeper) -> None:

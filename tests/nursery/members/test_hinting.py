@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from time import time
 from types import SimpleNamespace
@@ -67,7 +67,10 @@ async def test_a_member_that_hints_members_is_a_liar_also_after_a_restart(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with mesh_of_two(tmp_path) as (alpha, beta):
-        hints = alpha.parts.memory.hints
+        hints, banning = alpha.parts.memory.hints, alpha.parts.banning
+        assert alpha.parts.memory.shields("127.0.0.1") and not alpha.parts.memory.shields(BAD)
+        await banning.ban(ip_network(f"{BAD}/32"), "own", 600.0, "scan", kinds=["scan"])
+        assert banning._around.offended(BAD)  # type: ignore[attr-defined]
         monkeypatch.setattr(alpha.parts.hinting, "_named", lambda: [Named(ME.node_id, 1, [BAD])])
         alpha.parts.memory.canaries.look(alpha.parts.hinting._named(), time() - 2 * SETTLED)
         liar = beta.parts.own.member.node_id
