@@ -18,6 +18,7 @@ from msgspec import structs
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from phantommesh.acl.bans import OPEN
 from phantommesh.control import messages
 from phantommesh.control.hinting import TellHints
 from phantommesh.mnemonic.canaries import Named
@@ -69,7 +70,7 @@ async def test_a_member_that_hints_members_is_a_liar_also_after_a_restart(
     async with mesh_of_two(tmp_path) as (alpha, beta):
         hints, banning = alpha.parts.memory.hints, alpha.parts.banning
         assert alpha.parts.memory.shields("127.0.0.1") and not alpha.parts.memory.shields(BAD)
-        await banning.ban(ip_network(f"{BAD}/32"), "own", 600.0, "scan", kinds=["scan"])
+        banning.bans.add(ip_network(f"{BAD}/32"), "own", 600.0, "scan", time(), OPEN, kinds=["scan"])
         assert banning._around.offended(BAD)  # type: ignore[attr-defined]
         monkeypatch.setattr(alpha.parts.hinting, "_named", lambda: [Named(ME.node_id, 1, [BAD])])
         alpha.parts.memory.canaries.look(alpha.parts.hinting._named(), time() - 2 * SETTLED)
