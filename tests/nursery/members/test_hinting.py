@@ -23,7 +23,7 @@ from phantommesh.control import messages
 from phantommesh.control.hinting import TellHints
 from phantommesh.mnemonic.canaries import Named
 from phantommesh.mnemonic.hints import SETTLED, Hinter
-from phantommesh.mnemonic.saying import Hint, Said, sign_hints
+from phantommesh.mnemonic.saying import Hint, Said, decode_hints_untrusted, sign_hints
 from phantommesh.nursery.keeping.memory import MemoryKeeper
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import hinting as module
@@ -235,6 +235,22 @@ async def test_what_this_node_says_is_told_to_some_and_anew_to_others(
     keeper.hints.own.tell("scan", BAD, 1.0, time() + 600, time())
     await trio.sleep(100)
     assert len(others.told) == TOLD and {request.hops for _, request in others.told} == {0}
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_what_records_come_to_name_is_told_no_more(
+    keeper: MemoryKeeper, others: Others, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    named = list[Named]()
+    part = Hinting(ME, keeper, cast("Caller", others), on=True, named=lambda: named)
+    nursery.start_soon(part.run)
+    keeper.hints.own.tell("scan", BAD, 1.0, time() + 600, time())
+    await trio.sleep(10)
+    named.append(Named(HINTER.node_id, 1, [BAD]))
+    await trio.sleep(module.SWEEP * module.LOOK)
+    said = [decode_hints_untrusted(request.hints)[1].hints for _, request in others.told]
+    assert [hint.source for hint in said[0]] == [BAD] and said[-1] == ()
     nursery.cancel_scope.cancel()
 
 
