@@ -4,9 +4,9 @@
 A UDP source is easily forged. So an offence is **bound** only where it comes with a proof that its sender
 gets what is sent to the address: the datagram itself has a cookie of ours in its MAC, or it came on a TCP
 connection, or it came from a neighbour's own MAC address, as this host's neighbour table has it (then a
-cookie sent there would reach the sender). Every other offence is **loose**: it counts for a source only
-beside a bound offence of the same source. Else anybody could have an innocent host banned that has just
-proved itself, by forging its address. What is loose alone is never evidence; it is shed by rate.
+cookie sent there would reach the sender). Every other offence is **loose**, and is evidence for nothing, also
+beside a bound one: else anybody could have a host banned that has just done one small thing wrong, by forging
+its address. What is loose is shown, and shed by rate.
 
 Counts fade with `FADE`. The tables are bounded: bound offences take a proof each, so nobody can crowd others
 out of theirs from addresses that are not his; loose ones have a table of their own.
@@ -50,7 +50,7 @@ ENOUGH: Final[Mapping[Kind, float]] = {
     "dns": float("inf"),  # only members can ask, and by the overlay: shown, never banned
 }
 LEAST_SHARE: Final = 0.5  # of `ENOUGH`, from which a kind of offence is told and counts as one
-LATELY: Final = 0.5  # of a bound offence that has not faded: then loose ones of its source count, too
+LATELY: Final = 0.5  # of a bound offence that has not faded: an offender of before is banned for that
 MOST_BOUND: Final = 4096  # sources
 MOST_LOOSE: Final = 1024
 MOST_THREATS: Final = 256
@@ -96,12 +96,10 @@ class SourceSeen(msgspec.Struct, frozen=True):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """``score``: 1 is enough for a ban. ``kinds`` are those that weigh, ``firm`` those of them whose bound
-    offences alone weigh."""
+    """``score``: 1 is enough for a ban. ``kinds`` are those that weigh."""
 
     score: float
     kinds: tuple[Kind, ...]
-    firm: tuple[Kind, ...]
 
 
 class Threat(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,16 +116,10 @@ class Threat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(source: SourceSeen) -> Judgement:
-    """Weigh what a source did against `ENOUGH`. Loose offences count beside bound ones only."""
-    firm = {kind: count / ENOUGH[kind] for kind, count in source.bound}
-    score = dict(firm)
-    if any(count >= LATELY for _, count in source.bound):
-        for kind, count in source.loose:
-            score[kind] = score.get(kind, 0.0) + count / ENOUGH[kind]
+    """Weigh what a source did against `ENOUGH`. Loose offences never count."""
+    shares = {kind: count / ENOUGH[kind] for kind, count in source.bound}
     return Judgement(
-        sum(score.values()),
-        tuple(kind for kind in KINDS if score.get(kind, 0.0) >= LEAST_SHARE),
-        tuple(kind for kind in KINDS if firm.get(kind, 0.0) >= LEAST_SHARE),
+        sum(shares.values()), tuple(kind for kind in KINDS if shares.get(kind, 0.0) >= LEAST_SHARE)
     )
 
 
