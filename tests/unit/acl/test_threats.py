@@ -78,10 +78,29 @@ def test_a_look_proves_what_was_noted_since_the_last_one_and_nothing_before_or_a
     offences.settle()
     for _ in range(1000):
         offences.note("malformed", HOST, None, 0.2)  # while the look is under way
-    offences.neighbour(BLOCK, 0.3)
+    offences.neighbour(BLOCK, 5, 0.3)
     (seen,) = offences.bound(0.3)
     assert dict(seen.bound)["flood"] == 1.0 and seen.proofs == ("neighbour",)
     assert 1900 < dict(seen.loose)["flood"] < 2000
+
+
+def test_a_look_proves_no_more_than_it_saw_come() -> None:
+    """What else is noted came in that name where nobody looked who sent it: the address was known."""
+    offences = Offences()
+    for _ in range(1283):
+        offences.note("malformed", HOST, None, 0.0)
+    offences.note("replay", HOST, None, 0.0)
+    offences.settle()
+    offences.neighbour(BLOCK, 3, 0.0)
+    (seen,) = offences.bound(0.0)
+    assert sum(count for _, count in seen.bound) == 3.0 and dict(seen.loose)["flood"] == 1280.0
+    told = ThreatLog().see([seen], 100.0)
+    assert [(one.kind, one.proofs, one.count) for one in told] == [("flood", (), 1280.0)]
+    offences.note("malformed", HOST, None, 0.0)
+    offences.unsettle()
+    offences.settle()
+    offences.neighbour(BLOCK, 9, 0.0)
+    assert sum(count for _, count in next(iter(offences.bound(0.0))).bound) == 3.0
 
 
 def test_ipv6_counts_by_the_hosts_whole_64() -> None:
