@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from phantommesh.acl.bans import ORIGINS, Ban, Origin, for_kernel
@@ -202,13 +202,18 @@ def _fill(table: str, bans: Iterable[Ban], now: float) -> list[str]:
 
 
 def _element(network: Network, origin: Origin) -> str:
-    return str(network) if origin == "operator" else str(network.network_address)
+    return _plain(network) if origin == "operator" else _plain(network).partition("/")[0]
+
+
+def _plain(network: Network) -> str:
+    """A network in numbers alone: Python puts out the scope of an IPv6 address, which may be any text."""
+    return str(ip_network((network.network_address.packed, network.prefixlen)))
 
 
 def _known(table: str, known: Iterable[Network]) -> list[str]:
     commands, found = [], collapse(known)
     for version, _, _ in _FAMILIES:
-        if elements := [str(network) for network in found if network.version == version]:
+        if elements := [_plain(network) for network in found if network.version == version]:
             commands.append(add_elements(table, f"known{version}", elements))
     return commands
 

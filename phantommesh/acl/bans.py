@@ -79,6 +79,8 @@ def block_of(host: str) -> str:
 def parse_network(text: str) -> Network:
     """Read what an operator wants to ban: an address, or a network. An IPv6 address stands for its /64.
     Raises BanError."""
+    if "%" in text:  # Python takes any text there, and puts it out again
+        raise BanError("a scope (after %) is of one link, and bans are not", fix="leave it out")
     try:
         if "/" not in text:
             return ip_network(block_of(str(ip_address(text.strip("[]")))))
@@ -248,7 +250,7 @@ class Bans:
                 raise DecodeError("the file of bans is too large")
             state, found = msgspec.json.decode(data, type=_State), cls()
             for ban in state.bans:
-                if str(ban.parsed) != ban.network or not ban.until < float("inf"):
+                if str(ban.parsed) != ban.network or "%" in ban.network or not ban.until < float("inf"):
                     raise DecodeError("a ban of what is no network")
                 if now < ban.until and len(found._bans[ban.origin]) < MOST[ban.origin]:
                     found._bans[ban.origin][ban.network] = ban
