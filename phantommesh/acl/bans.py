@@ -144,6 +144,13 @@ class Bans:
     def __len__(self) -> int:
         return sum(map(len, self._bans.values()))
 
+    def copy(self) -> Bans:
+        """What there is now, for whoever may have to go back to it."""
+        found = Bans()
+        found._bans = {origin: bans.copy() for origin, bans in self._bans.items()}
+        found._offenders = self._offenders.copy()
+        return found
+
     def of(self, origin: Origin) -> list[Ban]:
         """Those of one origin."""
         return list(self._bans[origin].values())
