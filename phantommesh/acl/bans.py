@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal, get_args
 
@@ -55,7 +56,12 @@ class Ban(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def parsed(self) -> Network:
         """The network."""
-        return ip_network(self.network)
+        return _parsed(self.network)
+
+
+@lru_cache(maxsize=8192)  # as many as there may be bans
+def _parsed(text: str) -> Network:
+    return ip_network(text)
 
 
 class Offender(msgspec.Struct, frozen=True):

@@ -220,6 +220,9 @@ def _counts(counts: Mapping[Kind, Faded], now: float) -> tuple[tuple[Kind, float
     return tuple((kind, round(count, 3)) for kind, count in found if count >= 0.01)
 
 
+_TOLD: Final[Mapping[Kind, float]] = {kind: LEAST_SHARE * min(most, 400.0) for kind, most in ENOUGH.items()}
+
+
 class ThreatLog:
     """The threats of late, for people; bounded. Repeated sightings within `AGAIN` are one threat."""
 
@@ -236,12 +239,11 @@ class ThreatLog:
         """Take note of what these do; return the threats that are new."""
         fresh = []
         for source in sources:
-            counts = dict(source.loose)
+            counts = dict(source.loose) if source.loose else {}
             for kind, count in source.bound:
                 counts[kind] = counts.get(kind, 0.0) + count
             for kind, count in counts.items():
-                enough = min(ENOUGH[kind], 400.0)
-                if count >= LEAST_SHARE * enough and self._note(kind, source, count, wall):
+                if count >= _TOLD[kind] and self._note(kind, source, count, wall):
                     fresh.append(self._threats[source.block, kind])
         return fresh
 
