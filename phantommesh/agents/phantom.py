@@ -15,10 +15,11 @@ bytes of cover sent, and the ages of this node's WireGuard keys.
   none is sent) and `cover_peer_bytes_per_second` for a peer. The rate never follows the traffic's: that would
   tell every path the total (docs/traffic-analysis.md). That a peer is in use at all stays to be seen.
 - Port hops (`ReplaceKey`): with `hop_hours` a dimension whose WireGuard key and port are older gets others,
-  one at a time, `HOP_APART` at least after another. So who watches one path cannot follow it by its port for
+  one at a time, `HOP_APART` at least after another had its key replaced, whoever did that. So who watches one path cannot follow it by its port for
   longer.
 - A finding (`Raise`, rule `private-one-uplink`), where private traffic is all sent to one host: who watches
-  there sees all seven dimensions, and scattering hides nothing.
+  there sees all seven dimensions, and scattering hides nothing. The finding stands for `CLEARS` after that
+  was so last: a peer that moves is sent to at two hosts for a while, and is no better hidden.
 
 Bounds: no more than `MOST_PEERS` peers are covered at once, none with more than `actions.MOST_COVER`, and all
 together never beyond the node's budget. PHANTOM delays no packet, sets no weights, covers no peer without
@@ -40,6 +41,8 @@ EVERY: Final = 1.0  # s between looks while cover may be sent: rates are read on
 IDLE_EVERY: Final = 30.0  # s otherwise: what is looked at then changes by people's hands
 ACTIVE: Final = 3000.0  # bytes/s of traffic: above what a reading of counters can be wrong by cover under way
 LINGERS: Final = 30.0  # s: people read a page for some ten seconds, and the next load should be covered
+SHOWN: Final = 3 * IDLE_EVERY  # s that the finding stands without a look
+CLEARS: Final = 180.0  # s; each WireGuard session is made anew after 120, and then at the peer's new host
 STANDS: Final = 5.0  # s that a proposal stands without a look: an agent that hangs costs no more than that
 MOST_PEERS: Final = 16  # covered at once
 KNOWN_AFTER: Final = 15.0  # s after which cover is to be seen in the counters: several fronts
@@ -83,6 +86,10 @@ class Phantom(Agent[Seen]):
         self.every = EVERY if self._rate else IDLE_EVERY
         self._active: dict[str, float] = {}  # covered peers, by when they had traffic last
         self._hopped = float("-inf")
+        self._exposed = (
+            0,
+            float("-inf"),
+        )  # how many peers' private traffic was sent to one host, and when last
 
     @property
     def _rate(self) -> float:
@@ -101,7 +108,7 @@ class Phantom(Agent[Seen]):
             case Cover(peer):
                 return peer in self._active
             case Raise():
-                return bool(_shown(seen))
+                return self._exposed[0] > 0
             case _:
                 return True
 
@@ -149,8 +156,9 @@ class Phantom(Agent[Seen]):
     def _hop(self, seen: Seen, now: float) -> Iterator[Proposal]:
         life = 3600.0 * self.settings.hop_hours
         ages = [(age, i) for i, age in enumerate(seen.key_ages) if age is not None and age > life]
-        if not life or not ages or now < self._hopped + HOP_APART:
-            return
+        youngest = min((age for age in seen.key_ages if age is not None), default=0.0)
+        if not life or not ages or youngest < HOP_APART or now < self._hopped + HOP_APART:
+            return  # the ages also tell of what this node did before it began anew
         self._hopped = now
         age, dimension = max(ages)
         yield Proposal(
@@ -162,21 +170,20 @@ class Phantom(Agent[Seen]):
         )  # fmt: skip
 
     def _finding(self, seen: Seen, now: float) -> Iterator[Proposal]:
-        if shown := _shown(seen):
+        exposed, last = self._exposed
+        if shown := sum(one.private and one.hosts == 1 for one in seen.peers):
+            exposed, last = shown, now
+        self._exposed = (exposed, last) if now - last < CLEARS else (0, last)
+        if exposed := self._exposed[0]:
             yield Proposal(
                 agent="phantom", subject=Subject("rule", ONE_UPLINK),
                 action=Raise(
                     rule=ONE_UPLINK, severity="low",
-                    text=f"private traffic to {shown} of this node's peers is all sent to one host each: who "
-                    "watches there sees all of it",
+                    text=f"private traffic to {exposed} of this node's peers is all sent to one host each: "
+                    "who watches there sees all of it",
                     fix="give these peers more uplinks or relays, or another goal",
                 ),
-                evidence=(Evidence("peers_with_one_host", float(shown), 0.0, "wireguard"),),
-                expects=None, until=now + 3 * self.every,
+                evidence=(Evidence("peers_with_one_host", float(exposed), 0.0, "wireguard"),),
+                expects=None, until=now + SHOWN,
                 why="Scattering hides nothing from an observer of all dimensions.",
             )  # fmt: skip
-
-
-def _shown(seen: Seen) -> int:
-    """How many peers' private traffic is all sent to one host."""
-    return sum(one.private and one.hosts == 1 for one in seen.peers)

@@ -8,7 +8,11 @@ An elephant is a flow with `elephant_kbit` or more between two looks. An elephan
 be steered is pinned, in at most two looks: to the dimension that it has, so that it keeps its order also from
 one epoch's map to the next; to the one with the least of other elephants, where its own has another one and
 that saves a third or more of the load. It stays there while it sends `FADES` of that rate or more, and for
-`LINGERS` after that. What a path holds up is dealt on VELOCITY's word, which goes before STREAM's.
+`LINGERS` after that. A path that it had to leave, as traffic may not take that path any more, is shunned
+for `SHUNS`: what was left once is often left again.
+
+What a path holds up is dealt on VELOCITY's word, which goes before STREAM's. A flow that the splitter names
+to be dealt, and one that was, is let alone for `YIELDS`. So it is not pinned between two tries to deal it.
 
 A class of application by port and shape (`agents/applications.py`) is part of what is said of an elephant.
 A flow of the class ``call`` is pinned to no dimension that is lossier than its own.
@@ -43,6 +47,8 @@ IDLE_EVERY: Final = 1.0  # s otherwise
 STANDS: Final = 6.0  # s that a pin stands without a look
 FADES: Final = 0.3  # of an elephant's bound, below which the flow is none any more
 LINGERS: Final = 4.0  # s below that until its pin is let go: a sender may wait for a disk
+YIELDS: Final = 30.0  # s: VELOCITY tries again 10 s after a flow could not be dealt
+SHUNS: Final = 60.0  # s; VELOCITY takes a path back after 5, and leaves it for longer each time that it fails
 SAVES: Final = 2 / 3  # of the load that a dimension may have at most after a move, compared with the one left
 MOST_PINS: Final = 48  # elephants; the heaviest
 SHORTEST: Final = 0.2  # s between two looks that a rate is taken from
@@ -68,12 +74,14 @@ class FlowSeen:
 class Ways:
     """The paths of a peer whose flows can be steered. ``used``: the dimensions that may carry traffic;
     ``losses``: of the newest probes, by dimension; ``homes``: by bucket, the dimension of the epoch's map;
-    ``dealt``: the buckets that go over all dimensions."""
+    ``dealt``: the buckets that go over all dimensions; ``named``: the bucket that the splitter would deal
+    next."""
 
     used: frozenset[int]
     losses: Sequence[float]
     homes: Sequence[int | None]
     dealt: frozenset[int] = frozenset()
+    named: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +95,26 @@ class Seen:
 
 @dataclass(slots=True)
 class _Elephant:
-    """``heavy``: when the flow last sent enough; ``rate`` in bytes a second."""
+    """``heavy``: when the flow last sent enough; ``rate`` in bytes a second. ``named``: whether the flow was
+    to be dealt at the last look; ``yields``: until when it is let alone. ``fled``: when it had to leave which
+    dimension."""
 
     flow: FlowSeen
     application: Application
     rate: float
     heavy: float
     dimension: int | None = None
+    named: bool = False
+    yields: float = float("-inf")
+    fled: dict[int, float] = field(default_factory=dict)
+
+    def yielding(self, ways: Ways, now: float) -> bool:
+        """Whether the flow is VELOCITY's now. Where one is named for long and nobody deals it, it is not."""
+        bucket, before = self.flow.bucket, self.named
+        self.named = bucket is not None and bucket == ways.named
+        if bucket in ways.dealt or (self.named and not before):
+            self.yields = now + YIELDS
+        return now < self.yields
 
 
 class Stream(Agent[Seen]):
@@ -177,14 +198,17 @@ class Stream(Agent[Seen]):
         for one in sorted(self._elephants.values(), key=lambda one: -one.rate):
             peer, bucket = one.flow.peer, one.flow.bucket
             ways = None if peer is None else seen.ways.get(peer)
-            if peer is None or bucket is None or ways is None or bucket in ways.dealt or len(ways.used) < 2:
+            if peer is None or bucket is None or ways is None:
+                continue
+            if one.yielding(ways, now) or len(ways.used) < 2:
                 continue
             if (peer, bucket) in pinned:
                 continue  # another elephant of the same bucket has said it
             if one.dimension not in ways.used:
                 if one.dimension is not None:
                     loads[peer, one.dimension] -= one.rate
-                one.dimension = _dimension_for(one, bucket, ways, loads, peer)
+                    one.fled[one.dimension] = now
+                one.dimension = _dimension_for(one, bucket, ways, loads, peer, now)
                 loads[peer, one.dimension] += one.rate
             pinned.add((peer, bucket))
             yield self._pin(one, peer, bucket, one.dimension, now)
@@ -229,15 +253,17 @@ class Stream(Agent[Seen]):
 
 
 def _dimension_for(
-    one: _Elephant, bucket: int, ways: Ways, loads: Mapping[tuple[str, int], float], peer: str
+    one: _Elephant, bucket: int, ways: Ways, loads: Mapping[tuple[str, int], float], peer: str, now: float
 ) -> int:
     """The dimension for an elephant: its own, or one with clearly less of other elephants."""
     home = ways.homes[bucket] if bucket < len(ways.homes) else None
-    free = ways.used
-    if one.application == "call" and home in ways.used and home is not None:
-        free = frozenset(i for i in ways.used if ways.losses[i] <= ways.losses[home])
+    # Where all are shunned there is nothing to choose by that.
+    used = frozenset(i for i in ways.used if now - one.fled.get(i, float("-inf")) >= SHUNS) or ways.used
+    free = used
+    if one.application == "call" and home in used and home is not None:
+        free = frozenset(i for i in used if ways.losses[i] <= ways.losses[home])
     least = min(sorted(free), key=lambda i: loads.get((peer, i), 0.0))
-    if home is None or home not in ways.used:
+    if home is None or home not in used:
         return least
     here, there = loads.get((peer, home), 0.0), loads.get((peer, least), 0.0)
     return least if there + one.rate <= SAVES * (here + one.rate) else home

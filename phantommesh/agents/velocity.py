@@ -18,10 +18,13 @@ A path is left
   than `late_ms` above the least ever, nor as fast as another path costs (`paths/cost.py`). Lateness
   counts only for peers all of whose traffic keeps its order: elsewhere capacity is worth more.
 
-It is taken back after it was sound for `return_seconds`, doubled each time it is left again before
-`CALM` has passed, up to `LONGEST_HOLD`. A path that is no longer late as soon as the traffic has left was
-late by that traffic. It is taken back at once, and no path of that peer is left as late for `OWN_PAUSE`,
-doubled each time: more traffic than a path carries is the splitter's business.
+It is taken back after it was neither lossy nor late, whichever it was left for, for `return_seconds`. These
+double each time it is left again before `CALM` has passed, up to `LONGEST_HOLD`. For the ten seconds that
+APEX has a path rest after that, it is not left again; what ails it by then may be over.
+
+A path that is no longer late as soon as the traffic has left was late by that traffic, and is taken back at
+once. So was one that is late as soon as the traffic has come back. No path of that peer is then left as late
+for `OWN_PAUSE`, doubled each time: more traffic than a path carries is the splitter's business.
 
 A flow is dealt when the splitter names it. The splitter brings it back by itself where dealing gains nothing
 or is needed no more, and VELOCITY lets go of it then.
@@ -49,7 +52,9 @@ IDLE_EVERY: Final = 2.0  # s otherwise; without traffic nothing is probed often 
 STANDS: Final = 5.0  # s that a proposal stands without a look: an agent that hangs takes nothing from traffic
 CALM: Final = 600.0  # s in use after which a path that was left counts as never left
 LONGEST_HOLD: Final = 900.0  # s
-OWN: Final = 3.0  # s after it was left within which a path sound again was late by its own traffic
+OWN: Final = (
+    3.0  # s after it was left, or taken back, within which a path sound, or late, is so by its traffic
+)
 OWN_PAUSE: Final = 60.0  # s
 MOST_OWN_PAUSE: Final = 960.0  # s
 GAINS: Final = (
@@ -113,6 +118,12 @@ class _Peer:
     """By dimension: how long it had to be sound when it was left last, and when it was taken back."""
     own_pause: float = 0.0
     late_from: float = float("-inf")  # until then no path is left as late
+
+    def pause(self, now: float) -> None:
+        """A path was late by this peer's own traffic: leave none as late for a while."""
+        calm = now >= self.late_from + CALM
+        self.own_pause = OWN_PAUSE if calm else min(MOST_OWN_PAUSE, 2.0 * self.own_pause or OWN_PAUSE)
+        self.late_from = now + self.own_pause
 
 
 class Velocity(Agent[Seen]):
@@ -178,6 +189,11 @@ class Velocity(Agent[Seen]):
             found = self._sick(peer, known, path, refuges, now) if refuges else None
             if found is not None:
                 why, evidence = found
+                _, returned = known.holds.get(dimension, (0.0, float("-inf")))
+                if why == "late" and now - returned <= OWN:
+                    known.pause(now)
+                if now - returned < Weigh.rests:  # it would be refused, and may be over by then
+                    continue
                 before = (path.rtt or 0.0) if path.least is None else path.least - path.rose
                 known.left[dimension] = left = _Left(why, now, before, self._hold(known, dimension, now))
                 yield self._leave(peer, dimension, left, now, evidence, path, refuges)
@@ -189,10 +205,8 @@ class Velocity(Agent[Seen]):
             loss = Evidence("probe_loss", path.loss, source="probes")
             return "lossy", (Evidence("loss_alarm", 1.0, 1.0, source="page-test"), loss)
         late = self.settings.late_ms / 1000
-        if not peer.in_order or now < known.late_from or path.least is None or path.rose < late:
-            return None
-        cost = min((one.cost for one in refuges if one.cost is not None), default=None)
-        if cost is None or not worth(path.least, cost):
+        cost = _better(peer, path, refuges) if now >= known.late_from and path.rose >= late else None
+        if cost is None or path.least is None:
             return None
         return "late", (
             Evidence("rtt_rose_ms", path.rose * 1000, self.settings.late_ms, source="probes"),
@@ -213,15 +227,16 @@ class Velocity(Agent[Seen]):
         sound = _is_sound(path) and not path.doubted
         if one.why == "late":
             sound = sound and trip is not None and trip <= one.before + late
+        elif path.rose >= late:  # as late it would be left again at once
+            refuges = [path for i, path in enumerate(peer.paths) if i not in known.left and _is_sound(path)]
+            sound = sound and _better(peer, path, refuges) is None
         if not sound:
             one.sound = None
             return
         one.sound = now if one.sound is None else one.sound
         own = one.why == "late" and one.sound - one.since <= OWN
         if own:
-            calm = now >= known.late_from + CALM
-            known.own_pause = OWN_PAUSE if calm else min(MOST_OWN_PAUSE, 2.0 * known.own_pause or OWN_PAUSE)
-            known.late_from = now + known.own_pause
+            known.pause(now)
         if own or now - one.sound >= one.hold:
             known.holds[dimension] = one.hold, now
             del known.left[dimension]
@@ -297,6 +312,13 @@ class Velocity(Agent[Seen]):
 def _is_sound(path: Candidate) -> bool:
     """Whether traffic may flee to a path, or return."""
     return path.usable and path.fresh and not path.lossy and path.rtt is not None
+
+
+def _better(peer: PeerSeen, path: Candidate, refuges: Sequence[Candidate]) -> float | None:
+    """What the best of the others costs, where order is kept and that is worth leaving a late path for."""
+    cost = min((one.cost for one in refuges if one.cost is not None), default=None)
+    found = peer.in_order and path.least is not None and cost is not None and worth(path.least, cost)
+    return cost if found else None
 
 
 def _mean_ms(paths: Sequence[Candidate]) -> float:

@@ -19,6 +19,8 @@ from ipaddress import ip_network
 from math import inf
 from typing import Final, assert_never
 
+from msgspec.structs import replace
+
 from phantommesh.acl.bans import BanError, Bans
 from phantommesh.acl.threats import Offences
 from phantommesh.agents.actions import (
@@ -44,22 +46,25 @@ from phantommesh.agents.base import AgentName
 from phantommesh.agents.council import Council, Minutes, Order
 from phantommesh.agents.everyone import MAKERS, make_council
 from phantommesh.agents.genesis import Genesis
-from phantommesh.config.agents import AegisSection, AgentsSection
+from phantommesh.config.agents import AegisSection, AgentsSection, PhantomSection
 from phantommesh.node.steps import Moment
 from tests.simulation.day_referee import Referee
 from tests.simulation.day_views import VIEWS
-from tests.simulation.day_world import HOUR, SERVICES, Machine, Trouble, World, plan
+from tests.simulation.day_world import HOP, HOUR, SERVICES, Machine, Trouble, World, plan
 
 QUIET: Final[dict[AgentName, float]] = {
     "fortress": 60.0, "cipher": 60.0, "velocity": 300.0, "stream": 300.0, "genesis": 60.0, "nexus": 60.0,
-    "omniscient": 60.0,
+    "omniscient": 60.0, "phantom": 60.0,
 }  # fmt: skip
 """Seconds between looks at what is quiet; an agent that is not here keeps its own cadence."""
 NEWS: Final[dict[Trouble, tuple[AgentName, ...]]] = {
     "lag": ("omniscient",), "wedge": ("omniscient",), "unready": ("nexus",),
 }  # fmt: skip
 """Troubles that may come again just after they ended, and whose business that is."""
-SETTINGS: Final = AgentsSection(aegis=AegisSection(mend=True))
+COVERED: Final = PhantomSection(cover_bytes_per_second=20_000.0, cover_peer_bytes_per_second=8_000.0)
+SETTINGS: Final = AgentsSection(aegis=AegisSection(mend=True), phantom=COVERED)
+HOPPING: Final = replace(SETTINGS, phantom=replace(COVERED, hop_hours=HOP / HOUR))
+"""What each fourth node has."""
 FAILS: Final = 50
 
 
@@ -114,7 +119,8 @@ class Day:
 
     def _council(self, one: Machine) -> Council:
         now = self.world.now
-        council = make_council(SETTINGS, lambda: str(next(self._traces)), now)
+        settings = SETTINGS if one.number % 4 else HOPPING
+        council = make_council(settings, lambda: str(next(self._traces)), now)
         council.anew("genesis", Genesis(random.Random(self._rng.random())))  # a day is drawn from its seed
         for name in council.seats:
             if name in VIEWS:
@@ -148,6 +154,7 @@ class Day:
             elif what == "ends":
                 if one.session is not None and one.session.ends <= world.now:
                     world.count(one)
+                    one.ended = one.session.peer, world.now
                     one.session = None
             else:
                 self._befall(one, what)  # type: ignore[arg-type]
@@ -182,8 +189,8 @@ class Day:
             every = 1.0 if one.session else 5.0
         elif name == "cipher" and not quiet and not world.signs:
             every = 20.0
-        elif quiet and (name in ("fortress", "genesis") or not council.apex.count(name)):
-            # Bans stand by themselves, and what GENESIS tunes for two minutes.
+        elif quiet and (name in ("fortress", "genesis", "phantom") or not council.apex.count(name)):
+            # Bans stand by themselves, what GENESIS tunes for two minutes, and PHANTOM's finding for longer.
             every = max(every, QUIET.get(name, 0.0))
         self._look_at(one, name, max(council.due(name, now), now + every))
 
@@ -262,8 +269,8 @@ class Day:
             case Restart(service):
                 since = max(one.wedged.pop(service, now), one.lag[1])  # while the loop hangs nobody knows
                 self.told.slowest_restart = max(self.told.slowest_restart, now - since)
-            case Cover():
-                pass
+            case Cover(peer, rate):
+                one.covered[int(peer)] = rate, now
             case _:
                 assert_never(action)
         return ""
@@ -285,6 +292,8 @@ class Day:
             case Tune():
                 self.world.count(one)
                 one.probe_seconds = 0.1
+            case Cover(peer):
+                one.covered.pop(int(peer), None)
             case Drain():
                 one.drains, self.world.stamp = False, self.world.stamp + 1
             case Ban(network):
@@ -323,7 +332,7 @@ class Day:
                 world.count(one)
                 one.session = world.session_of(one)
                 self._at(one.session.ends, "ends", one.number)
-                self._wake(one, "velocity", "stream", "genesis")
+                self._wake(one, "phantom", "velocity", "stream", "genesis")
             case "unready":
                 one.unready = now
                 self._at(now + rng.choice((5.0, 20.0, 40.0 + rng.expovariate(1 / 120))), "ready", one.number)
@@ -388,7 +397,7 @@ class Day:
         one.offences, one.book = Offences(), Bans.decode(one.book.encode(), now)
         one.closed, one.left, one.dealt, one.pins, one.rotated = set(), set(), set(), {}, {}
         one.wedged, one.shed, one.throttled, one.drains, one.probe_seconds = {}, None, {}, False, 0.1
-        one.session, one.counted = None, now
+        one.session, one.counted, one.covered, one.ended = None, now, {}, (-1, -inf)
         self.councils[one.number] = self._council(one)
         self._shake_hands(one)
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from ipaddress import ip_network
+from math import inf
 from typing import Final, assert_never
 
 from phantommesh.agents.actions import (
@@ -35,7 +36,7 @@ from phantommesh.agents.actions import (
     Weigh,
 )
 from phantommesh.agents.base import Proposal
-from tests.simulation.day_world import Machine, World
+from tests.simulation.day_world import HOP, Machine, World, private
 
 FINDING: Final = 60.0  # s
 LEAD: Final = 10.0  # s that the end of an action may come after the trouble's next beginning
@@ -74,6 +75,7 @@ class Referee:
         self._ended: dict[tuple[int, str, str], tuple[Action, float]] = {}
         self._stands: dict[tuple[int, str, str], Action] = {}
         self._tokens: dict[tuple[int, str], tuple[float, float]] = {}
+        self._hops: dict[int, float] = {}  # by machine, when PHANTOM replaced a key last
         self._rotations: dict[tuple[int, str], list[float]] = defaultdict(list)
 
     def restarted(self, one: Machine) -> None:
@@ -131,6 +133,8 @@ class Referee:
                 ill.dimension == action.dimension and ended - LEAD <= ill.since <= now
                 for ill in one.session.ills
             )
+        if isinstance(action, Cover) and one.session is not None and one.session.peer == int(action.peer):
+            return one.session.began >= ended - LEAD
         return one.befell.get(proposal.agent, 0.0) >= ended - LEAD
 
     # Bounds.
@@ -147,7 +151,24 @@ class Referee:
             return "another agent's action"
         if not proposal.evidence or not now < proposal.until <= now + 86_400.0:
             return "no evidence, or no end"
+        if proposal.agent == "phantom" and isinstance(action, Cover | ReplaceKey):
+            return self._hidden(one, action)
         return self._bounds(one, action)
+
+    def _hidden(self, one: Machine, action: Cover | ReplaceKey) -> str:
+        """PHANTOM covers private traffic, and replaces one key after another where it was asked to."""
+        now = self._world.now
+        if isinstance(action, Cover):
+            peer = int(action.peer)
+            used = one.session is not None and one.session.peer == peer
+            used = used or (one.ended[0] == peer and now <= one.ended[1] + 31.0)
+            fits = 0.0 <= action.bytes_per_s <= 8000.0 and private(one, self._world.machines[peer])
+            return "" if fits and used and len(one.covered) < 16 else "cover that nobody needs, or too much"
+        before = self._hops.get(one.number, -inf)
+        self._hops[one.number] = now
+        asked = one.number % 4 == 0 and 0 <= action.dimension <= 6
+        fits = asked and now - one.keys[action.dimension] > HOP and now - before >= 599.0
+        return "" if fits else "a key is replaced that is young, or too soon after another"
 
     def _bounds(self, one: Machine, action: Action) -> str:  # a table
         world, now = self._world, self._world.now
@@ -189,7 +210,7 @@ class Referee:
                 pins = len(one.pins) < 48
                 return "" if 0 <= int(peer) < len(world.machines) and pins else "too many flows are pinned"
             case Cover(_, rate):
-                return "" if 0 <= rate <= 125_000 else f"{rate} bytes of cover traffic a second"
+                return f"{rate} bytes of cover traffic a second, which is PHANTOM's"
             case Tune(parameter, value):
                 low, high = TUNED.get(parameter, (1.0, 0.0))
                 return "" if low <= value <= high else f"{parameter} is {value}"

@@ -16,7 +16,7 @@ from typing import Final, TypeAlias, TypeVar
 
 from phantommesh.acl.bans import parse_network
 from phantommesh.acl.threats import judge
-from phantommesh.agents import cipher, nexus, omniscient, stream, velocity
+from phantommesh.agents import cipher, nexus, omniscient, phantom, stream, velocity
 from phantommesh.agents.base import AgentName
 from phantommesh.agents.fortress import FortressSeen, Source
 from phantommesh.agents.genesis import GenesisSeen
@@ -25,7 +25,7 @@ from phantommesh.hostcheck.seen import FileSeen, HostSeen
 from phantommesh.names.askers import AskerSeen
 from phantommesh.paths.quickest import Candidate
 from phantommesh.scatter.flows import SAMPLE, FlowKey
-from tests.simulation.day_world import MB, SERVICES, Machine, Session, World
+from tests.simulation.day_world import MB, SERVICES, Machine, Session, World, private
 
 View: TypeAlias = Callable[[World, Machine], tuple[object, bool]]
 
@@ -118,6 +118,21 @@ def cipher_view(world: World, one: Machine) -> tuple[object, bool]:
     return cipher.Seen(links=tuple(links), signs=tuple(signs), key_ages=ages, renewal_late=late), quiet
 
 
+def phantom_view(world: World, one: Machine) -> tuple[object, bool]:
+    """The peers with private traffic. Some have one uplink; while such a one moves, it has two hosts. Half of
+    the budget of a peer's cover is used."""
+    now, session, peers = world.now, one.session, list[phantom.PeerSeen]()
+    for other in world.machines:
+        if other is one or not private(one, other):
+            continue
+        hosts = 3 if other.number % 5 else 1 + (now < other.joined + 60.0)
+        rate = session.rate if session is not None and session.peer == other.number else 0.0
+        cover, since = one.covered.get(other.number, (0.0, now))
+        peers.append(phantom.PeerSeen(other.id, True, rate, hosts, int(cover * (now - since) / 2)))
+    ages = tuple(now - key for key in one.keys)
+    return phantom.Seen(tuple(peers), ages), session is None and not one.covered
+
+
 def _candidates(session: Session, one: Machine, world: World) -> list[Candidate]:
     paths, now, noise = list[Candidate](), world.now, world.noise
     for dimension in range(DIMENSIONS):
@@ -147,15 +162,18 @@ def _candidates(session: Session, one: Machine, world: World) -> list[Candidate]
     return paths
 
 
+def _held(session: Session, now: float) -> bool:
+    """Whether the session's elephant holds its path up now."""
+    return session.elephant and not session.in_order and session.held <= now < session.held + 30.0
+
+
 def velocity_view(world: World, one: Machine) -> tuple[object, bool]:
     """The paths of the peer that this machine has traffic with."""
     session, now = one.session, world.now
     if session is None:
         return velocity.Seen(), True
     dealt = frozenset(bucket for peer, bucket in one.dealt if peer == session.peer)
-    nominee = None
-    if session.elephant and not session.in_order and session.held <= now < session.held + 30.0 and not dealt:
-        nominee = velocity.Nominee(BUCKET, ELEPHANT, 3, 0.05, 0.0)
+    nominee = velocity.Nominee(BUCKET, ELEPHANT, 3, 0.05, 0.0) if _held(session, now) and not dealt else None
     if now >= session.held + 60.0:
         dealt = frozenset()  # the splitter needs it no more
     seen = velocity.PeerSeen(
@@ -190,7 +208,8 @@ def stream_view(world: World, one: Machine) -> tuple[object, bool]:
         dealt = frozenset(bucket for who, bucket in one.dealt if who == session.peer)
         homes = [(int(now // 60) + bucket) % DIMENSIONS for bucket in range(BUCKET + 1)]  # anew each epoch
         if not session.in_order:
-            ways[peer] = stream.Ways(used, [0.0] * DIMENSIONS, homes, dealt)
+            named = BUCKET if _held(session, now) and not dealt else None
+            ways[peer] = stream.Ways(used, [0.0] * DIMENSIONS, homes, dealt, named)
     calls = dict[FlowKey, int]()
     one.calls = {what: until for what, until in one.calls.items() if now < until + 600.0}
     for what, until in one.calls.items():
@@ -262,6 +281,7 @@ VIEWS: Final[Mapping[AgentName, View]] = MappingProxyType(
         "fortress": fortress,
         "aegis": aegis,
         "cipher": cipher_view,
+        "phantom": phantom_view,
         "velocity": velocity_view,
         "stream": stream_view,
         "genesis": genesis,

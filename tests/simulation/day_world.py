@@ -28,6 +28,7 @@ SERVICES: Final = tuple(
 )
 REGIONS: Final = ("north", "south", "east", "west", "")
 MB: Final = 2**20
+HOP: Final = 72_000.0  # s after which some nodes replace a key, before its life of a day ends
 POLICY: Final = (1, 2, 3, 4, 5, 6)
 
 Bad = Literal["late", "lossy", "dark", "own"]
@@ -99,6 +100,7 @@ class Machine:
     asks: dict[str, tuple[float, float]] = field(default_factory=dict)  # by address: since and until when
     calls: dict[str, float] = field(default_factory=dict)  # scans and beacons, until when
     session: Session | None = None
+    ended: tuple[int, float] = (-1, -math.inf)  # with which peer the last session was, and until when
     sent: float = 0.0
     lost: float = 0.0
     probes: float = 0.0
@@ -111,6 +113,7 @@ class Machine:
     left: set[tuple[int, int]] = field(default_factory=set)
     dealt: set[tuple[int, int]] = field(default_factory=set)
     pins: dict[tuple[int, int], int] = field(default_factory=dict)
+    covered: dict[int, tuple[float, float]] = field(default_factory=dict)  # by peer: bytes/s, and since when
     probe_seconds: float = 0.1
     drains: bool = False
     shed: float | None = None
@@ -209,6 +212,11 @@ class World:
             peer, self.now, self.now + length, rng.uniform(50e3, 500e3), rng.random() < 0.5,
             rng.random() < 0.4, self.now + rng.uniform(10.0, 2 * length), tuple(ills),
         )  # fmt: skip
+
+
+def private(one: Machine, other: Machine) -> bool:
+    """Whether the traffic between two is private: a third of all."""
+    return (one.number + other.number) % 3 == 0
 
 
 def plan(world: World, hours: float) -> Iterator[tuple[float, Trouble, int]]:

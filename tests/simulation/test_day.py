@@ -15,8 +15,9 @@ from tests.simulation.day_views import VIEWS
 
 ANSWERED = (
     "fortress Ban", "fortress Shed", "fortress Throttle", "aegis Mend", "cipher Rotate", "cipher Quarantine",
-    "cipher ReplaceKey", "cipher Renew", "velocity Weigh", "stream Pin", "stream Raise", "genesis Tune",
-    "nexus Drain", "nexus Raise", "omniscient Restart", "omniscient Raise",
+    "cipher ReplaceKey", "cipher Renew", "phantom Cover", "phantom ReplaceKey", "phantom Raise",
+    "velocity Weigh", "stream Pin", "stream Raise", "genesis Tune", "nexus Drain", "nexus Raise",
+    "omniscient Restart", "omniscient Raise",
 )  # fmt: skip
 """What each agent has to have done at least once, as there was reason for it."""
 

@@ -39,6 +39,7 @@ async def look(parts: Parts) -> Seen:
                 [load.loss for load in loads],
                 homes,
                 frozenset() if flows is None else flows.dealt,
+                None if flows is None or flows.nominee is None else flows.nominee.bucket,
             )
         bucket = None
         if peer in ways:

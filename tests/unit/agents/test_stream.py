@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
@@ -14,7 +15,7 @@ from phantommesh.agents.actions import Pin, Raise
 from phantommesh.agents.applications import application_of
 from phantommesh.agents.base import Observation, Proposal
 from phantommesh.agents.patterns import MOST_KEYS, MOST_SOURCES, MOST_TARGETS, Patterns
-from phantommesh.agents.stream import BUSY_EVERY, MOST_PINS, FlowSeen, Seen, Stream, Ways
+from phantommesh.agents.stream import BUSY_EVERY, MOST_PINS, YIELDS, FlowSeen, Seen, Stream, Ways
 from phantommesh.config.agents import StreamSection
 from phantommesh.node.steps import Moment
 from phantommesh.scatter.flows import SAMPLE, FlowKey
@@ -91,6 +92,38 @@ def test_flows_that_are_dealt_or_cannot_be_steered_are_let_alone() -> None:
     for ways in (dealt, one_way, {}):
         assert look(begun(), 1.0, flow(HEAVY), ways=ways) == []
     assert look(begun(), 1.0, flow(HEAVY, bucket=None)) == []
+
+
+def test_a_flow_that_is_to_be_dealt_is_let_alone_for_a_time_also_where_dealing_failed() -> None:
+    """Found by `benchmarks.day`: pinned, dealt without success, and pinned again, ten seconds apart."""
+    named = {"peer": replace(WAYS["peer"], named=8)}
+    dealt = {"peer": replace(WAYS["peer"], dealt=frozenset({8}))}
+    agent, sent = begun(), iter(range(HEAVY, 100 * HEAVY, HEAVY))
+    assert pins(look(agent, 1.0, flow(next(sent)))) == {"8": 1}
+    for now in (2.0, 3.0):
+        assert pins(look(agent, now, flow(next(sent)), ways=named)) == {}
+    for now in range(4, 32):
+        assert pins(look(agent, float(now), flow(next(sent)))) == {}
+    assert pins(look(agent, 2.0 + YIELDS, flow(next(sent)))) == {"8": 1}
+    assert pins(look(agent, 33.0, flow(next(sent)), ways=dealt)) == {}
+    assert pins(look(agent, 34.0, flow(next(sent)))) == {}, "it was brought back just now"
+
+
+def test_a_flow_that_nobody_deals_though_it_is_named_is_pinned_again() -> None:
+    named, agent = {"peer": replace(WAYS["peer"], named=8)}, begun()
+    found = [pins(look(agent, now, flow(now * HEAVY), ways=named)) for now in range(1, 33)]
+    assert [now for now, one in enumerate(found, 1) if one] == [31, 32]
+
+
+def test_an_elephant_does_not_go_back_to_a_path_that_it_had_to_leave_just_now() -> None:
+    agent, paths = begun(), frozenset(range(7))
+    without = {gone: {"peer": Ways(paths - {gone}, [0.0] * 7, HOMES)} for gone in paths}
+    assert pins(look(agent, 1.0, flow(HEAVY))) == {"8": 1}
+    was = [1]
+    for now in range(2, 8):
+        was.append(pins(look(agent, now, flow(now * HEAVY), ways=without[was[-1]]))["8"])
+    assert sorted(was) == sorted(paths), "each once"
+    assert pins(look(agent, 8.0, flow(8 * HEAVY), ways=without[was[-1]])) == {"8": 1}, "no other is left"
 
 
 def test_a_call_is_not_moved_to_a_path_that_loses_more() -> None:

@@ -61,7 +61,7 @@ def test_a_path_is_taken_back_when_it_was_sound_for_long_enough_and_later_each_t
         assert left(look(agent, now, peer())) == [0], "it has to be sound for a while"
         assert left(look(agent, now + hold - 0.1, peer())) == [0]
         assert left(look(agent, now + hold, peer())) == []
-        now += hold + 1.0
+        now += hold + Weigh.rests
 
 
 def test_doubt_and_lateness_put_the_return_off() -> None:
@@ -149,3 +149,44 @@ def test_a_path_that_is_taken_back_is_free_before_another_is_left() -> None:
             (gone.discard if order.lift else gone.add)(order.proposal.action.dimension)
             assert len(gone) <= 3, now
     assert gone == {3, 4, 5}
+
+
+def test_a_lossy_path_that_became_late_meanwhile_is_not_taken_back_to_be_left_again() -> None:
+    """Found by `benchmarks.day`: it was taken back at the end of its loss, and left as late right after."""
+    agent = Velocity()
+    assert left(look(agent, 0.0, peer(LOSSY))) == [0]
+    for now in (1.0, 10.0, 20.0):
+        assert left(look(agent, now, peer(LATE))) == [0], "late"
+        assert left(look(agent, now + 1.0, peer(replace(LATE, rose=0.03)))) == [0], "late still"
+    assert left(look(agent, 30.0, peer())) == [0] and left(look(agent, 35.0, peer())) == []
+
+
+def test_a_lossy_path_is_taken_back_late_where_that_is_no_reason_to_leave_it() -> None:
+    for paths, in_order in (((LATE,), False), ((LATE,) * 7, True)):
+        agent = Velocity()
+        assert left(look(agent, 0.0, peer(LOSSY))) == [0]
+        look(agent, 1.0, peer(*paths, in_order=in_order))
+        assert left(look(agent, 6.0, peer(*paths, in_order=in_order))) == []
+
+
+def test_what_ails_a_path_while_it_rests_after_its_return_is_no_reason_when_that_is_over() -> None:
+    """Found by `benchmarks.day`: APEX refused for ten seconds, and then let go what was sound again."""
+    agent = Velocity()
+    assert left(look(agent, 0.0, peer(LOSSY))) == [0]
+    assert left(look(agent, 1.0, peer())) == [0] and left(look(agent, 6.0, peer())) == []
+    for now in (7.0, 15.9):
+        assert left(look(agent, now, peer(LOSSY))) == []
+    assert left(look(agent, 16.0, peer())) == [] and left(look(agent, 17.0, peer(LOSSY))) == [0]
+
+
+def test_a_path_late_as_soon_as_traffic_is_back_is_late_by_that_traffic() -> None:
+    agent = Velocity()
+    assert left(look(agent, 0.0, peer(LOSSY))) == [0]
+    assert left(look(agent, 1.0, peer())) == [0] and left(look(agent, 6.0, peer())) == []
+    for now in (6.5, 20.0, 6.4 + OWN_PAUSE):
+        assert left(look(agent, now, peer(LATE))) == [], now
+    assert left(look(agent, 6.5 + OWN_PAUSE, peer(LATE))) == [0]
+    other = Velocity()
+    assert left(look(other, 0.0, peer(LOSSY))) == [0]
+    assert left(look(other, 1.0, peer())) == [0] and left(look(other, 6.0, peer())) == []
+    assert left(look(other, 16.0, peer(LATE))) == [0], "late a while after that, it is the path's"

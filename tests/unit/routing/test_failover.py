@@ -282,11 +282,13 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def somebody_carries_what_somebody_can(self) -> None:
-        """The newest answer says so, and the router is taken for it since before."""
+        """The newest answer says so, the router is taken for it since before, and waits no longer for what it
+        broke before."""
         for prefix, routers in self.taken.items():
             for router in routers:
                 known = self.failover._routers[router]
-                if prefix in known.up and known.lives(self.now):
+                up = self.now - known.up.get(prefix, math.inf)
+                if known.lives(self.now) and up >= (MOST_ALONE if prefix in known.broke else 0.0):
                     assert prefix in self.failover.carried
 
     @invariant()
