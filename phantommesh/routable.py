@@ -48,7 +48,7 @@ _NEVER: Final[tuple[tuple[Network, str], ...]] = tuple(
 def parse_prefix(text: str) -> Network:
     """Read a prefix in its only form: ``10.1.0.0/16``, ``2001:db8::/32``. Raises ValueError that says why
     not."""
-    if len(text) > _MAX_TEXT or not text.isascii():
+    if len(text) > _MAX_TEXT or not text.isascii() or "%" in text:  # anything might come after a scope's sign
         raise ValueError("it is no prefix")
     try:
         network = ip_network(text, strict=False)

@@ -5,10 +5,11 @@ The table looks at packets before anything else does: at prerouting, before the 
 tracking. It drops what banned sources send, counts what unknown sources send to this node's ports, and while
 a flood lasts it lets through only so many datagrams a second of unknown sources to the control port.
 
-A set an origin and family has the bans, with timeouts: so they end also where no node runs. Blocks are looked
-up by hash; the operator's networks may be wider, so their sets are of intervals. Known sources (members,
-seeds) are not counted, and each has a pace of its own. What the mesh's own interfaces bring is inside the
-tunnels, and passes.
+A set an origin and family has the bans, with timeouts: so they end also where no node runs. A timeout is at
+most `MOST_TIMEOUT`, whatever the clock and the file of bans say: the node fills the sets anew before.
+Blocks are looked up by hash; the operator's networks may be wider, so their sets are of intervals. Known
+sources (members, seeds) are not counted, and each has a pace of its own. What the mesh's own interfaces bring
+is inside the tunnels, and passes.
 
 Datagrams at WireGuard's ports that WireGuard could not mean are counted by source and port: a scan. An honest
 peer that has moved sends WireGuard's messages, or datagrams of `routing.stamp`'s kinds.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from typing import Final
 
 from phantommesh.acl.bans import ORIGINS, Ban, Origin, for_kernel
@@ -46,6 +47,7 @@ MOST_SOURCES: Final = 1024  # of each set of sources; a packet whose source find
 KNOWN_RATE: Final = 500  # datagrams a second of one known address; fifty members behind it need a tenth
 MOST_KNOWN: Final = 16_384  # known addresses with a pace of their own
 SHED_BURST: Final = 50  # datagrams
+MOST_TIMEOUT: Final = 30 * 86_400  # s of an element; nft 1.0.6 refuses a script that has 1158 days
 MOST_BANS: Final = 8192  # elements of a set of bans, twice what there may be: elements end a little late
 
 _FAMILIES: Final = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
@@ -124,9 +126,9 @@ def refill(device: str, bans: Iterable[Ban], now: float) -> str:
     return "\n".join([*flush, *_fill(table, bans, now)]) + "\n"
 
 
-def insert(device: str, ban: Ban, now: float) -> str:
-    """Add one ban to those that are there."""
-    return "\n".join(_fill(f"{FAMILY} {table_name(device)}", [ban], now)) + "\n"
+def insert(device: str, bans: Iterable[Ban], now: float) -> str:
+    """Add bans to those that are there, in one transaction. None of them may be there in its set."""
+    return "\n".join(_fill(f"{FAMILY} {table_name(device)}", bans, now)) + "\n"
 
 
 def reknow(device: str, known: Iterable[Network]) -> str:
@@ -192,7 +194,7 @@ def _fill(table: str, bans: Iterable[Ban], now: float) -> list[str]:
         mine = [ban for ban in listed if ban.origin == origin]
         for version, _, _ in _FAMILIES:
             elements = [
-                f"{_element(ban.parsed, origin)} timeout {max(1, round(ban.until - now))}s"
+                f"{_element(ban.parsed, origin)} timeout {_timeout(ban, now)}s"
                 for ban in for_kernel(mine).values()
                 if ban.parsed.version == version
             ]
@@ -201,14 +203,23 @@ def _fill(table: str, bans: Iterable[Ban], now: float) -> list[str]:
     return commands
 
 
+def _timeout(ban: Ban, now: float) -> int:
+    return round(min(max(1.0, ban.until - now), MOST_TIMEOUT))
+
+
 def _element(network: Network, origin: Origin) -> str:
-    return str(network) if origin == "operator" else str(network.network_address)
+    return _plain(network) if origin == "operator" else _plain(network).partition("/")[0]
+
+
+def _plain(network: Network) -> str:
+    """A network in numbers alone: Python puts out the scope of an IPv6 address, which may be any text."""
+    return str(ip_network((network.network_address.packed, network.prefixlen)))
 
 
 def _known(table: str, known: Iterable[Network]) -> list[str]:
     commands, found = [], collapse(known)
     for version, _, _ in _FAMILIES:
-        if elements := [str(network) for network in found if network.version == version]:
+        if elements := [_plain(network) for network in found if network.version == version]:
             commands.append(add_elements(table, f"known{version}", elements))
     return commands
 

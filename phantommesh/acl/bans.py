@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from typing import Final, Literal, get_args
 
@@ -54,7 +55,12 @@ class Ban(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def parsed(self) -> Network:
         """The network."""
-        return ip_network(self.network)
+        return _parsed(self.network)
+
+
+@lru_cache(maxsize=8192)  # as many as there may be bans
+def _parsed(text: str) -> Network:
+    return ip_network(text)
 
 
 class Offender(msgspec.Struct, frozen=True):
@@ -78,6 +84,8 @@ def block_of(host: str) -> str:
 def parse_network(text: str) -> Network:
     """Read what an operator wants to ban: an address, or a network. An IPv6 address stands for its /64.
     Raises BanError."""
+    if "%" in text:  # Python takes any text there, and puts it out again
+        raise BanError("a scope (after %) is of one link, and bans are not", fix="leave it out")
     try:
         if "/" not in text:
             return ip_network(block_of(str(ip_address(text.strip("[]")))))
@@ -138,6 +146,13 @@ class Bans:
 
     def __len__(self) -> int:
         return sum(map(len, self._bans.values()))
+
+    def copy(self) -> Bans:
+        """What there is now, for whoever may have to go back to it."""
+        found = Bans()
+        found._bans = {origin: bans.copy() for origin, bans in self._bans.items()}
+        found._offenders = self._offenders.copy()
+        return found
 
     def of(self, origin: Origin) -> list[Ban]:
         """Those of one origin."""
@@ -244,7 +259,7 @@ class Bans:
                 raise DecodeError("the file of bans is too large")
             state, found = msgspec.json.decode(data, type=_State), cls()
             for ban in state.bans:
-                if str(ban.parsed) != ban.network or not ban.until < float("inf"):
+                if str(ban.parsed) != ban.network or "%" in ban.network or not ban.until < float("inf"):
                     raise DecodeError("a ban of what is no network")
                 if now < ban.until and len(found._bans[ban.origin]) < MOST[ban.origin]:
                     found._bans[ban.origin][ban.network] = ban

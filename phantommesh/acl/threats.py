@@ -224,6 +224,9 @@ def _counts(counts: Mapping[Kind, Faded], now: float) -> tuple[tuple[Kind, float
     return tuple((kind, round(count, 3)) for kind, count in found if count >= 0.01)
 
 
+_TOLD: Final[Mapping[Kind, float]] = {kind: LEAST_SHARE * min(most, 400.0) for kind, most in ENOUGH.items()}
+
+
 class ThreatLog:
     """The threats of late, for people; bounded. Repeated sightings within `AGAIN` are one threat."""
 
@@ -244,9 +247,7 @@ class ThreatLog:
             for counts, proofs in ((source.bound, source.proofs), (source.loose, ())):
                 for kind, count in counts:
                     key = source.block, kind, bool(proofs)
-                    if count >= LEAST_SHARE * min(ENOUGH[kind], 400.0) and self._note(
-                        key, proofs, count, wall
-                    ):
+                    if count >= _TOLD[kind] and self._note(key, proofs, count, wall):
                         fresh.append(self._threats[key])
         return fresh
 

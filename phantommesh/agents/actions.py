@@ -211,5 +211,7 @@ def _check_ban(text: str, seconds: float) -> str:
         network = ip_network(text)
     except ValueError:
         return "a ban of what is no network"
+    if "%" in text:
+        return "a ban of a network with a scope"
     widest = WIDEST_BAN_4 if network.version == 4 else WIDEST_BAN_6
     return "" if network.prefixlen >= widest else f"a ban of all of {network}"

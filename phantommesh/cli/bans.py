@@ -65,7 +65,7 @@ def _bans(bans: list[BanView]) -> None:
 @click.command()
 @click.argument("address", metavar="ADDR")
 @click.option("--for", "seconds", type=Duration(), default=600.0, show_default="10m", help="How long.")
-@click.option("--force", is_flag=True, help="Also what is never banned, such as a seed or your own session.")
+@click.option("--force", is_flag=True, help="Also what is never banned, such as a seed; for root.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @json_option
 @click.pass_obj

@@ -36,7 +36,7 @@ EXIT_BUSY = 4  # it drains, and something is still forwarded
 @click.option(
     "--timeout", type=Duration(), default=300.0, show_default="5m", help="The longest time that --wait waits."
 )
-@click.option("--force", is_flag=True, help="Also while another node of the region drains.")
+@click.option("--force", is_flag=True, help="Also while another node of the region drains; for root.")
 @json_option
 @click.pass_context
 def drain(ctx: click.Context, wait: bool, life: float, timeout: float, force: bool) -> None:

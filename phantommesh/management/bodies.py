@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The bodies that a client sends to the API, and the probes' answer. All other answers are in `views`."""
 
-from typing import Annotated, Literal
+from ipaddress import ip_network
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -84,6 +85,21 @@ class BanRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     network: Annotated[str, msgspec.Meta(max_length=64)]
     seconds: Annotated[float, msgspec.Meta(gt=0)] = 600.0
     force: bool = False
+
+
+# Tuning. A ban beyond these is for root: by several, the host would be cut off from everybody.
+MOST_SECONDS: Final = 86_400.0  # as long as a node's own evidence bans at most
+WIDEST: Final = {4: 24, 6: 48}  # bits of the prefix, by version
+
+
+def grave(wanted: BanRequest) -> bool:
+    """Whether a ban takes more than the right to operate the node."""
+    try:
+        network = ip_network(wanted.network.strip("[]"), strict=False)
+    except ValueError:  # it will be refused
+        return wanted.force or wanted.seconds > MOST_SECONDS
+    wide = network.prefixlen < WIDEST[network.version]
+    return wide or wanted.force or wanted.seconds > MOST_SECONDS
 
 
 class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -4,6 +4,7 @@
 An endpoint's name is that of its handler in `nursery/api/routes`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -33,6 +34,7 @@ from phantommesh.management.bodies import (
     RotationRequest,
     RouteRequest,
     UndrainRequest,
+    grave,
 )
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
@@ -81,8 +83,9 @@ class RootOnly:
 class Endpoint(Generic[Body]):
     """One method of one path. ``path`` has parameters in braces, each a whole segment.
 
-    ``scope`` None: open to all. ``root``: the scope is not enough, since there is no way back. ``answer`` is
-    the type of the 200's body, None where that is not JSON but ``content``. ``errors`` are the statuses
+    ``scope`` None: open to all. ``root``: the scope is not enough, since there is no way back; ``root_for``
+    says for which bodies, None for all. ``answer`` is the type of the 200's body, None where that is not JSON
+    but ``content``. ``errors`` are the statuses
     besides 200 (101 for a WebSocket) and `COMMON`. ``example`` is a usable body, to show in errors.
     """
 
@@ -98,6 +101,7 @@ class Endpoint(Generic[Body]):
     body: type[Body] | None = None
     example: str = ""
     root: RootOnly | None = None
+    root_for: Callable[[Body], bool] | None = None
     dry_run: bool = False
 
     @property
@@ -149,10 +153,12 @@ DRAINS = Endpoint(
     path="/v1/drain",
     summary="Have members use other routers, exits and relays than this node.",
     scope=Scope.OPERATE,
+    root=RootOnly("only root may drain while another node does", fix="wait for it, or run this with sudo"),
+    root_for=lambda wanted: wanted.force,
     body=DrainRequest,
     example='{} or {"seconds": 3600, "force": false}',
     answer=DrainView,
-    errors=_WRITE,
+    errors=_WRITE | {403},
     dry_run=True,
 )
 UNDRAINS = Endpoint(
@@ -257,11 +263,16 @@ BANS = Endpoint(
     path="/v1/bans",
     summary="Drop all that comes from an address or a network, outside the tunnels.",
     scope=Scope.OPERATE,
+    root=RootOnly(
+        "only root may ban by force, for more than a day, or more than a /24 or /48",
+        fix="run this with sudo",
+    ),
+    root_for=grave,
     body=BanRequest,
     example='{"network": "192.0.2.7", "seconds": 600}',
     dry_run=True,
     answer=BanResult,
-    errors=_WRITE,
+    errors=_WRITE | {403},
 )
 REVOCATIONS = Endpoint(
     name="revocations",
@@ -371,7 +382,7 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     Endpoint(
         name="unban", method="DELETE", path="/v1/bans",
         summary="Lift the bans of a network, or all by this node, by an operator or with hints (by).",
-        scope=Scope.OPERATE, answer=UnbanResult, query=("network", "by"), errors=frozenset({409}),
+        scope=Scope.OPERATE, answer=UnbanResult, query=("network", "by"), errors=frozenset({403, 409}),
     ),
     Endpoint(
         name="netcheck", method="GET", path="/v1/netcheck",

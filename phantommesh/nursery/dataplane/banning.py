@@ -31,6 +31,7 @@ from phantommesh.acl.bans import (
     Origin,
     Shield,
     block_of,
+    for_kernel,
     parse_network,
 )
 from phantommesh.acl.threats import Offences, Proof, Threat, ThreatLog
@@ -59,6 +60,8 @@ MAX_BACKOFF: Final = 30.0  # s between attempts while the table cannot be put in
 BULK: Final = 100  # datagrams of one neighbour to the control port in one look, from which it is a flood
 ROOM: Final = 0.9  # of the places of a set of sources; with fewer free ones it proves nothing
 ANSWER: Final = 0.02  # s to wait for a neighbour's answer, which takes a millisecond mostly
+MOST_HALVINGS: Final = 32  # of bans some of which nft refuses: two bad ones are found among 4096
+MOST_NAMED: Final = 8  # of them in one fault or line of the log
 MOST_READS: Final = 3  # of the neighbours' table at one look, each after such a wait
 MOST_ASKED: Final = 8  # neighbours whose MAC address is asked for at one look
 
@@ -120,6 +123,8 @@ class Banning:
         self._senders: dict[tuple[Sender, int], int] = {}
         self._totals: dict[str, int] = {}
         self._looked = self._checked = self._moved = float("-inf")
+        self._refused: frozenset[Ban] = frozenset()
+        self._filled = 0.0
         self._lock = trio.Lock()
 
     # What others do.
@@ -145,13 +150,18 @@ class Banning:
         """Ban a network, in the kernel when this returns. Raises BanError and NftError."""
         async with self._lock:
             await self._refresh()
-            now = self._wall()
+            now, before = self._wall(), self.bans.copy()
             ban = self.bans.add(network, origin, seconds, why, now, self.shield, kinds=kinds, force=force)
+            try:
+                await self._hold(ban, before)
+            except NftError:  # a ban that the kernel does not have is none, here and on disk
+                self.bans = before
+                self._saver.mark()
+                raise
             self.offences.forget(ban.network)
             self._saver.mark()
             log.warning("banned", network=ban.network, by=origin, seconds=round(seconds), why=why)
             self.changed(ban, False, why)
-            await self._refill()
             return ban
 
     async def plan(
@@ -209,9 +219,28 @@ class Banning:
             await self._refill()
         return gone
 
+    async def _hold(self, ban: Ban, before: Bans) -> None:
+        """Have a ban in the kernel that was not among those before. Raises NftError where it is not there."""
+        added = ban.origin != "operator" and len(self.bans) == len(before) + 1
+        if added and self._installed is not None:  # it takes the place of none, and overlaps none
+            await self._change(banrules.insert(self._installed.device, [ban], self._wall()))
+        else:
+            await self._refill()
+        if ban in self._refused:
+            self._refused -= {ban}
+            raise NftError(f"nft refused {ban.network}", fix="ban it in another form, or for a shorter time")
+
     async def _refill(self) -> None:
-        if self._installed is not None:
-            await self._change(banrules.refill(self._installed.device, self.bans, self._wall()))
+        if self._installed is None:
+            await self._put()
+            return
+        self._filled = trio.current_time()
+        text = partial(banrules.refill, self._installed.device, self._taken(), self._wall())
+        await self._change(await trio.to_thread.run_sync(text))
+
+    def _taken(self) -> list[Ban]:
+        """The bans that nft has not refused."""
+        return [ban for ban in self.bans if ban not in self._refused] if self._refused else list(self.bans)
 
     async def _change(self, text: str) -> None:
         """Change the table that is there; one that is gone is made anew by the next look."""
@@ -249,8 +278,17 @@ class Banning:
         return replace(self._around.ports(), shed=self.shed)
 
     async def _put(self) -> None:
-        ports, known = self._ports(), frozenset(self._around.known())
-        await self._rules.install(banrules.render(ports, self.bans, known, self._wall()))
+        ports, known, bans = self._ports(), frozenset(self._around.known()), self._taken()
+        self._filled, refused = trio.current_time(), frozenset[Ban]()
+        text = partial(banrules.render, ports, bans, known, self._wall())
+        try:
+            await self._rules.install(await trio.to_thread.run_sync(text))
+        except NftError:
+            if not bans:
+                raise
+            # No ban that nft refuses may leave this host without the others, and without the table.
+            await self._rules.install(banrules.render(ports, (), known, self._wall()))
+            refused = await self._insert_by_parts(ports.device, bans)
         self._print = await self._rules.fingerprint()
         if self._print is None:
             raise NftError(
@@ -260,6 +298,27 @@ class Banning:
         self._installed, self._in_known = ports, known
         self._senders, self._totals = {}, {}
         self.offences.unsettle()  # who sent that is forgotten with the sets of before
+        self._refused |= refused
+        if refused:
+            log.error("nft refused bans", networks=sorted(ban.network for ban in refused)[:MOST_NAMED])
+
+    async def _insert_by_parts(self, device: str, bans: list[Ban]) -> frozenset[Ban]:
+        """Put bans into the empty sets, each part that is refused by halves; return those that stay out."""
+        refused: list[Ban] = []
+        by_origin = ([ban for ban in bans if ban.origin == origin] for origin in ORIGINS)
+        parts = [list(for_kernel(mine).values()) for mine in by_origin if mine]
+        halvings = MOST_HALVINGS
+        while parts:
+            part = parts.pop()
+            try:
+                await self._rules.install(banrules.insert(device, part, self._wall()))
+            except NftError:
+                if len(part) == 1 or not halvings:
+                    refused += part
+                    continue
+                halvings -= 1
+                parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+        return frozenset(refused)
 
     async def _refresh(self) -> None:
         """Look who is never banned, as things are now."""
@@ -361,6 +420,8 @@ class Banning:
             self._in_known = known
             await self._change(banrules.reknow(self._around.ports().device, known))
             self.offences.unsettle()  # what came from an address while it was known was seen by nobody
+        if now >= self._filled + banrules.MOST_TIMEOUT / 2:
+            await self._refill()
 
     # What the kernel has counted.
 
@@ -430,3 +491,8 @@ class Banning:
         """What is wrong."""
         if self.problem is not None:
             yield BANS_NOT_HELD.fault(f"nobody is kept out of this host: {self.problem}", self.problem.fix)
+        elif self._refused and (out := [ban.network for ban in self.bans if ban in self._refused]):
+            yield BANS_NOT_HELD.fault(
+                f"nft refused {len(out)} of {len(self.bans)} bans: {', '.join(out[:MOST_NAMED])}",
+                "lift them with `phantommesh unban`",
+            )

@@ -326,6 +326,43 @@ async def test_the_topology_is_what_the_node_finds() -> None:
     assert msgspec.json.decode(await response.get_data(), type=TopologyView) == await node.topology()
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        *(("/v1/bans", {"network": network}) for network in ("0.0.0.0/1", "192.0.2.0/23", "8000::/1")),
+        ("/v1/bans", {"network": "192.0.2.7", "force": True}),
+        ("/v1/bans", {"network": "192.0.2.7", "seconds": 86_401}),
+        ("/v1/drain", {"force": True}),
+    ],
+)
+async def test_nobody_but_root_cuts_the_host_off(path: str, body: dict[str, object]) -> None:
+    app, other = app_of(FakeNode()), {"state": {"uid": 65_534}}
+    denied = await ask(app, "POST", path, json=body, scope_base=other)
+    assert "only root may" in (await problem(denied, 403)).detail
+    planned = await ask(app, "POST", f"{path}?dry_run=true", json=body, scope_base=other)
+    assert planned.status_code == 200
+    root = {"state": {"uid": os.geteuid()}}
+    assert (await ask(app, "POST", path, json=body, scope_base=root)).status_code == 200
+
+
+async def test_the_group_bans_and_lifts_a_little_and_not_what_evidence_banned() -> None:
+    node = FakeNode()
+    app, other = app_of(node), {"state": {"uid": 65_534}}
+    for network in ("192.0.2.7", "198.51.100.0/24"):
+        assert (
+            await ask(app, "POST", "/v1/bans", json={"network": network}, scope_base=other)
+        ).status_code == 200
+    assert (await ask(app, "POST", "/v1/drain", json={}, scope_base=other)).status_code == 200
+    for query in ("network=192.0.2.250", "by=own", "by=hinted"):
+        denied = await ask(app, "DELETE", f"/v1/bans?{query}", scope_base=other)
+        assert "only root may" in (await problem(denied, 403)).detail
+    for query, scope in (
+        ("network=198.51.100.0/24", other),
+        ("network=192.0.2.250", {"state": {"uid": os.geteuid()}}),
+    ):
+        assert (await ask(app, "DELETE", f"/v1/bans?{query}", scope_base=scope)).status_code == 200
+
+
 async def test_routes_are_what_the_node_knows_and_only_root_decides_on_them() -> None:
     node = FakeNode()
     app = app_of(node)
@@ -957,13 +994,13 @@ async def test_a_key_of_a_rotation_is_not_one_of_a_revocation() -> None:
 
 
 async def test_bans_are_made_lifted_and_shown() -> None:
-    node = FakeNode()
+    node, root = FakeNode(), {"state": {"uid": os.geteuid()}}
     shown = msgspec.json.decode(await (await ask(node, "GET", "/v1/bans")).get_data(), type=BansView)
     assert [one.network for one in shown.bans] == ["192.0.2.250/32"]
     await ask(node, "POST", "/v1/bans", json={"network": "192.0.2.9", "seconds": 60})
     await ask(node, "POST", "/v1/bans?dry_run=true", json={"network": "192.0.2.9"})
     assert node.asked == [("192.0.2.9", 60.0, False)]
-    done = await ask(node, "DELETE", "/v1/bans?by=own")
+    done = await ask(node, "DELETE", "/v1/bans?by=own", scope_base=root)
     lifted = msgspec.json.decode(await done.get_data(), type=UnbanResult).lifted
     assert [one.network for one in lifted] == ["192.0.2.250/32"] and node.lifted == [(None, "own")]
     for body in ({"network": "192.0.2.9", "seconds": 0}, {"network": "x" * 65}, {"for": "10m"}):
@@ -972,8 +1009,8 @@ async def test_bans_are_made_lifted_and_shown() -> None:
 
 
 async def test_draining_is_begun_shown_and_ended() -> None:
-    node = FakeNode()
-    begun = await ask(node, "POST", "/v1/drain", json={"seconds": 60, "force": True})
+    node, root = FakeNode(), {"state": {"uid": os.geteuid()}}
+    begun = await ask(node, "POST", "/v1/drain", json={"seconds": 60, "force": True}, scope_base=root)
     assert begun.status_code == 200 and (await begun.get_json())["forced"] is True
     shown = await (await ask(node, "GET", "/v1/drain")).get_json()
     assert shown["state"] == "drained" and shown["by"] == "operator"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, NEAR, ODD, SHED, Ports
+from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, MOST_TIMEOUT, NEAR, ODD, SHED, Ports
 from phantommesh.acl.bans import BanError, Shield
 from phantommesh.acl.threats import ENOUGH, judge
 from phantommesh.endpoint import Address
@@ -33,6 +33,7 @@ class Table:
         self.scripts: list[str] = []
         self.there = False
         self.failure: NftError | None = None
+        self.hated: list[str] = []  # a script with one of these is refused whole
         self.senders: dict[bytes, tuple[int, int]] = {}
         self.totals = dict.fromkeys((ARRIVED, ODD, SHED), 0)
         self.number = 0
@@ -41,6 +42,8 @@ class Table:
         await trio.lowlevel.checkpoint()
         if self.failure is not None:
             raise self.failure
+        if any(word in text for word in self.hated):
+            raise NftError("value too large")
         if "add table" in text:
             self.there = True
         elif not self.there:
@@ -233,6 +236,66 @@ async def test_a_ban_is_in_the_kernel_and_on_disk_and_in_the_next_runs_first_tab
     assert "own4 { 10.0.0.7 timeout" in again.scripts[0]
     await banning.unban(ip_network(BLOCK))
     assert "10.0.0.7" not in table.scripts[-1] and not len(banning.bans)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+async def test_a_ban_that_the_kernel_refuses_is_none(
+    installed: bool, banning: Banning, table: Table, nursery: trio.Nursery
+) -> None:
+    told: list[str] = []
+    banning.changed = lambda ban, gone, why: told.append(ban.network)
+    if installed:
+        await banning.begin()
+        await banning.ban(ip_network("192.0.2.1/32"), "own", 600.0, "scan", kinds=["scan"])
+    table.failure = None if installed else NftError("refused")
+    table.hated = ["10.0.0.7"]
+    for origin in ("own", "operator"):
+        with pytest.raises(NftError):
+            await banning.ban(ip_network(BLOCK), origin, 600.0, "scan", kinds=["scan"])
+    assert banning.bans.get(BLOCK) is None and banning.bans.times(BLOCK, 1e9) == 0
+    assert told == ["192.0.2.1/32"] * installed and not list(banning.faults())
+    # The others go on.
+    table.failure = None
+    await banning.ban(ip_network("192.0.2.2/32"), "own", 600.0, "scan", kinds=["scan"])
+    await banning._refill()
+    assert "192.0.2.2" in table.scripts[-1] and ("192.0.2.1 " in table.scripts[-1]) == installed
+    await banning.save()
+    assert BLOCK not in banning._state.read("bans.json").decode()
+
+
+async def test_one_ban_that_nft_refuses_keeps_no_other_out(
+    banning: Banning, table: Table, around: Around, tmp_path: Path
+) -> None:
+    await banning.begin()
+    for i in range(20):
+        await banning.ban(ip_network(f"192.0.2.{i}/32"), "own", 600.0, "scan", kinds=["scan"])
+    await banning.save()
+    again = Table()
+    again.hated = ["192.0.2.13 "]
+    next_run = Banning(around, StateDir(tmp_path), rules=again, wall=lambda: 1e9)
+    await next_run.begin()
+    assert next_run.problem is None
+    held = [i for i in range(20) if any(f"192.0.2.{i} timeout" in script for script in again.scripts)]
+    assert held == [i for i in range(20) if i != 13]
+    (fault,) = next_run.faults()
+    assert fault.code == "bans-not-held" and "192.0.2.13/32" in str(fault)
+    before = len(again.scripts)
+    await next_run.ban(ip_network("192.0.2.99/32"), "own", 600.0, "scan", kinds=["scan"])
+    assert len(again.scripts) == before + 1  # it is not tried each time
+    await next_run.unban(ip_network("192.0.2.13/32"))
+    assert not list(next_run.faults())
+
+
+async def test_a_ban_longer_than_the_kernels_timeouts_is_put_in_again(banning: Banning, table: Table) -> None:
+    await banning.begin()
+    await banning.ban(ip_network(BLOCK), "operator", 10 * 365 * 86_400.0, "asked")
+    assert f"10.0.0.7/32 timeout {MOST_TIMEOUT}s" in table.scripts[-1]
+    before = len(table.scripts)
+    await banning._check(trio.current_time())
+    assert len(table.scripts) == before
+    banning._filled -= MOST_TIMEOUT / 2
+    await banning._check(trio.current_time())
+    assert f"10.0.0.7/32 timeout {MOST_TIMEOUT}s" in table.scripts[-1] and len(table.scripts) == before + 1
 
 
 async def test_a_table_that_is_flushed_is_put_back(

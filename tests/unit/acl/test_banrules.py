@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phantommesh.acl import banrules
-from phantommesh.acl.banrules import FAR, NEAR, Ports, Sender, read_senders, render, reshed
+from phantommesh.acl.banrules import FAR, NEAR, Ports, Sender, insert, read_senders, render, reshed
 from phantommesh.acl.bans import Ban
 from phantommesh.errors import DecodeError
 from phantommesh.routing import binding, knocks
@@ -37,6 +38,20 @@ def test_bans_are_in_the_set_of_their_origin_and_blocks_of_ipv6_by_their_first_a
     assert f"{table} hinted6 {{ 2001:db8:: timeout 1s }}" in text
     assert f"{table} operator4 {{ 198.51.100.0/24 timeout 600s }}" in text  # the narrower one comes later
     assert f"{table} known4 {{ 203.0.113.9/32 }}" in text
+
+
+def test_nothing_but_numbers_comes_into_the_script() -> None:
+    scoped = "2001:db8::%} ; flush ruleset ; #/64"
+    for origin in ("own", "operator"):
+        assert "flush" not in insert("pm", [ban(scoped, origin)], 0.0)
+    assert "flush" not in render(PORTS, (), [ip_network(scoped)], 0.0)
+
+
+@pytest.mark.parametrize("now", [0.0, -101e6, -1.79e9, 1e18])
+def test_no_clock_and_no_ban_makes_a_timeout_that_nft_refuses(now: float) -> None:
+    text = insert("pm", [ban("192.0.2.1/32", "own"), ban("192.0.2.2/32", "operator", 315_360_000.0)], now)
+    timeouts = [int(found) for found in re.findall(r"timeout (\S+)s ", text)]
+    assert len(timeouts) == 2 and all(1 <= one <= banrules.MOST_TIMEOUT for one in timeouts)
 
 
 def test_what_the_tunnels_bring_and_known_sources_pass_before_anything_is_counted() -> None:

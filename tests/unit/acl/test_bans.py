@@ -24,8 +24,9 @@ from phantommesh.acl.bans import (
     for_kernel,
     parse_network,
 )
+from phantommesh.agents import actions
 from phantommesh.errors import DecodeError
-from phantommesh.routable import Network
+from phantommesh.routable import Network, parse_prefix
 
 A, B, SIX = ip_network("192.0.2.1/32"), ip_network("192.0.2.2/32"), ip_network("2001:db8:1:2::/64")
 
@@ -33,6 +34,10 @@ A, B, SIX = ip_network("192.0.2.1/32"), ip_network("192.0.2.2/32"), ip_network("
 def ban(bans: Bans, network: Network = A, now: float = 0.0, shield: Shield = OPEN, **more: object) -> Ban:
     seconds = module.step_of(bans.times(str(network), now) + 1)
     return bans.add(network, "own", seconds, "why", now, shield, **more)  # type: ignore[arg-type]
+
+
+SCOPED = ("2001:db8::%eth0", "[fe80::1%2]", "2001:db8::%} ; flush ruleset ; #/64", "::%}\nflush ruleset\n#/1")
+"""Python takes any text as a scope, and puts it out again where the network has no bits of a host."""
 
 
 def test_a_ban_grows_by_repetition_and_is_forgiven_after_a_week() -> None:
@@ -79,6 +84,7 @@ def test_a_damaged_file_is_refused_and_raises_nothing_else(data: bytes) -> None:
         b'{"bans":[{"network":"x","origin":"own","since":0,"until":9,"why":""}]}',
         b'{"bans":[{"network":"1.2.3.4/8","origin":"own","since":0,"until":9,"why":""}]}',
         b'{"offenders":{"x":{"times":1,"until":1}}}',
+        b'{"bans":[{"network":"a::%};x/64","origin":"own","since":0,"until":9,"why":""}]}',
         b"[" * 100_000,
     ],
 )
@@ -133,10 +139,17 @@ def test_what_an_operator_writes(text: str, network: str) -> None:
     assert str(parse_network(text)) == network
 
 
-@pytest.mark.parametrize("text", ["", "host", "0.0.0.0/0", "::/0", "192.0.2.300", "1.2.3.4/33"])
+@pytest.mark.parametrize("text", ["", "host", "0.0.0.0/0", "::/0", "192.0.2.300", "1.2.3.4/33", *SCOPED])
 def test_what_an_operator_may_not_write(text: str) -> None:
     with pytest.raises(BanError):
         parse_network(text)
+
+
+@pytest.mark.parametrize("text", [*SCOPED, "2001:db8::%x/64"])
+def test_what_no_agent_may_ban_and_nobody_route(text: str) -> None:
+    assert actions.check(actions.Ban(text, 600.0))
+    with pytest.raises(ValueError, match="no prefix"):
+        parse_prefix(text)
 
 
 def test_a_full_set_loses_the_ban_that_ends_first_and_the_operator_is_told() -> None:

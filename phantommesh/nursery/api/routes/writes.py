@@ -9,6 +9,7 @@ from typing import TypeVar
 import msgspec
 from quart import Response, request
 
+from phantommesh.acl.bans import parse_network
 from phantommesh.management.agentview import AgentsResult
 from phantommesh.management.bodies import (
     BanRequest,
@@ -88,7 +89,10 @@ def writes(node: NodePort) -> Handlers:
 
     async def unban() -> Response:
         """Lifting twice lifts once: this has no body and needs no key."""
-        done = await node.unban(request.args.get("network"), request.args.get("by"))
+        network, by = request.args.get("network"), request.args.get("by")
+        if by not in (None, "operator") or (network is not None and await _evident(node, network)):
+            _need_root(RootOnly("only root may lift what evidence banned", fix="run this with sudo"))
+        done = await node.unban(network, by)
         return Response(msgspec.json.encode(done), content_type=JSON)
 
     async def drain(wanted: DrainRequest, dry_run: bool) -> DrainView:
@@ -188,7 +192,7 @@ async def write(
     if dry_run and not endpoint.dry_run:
         raise ProblemError(400, "this has no dry run", fix="leave dry_run out to do it")
     wanted = await _body(endpoint)
-    if endpoint.root is not None and not dry_run:
+    if endpoint.root is not None and not dry_run and (endpoint.root_for is None or endpoint.root_for(wanted)):
         _need_root(endpoint.root)
 
     async def answer() -> bytes:
@@ -209,9 +213,15 @@ def _uid() -> int | None:
 
 
 def _need_root(only: RootOnly) -> None:
-    """The group of the socket is for looking, rotating and pausing agents."""
+    """The group of the socket is for looking, rotating, pausing agents, draining in turn, and small bans."""
     if _uid() not in (0, os.geteuid()):
         raise ProblemError(403, only.refusal, fix=only.fix)
+
+
+async def _evident(node: NodePort, text: str) -> bool:
+    """Whether a network is banned by more than an operator's word. Raises BanError."""
+    network = str(parse_network(text))
+    return any(ban.network == network and ban.by != "operator" for ban in (await node.bans()).bans)
 
 
 def _planned(peers: Sequence[PeerView], links: Sequence[LinkView]) -> RotationResult:
