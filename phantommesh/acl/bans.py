@@ -207,8 +207,8 @@ class Bans:
         return gone
 
     def lift(self, shield: Shield) -> list[tuple[Ban, str]]:
-        """Lift own and hinted bans of what is never banned, as things are now; with the reasons. The blocks
-        are forgiven."""
+        """Lift own and hinted bans of what is never banned, as things are now; with the reasons. That they
+        offended is remembered: who is there now did not send what was sent before, or it did."""
         found = [
             (ban, why)
             for origin in ("own", "hinted")
@@ -217,7 +217,6 @@ class Bans:
         ]
         for ban, _ in found:
             self.end(ban)
-            self._offenders.pop(ban.network, None)
         return found
 
     def end(self, ban: Ban) -> bool:

@@ -28,7 +28,6 @@ from typing import ClassVar, Final
 
 from phantommesh.agents.actions import MOST_TEXT, Mend, Raise
 from phantommesh.agents.base import Agent, AgentName, Evidence, Expectation, Observation, Proposal, Subject
-from phantommesh.errors import shortened
 from phantommesh.hostcheck.finding import Finding
 from phantommesh.hostcheck.scan import scan
 from phantommesh.hostcheck.seen import HostSeen
@@ -39,7 +38,7 @@ LASTS: Final = 1.6  # looks that a finding stands without being found again
 MENDED_WITHIN: Final = 1.2  # looks after which a mended finding has to be gone
 
 _MEASURE: Final = "findings"
-_MOST_SOURCE: Final = 120  # characters of a file's name in the evidence
+_MOST_SOURCE: Final = 120  # bytes of a file's name in the evidence
 
 
 class Aegis(Agent[HostSeen]):
@@ -65,12 +64,12 @@ class Aegis(Agent[HostSeen]):
     def _propose(self, rule: str, findings: Sequence[Finding], now: float, *, safe: bool) -> Proposal:
         first, more = findings[0], len(findings) - 1
         and_more = f" (and {more} more of this kind: see `phantommesh doctor`)" if more else ""
-        text = shortened(first.text, MOST_TEXT - len(and_more)) + and_more
-        source = shortened(first.subject, _MOST_SOURCE)
+        text = _short(first.text, MOST_TEXT - len(and_more)) + and_more
+        source = _short(first.subject, _MOST_SOURCE)
         return Proposal(
             agent=self.name,
             subject=Subject("rule", rule),
-            action=Mend(rule) if safe else Raise(rule, first.severity, text, shortened(first.fix, MOST_TEXT)),
+            action=Mend(rule) if safe else Raise(rule, first.severity, text, _short(first.fix, MOST_TEXT)),
             evidence=(Evidence(_MEASURE, float(len(findings)), 0.0, source),),
             expects=Expectation(_MEASURE, "at_most", 0.0, MENDED_WITHIN * self.every) if safe else None,
             until=now + LASTS * self.every,
@@ -82,6 +81,13 @@ class Aegis(Agent[HostSeen]):
         if not isinstance(proposal.action, Mend):
             return None
         return float(sum(one.rule == proposal.action.rule for one in scan(seen)))
+
+
+def _short(text: str, most: int) -> str:
+    """At most ``most`` bytes of a text. A hostile user's file may have a name of four bytes a character, and
+    a proposal's bound is in bytes (`council.MOST_OF_ONE`)."""
+    data = text.encode()
+    return text if len(data) <= most else f"{data[: most - 3].decode(errors='ignore')}..."
 
 
 def _by_rule(findings: Iterable[Finding]) -> dict[str, list[Finding]]:

@@ -52,7 +52,7 @@ NAMED: Final = 3  # members or keys that a finding names
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One other member, by its record."""
+    """One other member, by its record. ``draining``: it drains in this node's region, within its turn."""
 
     name: str
     region: str

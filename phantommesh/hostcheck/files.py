@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from phantommesh.hostcheck.finding import Chmod, Finding, Rule
+from phantommesh.hostcheck.finding import Chmod, Finding, Rule, quoted
 from phantommesh.hostcheck.seen import FileSeen, HostSeen
 from phantommesh.moments import span
 
@@ -66,7 +65,7 @@ def findings(seen: HostSeen) -> Iterator[Finding]:
         yield COPY_OPEN.found(
             f"{copy.path} is a copy of {copy.of}, and every user of this machine can read it "
             f"(mode {copy.mode:04o})",
-            f"run `chmod 600 {shlex.quote(copy.path)}`, or delete it; if others had time to read it, take a "
+            f"run `chmod 600 {quoted(copy.path)}`, or delete it; if others had time to read it, take a "
             "new identity (`phantommesh identity new` for a node's key)",
             subject=copy.path,
         )
@@ -106,11 +105,11 @@ def _lost(kind: str) -> str:
 def _state_file(seen: HostSeen, file: FileSeen) -> Iterator[Finding]:
     if file.kind == "link" or (file.kind == "file" and file.links > 1):
         how = "is a symbolic link" if file.kind == "link" else f"has {file.links} names on its file system"
-        quoted = shlex.quote(file.path)
+        name = quoted(file.path)
         yield STATE_LINKED.found(
             f"{file.path} {how}: the same bytes can be read or changed elsewhere, whatever its mode is",
-            f"stop the node, make it a file of its own: `cp -p {quoted} {quoted}.own && mv {quoted}.own "
-            f"{quoted}`; and see who has the other",
+            f"stop the node, make it a file of its own: `cp -p {name} {name}.own && mv {name}.own {name}`; "
+            "and see who has the other",
             subject=file.path,
         )
     if file.kind == "link":
@@ -145,7 +144,7 @@ def _ahead(seen: HostSeen) -> Iterator[Finding]:
             f"{first.path}{more} will have been written in {span(first.modified - seen.now)}, by this "
             "machine's clock: certificates do not hold by a clock that is behind",
             "set the clock, and have it kept right (NTP); where the clock is right, run "
-            f"`touch {shlex.join(file.path for file in ahead[:_MOST_TOUCHED])}`",
+            f"`touch {' '.join(quoted(file.path) for file in ahead[:_MOST_TOUCHED])}`",
             subject=first.path,
         )
 
@@ -155,7 +154,7 @@ def _owner(seen: HostSeen, file: FileSeen) -> Iterator[Finding]:
         yield STATE_OWNER.found(
             f"{file.path} belongs to user {file.uid}, not to user {seen.uid} who runs the node: that user "
             "can change it, and the node refuses keys that are not its own",
-            f"run `chown {seen.uid} {shlex.quote(file.path)}`",
+            f"run `chown {seen.uid} {quoted(file.path)}`",
             subject=file.path,
         )
 
@@ -167,7 +166,7 @@ def _parent(file: FileSeen) -> Iterator[Finding]:
         yield PARENT_WRITABLE.found(
             f"{file.path} has mode {file.mode:04o}: others can put a directory of their own in place of the "
             "node's",
-            f"run `chmod go-w {shlex.quote(file.path)}`",
+            f"run `chmod go-w {quoted(file.path)}`",
             subject=file.path,
         )
 
@@ -176,7 +175,7 @@ def _config(seen: HostSeen, file: FileSeen) -> Iterator[Finding]:
     if file.uid not in (_ROOT, seen.uid):
         yield CONFIG_WRITABLE.found(
             f"{file.path} belongs to user {file.uid}, who can change what the node does",
-            f"run `chown root {shlex.quote(file.path)}`",
+            f"run `chown root {quoted(file.path)}`",
             subject=file.path,
         )
     if file.mode & _OTHERS_WRITE or (file.mode & _GROUP_WRITE and file.gid != _ROOT):
@@ -203,7 +202,7 @@ def _socket(seen: HostSeen, file: FileSeen) -> Iterator[Finding]:
         group = "root" if seen.socket_group is None else str(seen.socket_group)
         yield SOCKET_OPEN.found(
             f"{file.path} is open to the group {file.gid}, which is not the node's",
-            f"run `chgrp {group} {shlex.quote(file.path)}`",
+            f"run `chgrp {group} {quoted(file.path)}`",
             subject=file.path,
         )
 
@@ -216,6 +215,6 @@ def _written_by_others(rule: Rule, file: FileSeen, why: str) -> Iterator[Finding
 def _writable(rule: Rule, file: FileSeen, why: str) -> Finding:
     return rule.found(
         f"{file.path} has mode {file.mode:04o}: {why}",
-        f"run `chmod o-w {shlex.quote(file.path)}`",
+        f"run `chmod o-w {quoted(file.path)}`",
         subject=file.path,
     )

@@ -21,7 +21,7 @@ class Chmod(msgspec.Struct, frozen=True, tag_field="mend", tag="chmod"):
     @property
     def command(self) -> str:
         """The same as a line for a shell."""
-        return f"chmod {self.mode:o} {shlex.quote(self.path)}"
+        return f"chmod {self.mode:o} {quoted(self.path)}"
 
 
 class SetSysctl(msgspec.Struct, frozen=True, tag_field="mend", tag="sysctl"):
@@ -63,8 +63,42 @@ class Rule:
     title: str
 
     def found(self, text: str, fix: str, *, subject: str = "", mend: Mend | None = None) -> Finding:
-        """Return a finding of this rule."""
-        return Finding(rule=self.id, severity=self.severity, subject=subject, text=text, fix=fix, mend=mend)
+        """Return a finding of this rule. All of it can be shown, whatever names it quotes (`shown`)."""
+        return Finding(
+            rule=self.id,
+            severity=self.severity,
+            subject=shown(subject),
+            text=shown(text),
+            fix=shown(fix),
+            mend=mend,
+        )
+
+
+def shown(text: str) -> str:
+    """The same with an escape for each character that a terminal would obey or that no encoding has: a file's
+    name is any bytes (os.fsdecode), and whoever made the file chose them."""
+    return "".join(char if char.isprintable() else _escape(char) for char in text)
+
+
+def _escape(char: str) -> str:
+    if "\udc80" <= char <= "\udcff":
+        return f"\\x{ord(char) - 0xDC00:02x}"  # a byte that is no UTF-8
+    return char.encode("unicode_escape").decode("ascii")
+
+
+def quoted(path: str) -> str:
+    """A path as a word for a shell, which `shown` leaves as it is: with escapes ($'...', as ls(1) writes
+    them) where the name cannot be shown."""
+    if path.isprintable():
+        return shlex.quote(path)
+    return "$'" + "".join(map(_octal, path)) + "'"
+
+
+def _octal(char: str) -> str:
+    if char.isprintable() and char not in "'\\":
+        return char
+    data = char.encode("utf-8", "surrogateescape" if "\udc80" <= char <= "\udcff" else "surrogatepass")
+    return "".join(f"\\{byte:03o}" for byte in data)
 
 
 def set_sysctl(name: str, value: int) -> str:

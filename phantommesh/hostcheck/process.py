@@ -4,11 +4,10 @@ may do."""
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from typing import Final
 
-from phantommesh.hostcheck.finding import Finding, Rule
+from phantommesh.hostcheck.finding import Finding, Rule, quoted
 from phantommesh.hostcheck.seen import HostSeen, ProcessSeen
 
 SWAP_CLEAR = Rule("swap-clear", "low", "Keys may be written to swap in clear")
@@ -72,7 +71,7 @@ def _memory(seen: HostSeen) -> Iterator[Finding]:
         yield SWAP_CLEAR.found(
             f"{clear[0]} is in use as swap and is not encrypted: what the node holds in memory may stay "
             "there after its end",
-            f"run `swapoff {shlex.quote(clear[0])}`, encrypt it (a random key in /etc/crypttab will do), "
+            f"run `swapoff {quoted(clear[0])}`, encrypt it (a random key in /etc/crypttab will do), "
             "or keep the node out of it (MemorySwapMax=0 in its unit)",
             subject=clear[0],
         )
@@ -105,7 +104,7 @@ def _process(process: ProcessSeen) -> Iterator[Finding]:
     if path := environment.get("SSLKEYLOGFILE"):
         yield KEY_LOG.found(
             f"{who} runs with SSLKEYLOGFILE={path}: who reads that file can decrypt the API's connections",
-            f"run the node without that variable, and delete the file: `shred -u {shlex.quote(path)}`",
+            f"run the node without that variable, and delete the file: `shred -u {quoted(path)}`",
             subject="SSLKEYLOGFILE",
         )
     for name in _PRELOADS:

@@ -13,9 +13,10 @@ holds that authority can make as many members as it likes. An authority counts a
 **Weight** (`reputation`). A hint is confirmed where this node would have banned the address without it, and
 refuted where the ban was a false alarm. A ban that needed the hint confirms nothing.
 
-**Canaries.** No honest node hints an address that may never be banned (a member's, a seed's). A hint about
-one that had been so for `SETTLED` seconds when the hint was made exposes a liar: its weight is 0 for
-`reputation.LIAR_FOR`. One that has become so since then costs a refutation: the hinter could not know yet.
+**Canaries** (`canaries`). No honest node hints an address that members' records name. A hint about one that
+they had named for `SETTLED` seconds when the hint was made exposes a liar: its weight is 0 for
+`reputation.LIAR_FOR`. A hint about one that they name since then, about what this node alone never bans, and
+about a private address is passed over, and costs nothing: an honest hinter cannot know better.
 
 **Caps.** At most `CHARGES` bans an hour rest on one hinter: one that has used them up lowers nothing. The set
 has `MOST_HINTED` addresses of `MOST_HINTERS` hinters, of which one authority introduced at most half; what
@@ -25,7 +26,7 @@ is weaker than all that is there finds no room. Each sender has a pace. What is 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from math import exp2
 from typing import Final
@@ -33,6 +34,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
+from phantommesh.mnemonic.canaries import everybodys
 from phantommesh.mnemonic.reputation import Reputations
 from phantommesh.mnemonic.saying import (
     LIFE,
@@ -65,7 +67,8 @@ RATE, BURST = 0.2, 32  # lists a second, and at once, of one sender
 CHECKS, CHECKS_AT_ONCE = 10.0, 100  # signatures a second that are verified, 0.3 ms each
 
 Never = Callable[[str], float | None]
-"""Since when (Unix seconds) an address may never be banned; None where it may be."""
+"""Since when (Unix seconds) all members can know that an address is never banned; infinity where only this
+node knows that; None where it may be banned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,19 +188,18 @@ class Hints:
         elif not self._room_for(new.authority, origin, now):
             return "full"
         self._held[origin] = new
-        for source, moment in since.items():
-            if moment is not None and source not in new.refuted:
-                new.refuted.add(source)
-                self.reputations.refute(origin, now)
-        self._add(new, origin, now)
+        self._add(new, origin, {source for source, moment in since.items() if moment is not None}, now)
         return ""
 
-    def _add(self, new: _Held, origin: NodeId, now: float) -> None:
+    def _add(self, new: _Held, origin: NodeId, never: Container[str], now: float) -> None:
         """Hold the hints of a list. Where the set is full, what is hinted least makes room for what is hinted
         more."""
         others: list[tuple[float, str]] | None = None  # the least at the end
         for hint in new.said.hints:
             if hint.until <= now or hint.source in new.refuted:
+                continue
+            if hint.source in never or not everybodys(hint.source):
+                self._drop("passed-over")
                 continue
             if hint.source not in self._about and len(self._about) >= MOST_HINTED:
                 if others is None:

@@ -8,6 +8,7 @@ how many members passed it on travels beside it, as its origin cannot know that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Final
 
 import msgspec
@@ -15,6 +16,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.mnemonic.canaries import everybodys
 from phantommesh.rates import source_block
 from phantommesh.trust.identity import NODE_ID_BYTES, Identity
 
@@ -105,7 +107,8 @@ def _block(source: str) -> bool:
 
 
 class OwnHints:
-    """What this node says. Of more than `MOST_HINTS` the ones that end first are left out."""
+    """What this node says. Of more than `MOST_HINTS` the ones that end first are left out, and private
+    addresses always: elsewhere they mean another machine."""
 
     def __init__(self) -> None:
         self._hints = dict[str, Hint]()
@@ -118,12 +121,10 @@ class OwnHints:
     def tell(self, kind: str, address: str, strength: float, until: float, now: float) -> None:
         """Say that ``address`` did what ``kind`` names, as sure as ``strength`` (0 to 1), until then (Unix
         seconds), `LIFE` from now at most. Raises ValueError for what is no address."""
-        until = min(until, now + LIFE)
-        if until <= now:
+        until, source = min(until, now + LIFE), source_block(address)
+        if until <= now or not everybodys(source):
             return
-        hint = Hint(
-            kind[:MOST_KIND], source_block(address), max(1, min(100, round(100 * strength))), int(until)
-        )
+        hint = Hint(kind[:MOST_KIND], source, max(1, min(100, round(100 * strength))), int(until))
         if self._hints.get(hint.source) == hint:
             return
         self._hints[hint.source] = hint
@@ -134,6 +135,11 @@ class OwnHints:
     def withdraw(self, address: str) -> None:
         """Say no more of an address."""
         self._changed |= self._hints.pop(source_block(address), None) is not None
+
+    def withhold(self, never: Callable[[str], float | None]) -> None:
+        """Say no more of what is never banned (`hints.Never`): a member may be there now."""
+        for source in [source for source in self._hints if never(source) is not None]:
+            self.withdraw(source)
 
     def due(self, now: float) -> bool:
         """Whether there is a list to be signed: another one than the last, or that again, lest it ends."""

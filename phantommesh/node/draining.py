@@ -7,8 +7,12 @@ it back or its time is over, also across restarts: a node that is being upgraded
 somebody says that it is well again.
 
 Of one region never two nodes drain at once: the one could be all that the other's traffic can move to. A node
-that has gone while it drained counts as draining. Where two begin at the same moment, before either has heard
-of the other, the one with the greater node id gives way.
+that has gone while it drained counts as draining until the moment that its record names. Where two begin at
+the same moment, before either has heard of the other, the one with the greater node id gives way.
+
+A record is its node's mere word. So each node counts by itself how long each member has held others up
+(`Turns`): for `LONGEST` at most, and then not more than half of the time. It gives way to one member once in
+that time.
 """
 
 from __future__ import annotations
@@ -42,14 +46,45 @@ class DrainRefusedError(PhantomMeshError):
 
 
 def drains(entry: Entry, wall: float) -> bool:
-    """Whether a member drains, or went away while it did. One whose certificate ran out since counts as
-    gone for good."""
-    return entry.record.condition.draining and entry.valid(wall)
+    """Whether a member drains, or went away while it did. One whose time is over, or whose certificate ran
+    out since, counts as gone for good."""
+    condition = entry.record.condition
+    return condition.draining and condition.until > wall and entry.valid(wall)
 
 
-def of_region(entries: Iterable[Entry], region: str, wall: float) -> list[Entry]:
-    """The members that drain in a region. Nodes without a region are one region of their own."""
-    return [entry for entry in entries if entry.record.region == region and drains(entry, wall)]
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """A member's turn: the seconds of it that are used, and whether it drained, when it was looked at."""
+
+    used: float
+    drained: bool
+    at: float
+
+
+class Turns:
+    """How long each member has drained of late, as this node saw it. A second of draining uses one, a second
+    at work gives one back. Bounded by the members."""
+
+    def __init__(self) -> None:
+        self._of = dict[bytes, _Turn]()
+
+    def look(self, entries: Iterable[Entry], now: float, wall: float) -> None:
+        """Take in how the members stand. What lies between two looks counts as draining where one of them
+        saw that."""
+        found = dict[bytes, _Turn]()
+        for entry in entries:
+            member, drained = entry.member.node_id, drains(entry, wall)
+            turn = self._of.get(member, _Turn(0.0, drained, now))
+            passed = now - turn.at
+            used = turn.used + passed if drained or turn.drained else max(0.0, turn.used - passed)
+            if drained or used:
+                found[member] = _Turn(min(used, LONGEST), drained, now)
+        self._of = found
+
+    def over(self, member: bytes) -> bool:
+        """Whether a member has drained for so long that it holds nobody up any more."""
+        turn = self._of.get(member)
+        return turn is not None and turn.used >= LONGEST
 
 
 def refusal(others: Iterable[Entry], region: str) -> DrainRefusedError | None:
@@ -82,6 +117,8 @@ class Draining:
         self.drained = kept
         """Since and until when; None: the node does not drain."""
         self._began = float("-inf")
+        self._turns = Turns()
+        self._yielded = dict[bytes, float]()
         self._packets: int | None = None
         self._moved = float("-inf")
 
@@ -97,14 +134,26 @@ class Draining:
             forced = force or self.drained.forced
             self.drained = Drained(self.drained.since, until, forced)
             return
-        self.check(others, force=force, wall=wall)
+        self.check(others, force=force, now=now, wall=wall)
         self.drained, self._began = Drained(wall, until, force), now
         self._packets, self._moved = None, now
 
-    def check(self, others: Iterable[Entry], *, force: bool, wall: float) -> None:
+    def holding(self, others: Iterable[Entry], now: float, wall: float) -> list[Entry]:
+        """The members of this node's region that drain, so that it may not. Nodes without a region are one
+        region of their own. Ask for it every minute or so, that each member's turn is known."""
+        entries = list(others)
+        self._turns.look(entries, now, wall)
+        return [
+            entry
+            for entry in entries
+            if entry.record.region == self._region
+            and drains(entry, wall)
+            and not self._turns.over(entry.member.node_id)
+        ]
+
+    def check(self, others: Iterable[Entry], *, force: bool, now: float, wall: float) -> None:
         """Raise DrainRefusedError where this node may not begin now."""
-        region = self._region
-        if not force and not self.on and (why := refusal(of_region(others, region, wall), region)):
+        if not force and not self.on and (why := refusal(self.holding(others, now, wall), self._region)):
             raise why
 
     def end(self) -> bool:
@@ -121,8 +170,13 @@ class Draining:
         where there is none."""
         if self.drained is None or self.drained.forced or now - self._began > AT_ONCE:
             return ""
-        first = (e for e in of_region(others, self._region, wall) if e.member.node_id < self._me)
-        return next((entry.member.name for entry in first), "")
+        self._yielded = {one: at for one, at in self._yielded.items() if now - at < LONGEST}
+        for entry in self.holding(others, now, wall):
+            member = entry.member
+            if member.node_id < self._me and member.node_id not in self._yielded:
+                self._yielded[member.node_id] = now
+                return member.name
+        return ""
 
     def count(self, work: Work, now: float) -> None:
         """Take in what the node does for others now."""

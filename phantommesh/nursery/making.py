@@ -66,7 +66,7 @@ from phantommesh.nursery.members.checking import TcpChecks
 from phantommesh.nursery.members.federating import Federating
 from phantommesh.nursery.members.finding import Finding
 from phantommesh.nursery.members.gossip import GossipDriver
-from phantommesh.nursery.members.hinting import Hinting, hinter_of
+from phantommesh.nursery.members.hinting import Hinting, hinter_of, named_by
 from phantommesh.nursery.members.lifetimes import make_lifetimes
 from phantommesh.nursery.members.linking import make_enrolment, make_links
 from phantommesh.nursery.members.links import LinkDriver
@@ -363,7 +363,7 @@ def make_parts(
         config.memory, state.state, state.identity.node_id, hinter_of(keeper),
         metrics.memory_recall_seconds.observe,
     )  # fmt: skip
-    hinting = Hinting(state.identity, memory, caller, on=config.memory.hints)
+    hinting = Hinting(state.identity, memory, caller, on=config.memory.hints, named=named_by(keeper))
     server = ControlServer(
         state, keeper, keys, desk,
         sync_answer=gossip.sync_answer, sync_finish=gossip.sync_finish, proving=proving,
@@ -401,14 +401,13 @@ def make_parts(
         further=further,
         join=bridging.join,
     )
-    banning = Banning(
-        Shielding(
-            config, own, places, finding, gossip,
-            entries=lambda: peers.entries, actual=lambda: reconciler.actual, overlay=lambda: overlay.networks,
-        ),
-        state.state,
+    shielding = Shielding(
+        config, own, places, finding, gossip,
+        entries=lambda: peers.entries, actual=lambda: reconciler.actual, overlay=lambda: overlay.networks,
     )  # fmt: skip
-    memory.never = banning.never
+    banning = Banning(shielding, state.state)
+    shielding.offended = banning.offended
+    memory.shields = banning.shields
     links.blame_by(banning.blame)
     gossip.gossip.blame = partial(banning.blame, proved=False)
     tcp.blame = banning.blame_stream

@@ -45,6 +45,7 @@ RELAYS_IPV4, RELAYS_IPV6 = 1, 2
 SOUND, DEGRADED, UNREADY = 0, 1, 2
 MAX_POLICY: Final = 32
 _MAX_SEQ: Final = 2**48 - 1  # as wide as in a gossip event
+_MAX_UNTIL: Final = 2**48 - 1  # s: whole in a float, and nine million years
 
 
 class RecordError(PhantomMeshError):
@@ -67,11 +68,12 @@ class Condition(msgspec.Struct, frozen=True, array_like=True):
     """How a node stands, by its own word. ``draining``: it is about to go, so that others should choose other
     routers, exits and relays. ``health``: `SOUND`, `DEGRADED` or `UNREADY`, about the node itself and not
     about its peers. ``policy``: 16 bits of a hash of each setting that members should agree on, in the order
-    of `node.policy.AGREED`."""
+    of `node.policy.AGREED`. ``until``: by when it will be at work again, in Unix seconds; while it drains."""
 
     draining: bool = False
     health: int = SOUND
     policy: tuple[int, ...] = ()
+    until: int = 0
 
 
 class NodeRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -273,7 +275,7 @@ def _check(record: NodeRecord) -> None:
     condition = record.condition
     if not SOUND <= condition.health <= UNREADY or len(condition.policy) > MAX_POLICY:
         raise RecordError("the record's condition is out of range")
-    if any(not 0 <= one < 2**16 for one in condition.policy):
+    if any(not 0 <= one < 2**16 for one in condition.policy) or not 0 <= condition.until <= _MAX_UNTIL:
         raise RecordError("the record's condition is out of range")
     if record.region:
         _check_region(record.region)

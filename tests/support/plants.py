@@ -344,7 +344,7 @@ PLANTS: Final[dict[str, Plant]] = {
         sh("sed 's/1/2/' $S/wireguard.json > $B/wireguard.json.1; chmod 644 $B/wireguard.json.1"),
     ),
     "state-archived": Plant(
-        "key-copy-open", sh("tar -C $B/lib -czf $B/mesh.tgz phantommesh; chmod 644 $B/mesh.tgz")
+        "key-copy-open", sh("tar -C $B/lib -cf $B/mesh.tar phantommesh; chmod 644 $B/mesh.tar")
     ),
     # settings of the kernel
     "strict": Plant(

@@ -11,13 +11,13 @@ from phantommesh.nursery.parts import Parts
 async def look(parts: Parts) -> Seen:
     """Return how this node, its file and the members' records stand. The file is read in a thread."""
     await parts.configfile.look(parts.config, parts.settings.waiting)
-    gone = parts.gossip.membership.gone
+    gone, holding = parts.gossip.membership.gone, {e.member.node_id for e in parts.drainer.holding()}
     members = tuple(
         Member(
             name=entry.member.name,
             region=entry.record.region,
             version=entry.record.version,
-            draining=entry.record.condition.draining,
+            draining=entry.member.node_id in holding,
             answers=not gone(entry.member.node_id),
             policy=entry.record.condition.policy,
         )

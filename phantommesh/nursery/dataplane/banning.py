@@ -40,7 +40,6 @@ from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.nursery.host.neighbours import Neighbours, look_for, read_neighbours
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.keeping.saver import Patience, Saver
-from phantommesh.rates import source_block
 from phantommesh.routable import Network
 from phantommesh.state import directory
 from phantommesh.state.directory import StateDir
@@ -48,6 +47,7 @@ from phantommesh.state.directory import StateDir
 BANS_NOT_HELD = FaultKind("bans-not-held", "high")
 
 EXPIRED: Final = "its time is over"
+LIFTED: Final = "an operator lifted it"
 
 _NEIGHBOUR: Final[Proof] = "neighbour"
 
@@ -119,8 +119,6 @@ class Banning:
         self._senders: dict[tuple[Sender, int], int] = {}
         self._totals: dict[str, int] = {}
         self._looked = self._checked = self._moved = float("-inf")
-        self._since: dict[str, float] = {}
-        self._began = wall()
         self._lock = trio.Lock()
 
     # What others do.
@@ -163,7 +161,7 @@ class Banning:
         scratch = Bans.decode(self.bans.encode(), self._wall())
         return scratch.add(network, origin, seconds, why, self._wall(), self.shield, force=force)
 
-    async def unban(self, network: Network, why: str = "an operator lifted it") -> list[Ban]:
+    async def unban(self, network: Network, why: str = LIFTED) -> list[Ban]:
         """Lift all bans of exactly this network, in the kernel when this returns. Raises NftError."""
         async with self._lock:
             return await self._gone(self.bans.remove(network), why)
@@ -264,20 +262,18 @@ class Banning:
     async def _refresh(self) -> None:
         """Look who is never banned, as things are now."""
         await self._around.refresh()
-        self.shield, now = self._around.shield(), self._wall()
-        known = {source_block(str(network.network_address)) for network in self._around.known()}
-        self._since = {source: self._since.get(source, now) for source in known}
+        self.shield = self._around.shield()
 
-    def never(self, source: str) -> float | None:
-        """Since when (Unix seconds) a source block is never banned on another's word, as far as is known;
-        None where it may be. ``source`` is as `rates.source_block` has it."""
-        if (since := self._since.get(source)) is not None:
-            return since
+    def offended(self, host: str) -> bool:
+        """Whether the block of a host was banned of late, by this node's own evidence."""
+        return self.bans.times(block_of(host), self._wall()) > 0
+
+    def shields(self, source: str) -> bool:
+        """Whether a source block (as `rates.source_block` has it) is never banned here on another's word."""
         try:
-            network = parse_network(source)
+            return bool(self.shield.why(parse_network(source)))
         except BanError:
-            return self._began
-        return self._began if self.shield.why(network) else None
+            return True
 
     async def run(self) -> None:
         """Look and keep until cancelled. A failure is logged once and tried again; it never ends this."""

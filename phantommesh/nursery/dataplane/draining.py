@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from phantommesh.faults import Fault, FaultKind
-from phantommesh.node.draining import Drained, Draining, Work
+from phantommesh.node.draining import LONGEST, Drained, Draining, Work
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import alive, moment
 from phantommesh.records.record import Condition
@@ -24,6 +24,7 @@ NOT_KEPT: Final = FaultKind("drain-not-kept", "low")
 
 # Tuning.
 LOOK: Final = 0.5  # s between looks at what is forwarded, while the node drains
+WATCH: Final = 60.0  # s between looks at who drains: turns are of a day
 
 log = structlog.get_logger("phantommesh.draining")
 
@@ -46,7 +47,7 @@ class Drainer:
         self._state, self._entries, self._work, self._publish = state, entries, work, publish
         self.able = True
         """Whether all but the draining speaks for this node's readiness."""
-        self._bell, self._by_nexus = Bell(), False
+        self._bell, self._by_nexus = Bell(), 0.0
         self.gave_way = ""
         """Why this node stopped draining by itself the last time, if it did."""
 
@@ -63,13 +64,20 @@ class Drainer:
     def by_agent(self, drains: bool) -> None:
         """Drain on an agent's word, or no more. That does not outlive this run, and what the operator has
         said stands beside it."""
-        if drains != self._by_nexus:
-            self._by_nexus = drains
+        if drains != bool(self._by_nexus):
+            self._by_nexus = moment().wall + LONGEST if drains else 0.0
             self._publish()
 
     def condition(self) -> Condition:
         """What the record says of how this node stands."""
-        return Condition(self.on, self.health, self.policy)
+        drained = self.machine.drained
+        until = max(self._by_nexus, 0.0 if drained is None else drained.until)
+        return Condition(self.on, self.health, self.policy, int(until))
+
+    def holding(self) -> list[Entry]:
+        """The members of this node's region that drain, so that it may not."""
+        at = moment()
+        return self.machine.holding(self._entries(), at.now, at.wall)
 
     def idle(self) -> bool:
         """Whether this node drains, and forwards nothing for others any more."""
@@ -87,7 +95,8 @@ class Drainer:
 
     def check(self, *, force: bool) -> None:
         """Raise DrainRefusedError where `begin` would."""
-        self.machine.check(self._entries(), force=force, wall=moment().wall)
+        at = moment()
+        self.machine.check(self._entries(), force=force, now=at.now, wall=at.wall)
 
     async def begin(self, seconds: float, *, force: bool = False) -> None:
         """Drain for so long at most, from now on or still. Raises DrainRefusedError."""
@@ -112,13 +121,15 @@ class Drainer:
         return True
 
     async def run(self) -> None:
-        """Look at what is forwarded while this node drains, until cancelled."""
+        """Look at what is forwarded while this node drains, and else at who does, until cancelled."""
         said = False
         while True:
             if not self.machine.on:
                 said = False
-                alive(float("inf"))
-                await self._bell.wait()
+                self.holding()
+                alive(WATCH)
+                with trio.move_on_after(WATCH):
+                    await self._bell.wait()
                 continue
             at = moment()
             self.machine.count(self._work(), at.now)

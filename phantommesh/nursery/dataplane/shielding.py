@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who is never banned, whose datagrams are not counted or shed, and what of this host is protected: read from
-the parts of the node that know it, each time that it is asked for."""
+the parts of the node that know it, each time that it is asked for.
+
+An address counts as a member's where the member has shown that it gets what is sent there. Its mere word (its
+record, where it seems to be heard, where WireGuard calls it) counts too, but not for a source that offended
+before: else a member could set anybody free.
+"""
 
 from __future__ import annotations
 
@@ -45,6 +50,8 @@ class Shielding:
         self._finding, self._gossip = finding, gossip
         self._entries, self._actual, self._overlay = entries, actual, overlay
         self._operators: list[tuple[IpAddress, str]] = []
+        self.offended: Callable[[str], bool] = lambda host: False
+        """Whether the block of a host was banned of late."""
 
     async def refresh(self) -> None:
         """Read where operators are logged in from, and this host's resolvers and gateways."""
@@ -103,15 +110,16 @@ class Shielding:
                 yield host, f"an address of {entry.member.name}"
         for device in self._actual().values():
             for peer in device.peers.values():
-                if peer.endpoint is not None:
+                if peer.endpoint is not None and not self.offended(peer.endpoint.host):
                     yield peer.endpoint.host, "an address at which WireGuard has a member"
 
     def _hosts(self, entry: Entry) -> set[str]:
         member = entry.member.node_id
-        found: list[Address] = [
-            *self._places.of(entry),
-            *seen_at(self._finding, self._gossip, member),
-            *self._gossip.heard_at(member),
-        ]
-        hosts = {address.host for address in found if address.transport != "via"}
-        return {str(ip_address(host)) for host in (*hosts, *self._places.heard(member))}
+        proved = {*_hosts(seen_at(self._finding, self._gossip, member)), *self._places.heard(member)}
+        said = {*_hosts(self._places.of(entry)), *_hosts(self._gossip.heard_at(member))} - proved
+        hosts = (*proved, *(host for host in said if not self.offended(host)))
+        return {str(ip_address(host)) for host in hosts}
+
+
+def _hosts(addresses: Iterable[Address]) -> Iterator[str]:
+    return (address.host for address in addresses if address.transport != "via")

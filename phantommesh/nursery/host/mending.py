@@ -5,7 +5,6 @@ own interfaces. All block."""
 from __future__ import annotations
 
 import os
-import shlex
 import stat
 from collections.abc import Collection
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.hostcheck.finding import Chmod, Mend, SetSysctl, set_sysctl
+from phantommesh.hostcheck.finding import Chmod, Mend, SetSysctl, quoted, set_sysctl
 
 
 class Mended(msgspec.Struct, frozen=True):
@@ -38,7 +37,6 @@ def carry_out(mend: Mend, interfaces: Collection[str]) -> Mended:
 
 
 def _chmod(mend: Chmod) -> Mended:
-    quoted = shlex.quote(mend.path)
     try:
         # O_PATH opens sockets too, and no link is followed.
         descriptor = os.open(mend.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -59,7 +57,8 @@ def _chmod(mend: Chmod) -> Mended:
             f"cannot mend {mend.path}: {error.strerror}", fix=f"run `{mend.command}` as root"
         ) from error
     return Mended(
-        f"the mode of {mend.path} is {mend.mode:04o} instead of {before:04o}", f"chmod {before:o} {quoted}"
+        f"the mode of {mend.path} is {mend.mode:04o} instead of {before:04o}",
+        f"chmod {before:o} {quoted(mend.path)}",
     )
 
 

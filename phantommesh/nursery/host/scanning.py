@@ -24,9 +24,10 @@ from phantommesh.hostcheck import versions
 from phantommesh.hostcheck.exposure import ports_of
 from phantommesh.hostcheck.seen import FileSeen, HostSeen, KeysSeen
 from phantommesh.hostcheck.versions import KnownFault
-from phantommesh.nursery.host import scanfiles, scannet, scanprocess
+from phantommesh.nursery.host import scancopies, scanfiles, scannet, scanprocess
 from phantommesh.nursery.host.uplinks import read_uplinks
 from phantommesh.state import directory
+from phantommesh.state.files import read_file
 from phantommesh.trust.certificates import describe_mesh, load_root, validity
 
 
@@ -39,7 +40,7 @@ class Where:
     state_dir: Path
     config_path: Path
     socket: Path | None = None
-    searched: tuple[Path, ...] = scanfiles.SEARCHED
+    searched: tuple[Path, ...] = scancopies.SEARCHED
     node: int | None = None
     config: Config | None = None
 
@@ -64,7 +65,7 @@ def look(where: Where) -> HostSeen:
         uid=_owner(where, node),
         files=tuple(_files(where, config, socket, unknown)),
         socket_group=_group(),
-        copies=tuple(scanfiles.find_copies(where.state_dir, _places(where))) if where.searched else (),
+        copies=tuple(scancopies.find_copies(where.state_dir, _places(where))) if where.searched else (),
         config=config,
         config_error="" if refused is None else str(refused),
         config_fix="" if refused is None else refused.fix,
@@ -143,7 +144,9 @@ def _files(where: Where, config: Config | None, socket: Path | None, unknown: li
 
 
 def _places(where: Where) -> tuple[Path, ...]:
-    return (*where.searched, where.state_dir.parent, where.config_path.parent)
+    # Beside a device or a pipe as configuration, such as /dev/null, nobody puts a copy.
+    beside = (where.config_path.parent,) if os.path.isfile(where.config_path) else ()  # noqa: PTH113 - no raise
+    return (*where.searched, where.state_dir.parent, *beside)
 
 
 def _group() -> int | None:
@@ -155,7 +158,7 @@ def _group() -> int | None:
 
 def _core_pattern() -> str:
     try:
-        return Path("/proc/sys/kernel/core_pattern").read_text().strip()
+        return Path("/proc/sys/kernel/core_pattern").read_text("utf-8", "replace").strip()
     except OSError:
         return ""
 
@@ -164,14 +167,14 @@ def _keys(state: Path) -> KeysSeen:
     """The ages of certificates and keys, as far as they can be read."""
     begins = ends = mesh_ends = oldest = None
     try:
-        begins, ends = validity((state / directory.NODE_CERT).read_bytes())
-        mesh_ends = describe_mesh(load_root((state / directory.ROOT_CERT).read_bytes())).not_after
-    except (OSError, PhantomMeshError):
+        begins, ends = validity(read_file(state / directory.NODE_CERT))
+        mesh_ends = describe_mesh(load_root(read_file(state / directory.ROOT_CERT))).not_after
+    except PhantomMeshError:
         pass  # who reads the state to run a node says what is wrong with it
     try:
-        made = json.loads((state / directory.WIREGUARD_KEYS).read_bytes())["made"]
+        made = json.loads(read_file(state / directory.WIREGUARD_KEYS))["made"]
         oldest = min((float(one) for one in made if one is not None), default=None)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (PhantomMeshError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         pass
     return KeysSeen(
         certificate_begins=begins, certificate_ends=ends, mesh_ends=mesh_ends, oldest_wireguard_key=oldest

@@ -71,12 +71,20 @@ def read_processes(node: int | None, interfaces: Collection[str]) -> list[Proces
 def _serving(node: int, interfaces: Collection[str]) -> Iterator[int]:
     """The processes of a userspace WireGuard for these interfaces, in the node's network namespace. They
     outlive a node, so they are not its children."""
-    space = _text_of_link(f"/proc/{node}/ns/net")
+    space, user = _text_of_link(f"/proc/{node}/ns/net"), _user(f"/proc/{node}")
     for process in list(Path("/proc").glob("[0-9]*"))[:MOST_PROCESSES]:
+        if _user(str(process)) != user:
+            continue  # its arguments are in its memory: a hostile user can have their reader wait for ever
         words = _text(f"{process}/cmdline").rstrip("\0").split("\0")
         serves = Path(words[0]).name in PROGRAMS and words[-1] in interfaces
         if serves and _text_of_link(f"{process}/ns/net") == space:
             yield int(process.name)
+
+
+def _user(process: str) -> str:
+    """The user whom a process acts for, by a directory of /proc; empty where there is none."""
+    found = re.search(r"^Uid:\s+\d+\s+(\d+)", _text(f"{process}/status"), re.MULTILINE)
+    return "" if found is None else found[1]
 
 
 def _process(pid: int) -> ProcessSeen:
@@ -197,7 +205,8 @@ def read_versions(components: Iterable[str], *, userspace: bool) -> dict[str, st
                 capture_output=True,
                 timeout=_CHILD_SECONDS,
                 check=False,
-                text=True,
+                encoding="utf-8",
+                errors="replace",
             )
             if said := re.match(r"wireguard-go v?(\S+)", done.stdout):
                 found["wireguard-go"] = said[1]

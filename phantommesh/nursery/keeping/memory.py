@@ -20,8 +20,9 @@ import trio
 
 from phantommesh.config.memory import MemorySection
 from phantommesh.mnemonic import file
+from phantommesh.mnemonic.canaries import Canaries
 from phantommesh.mnemonic.file import Content
-from phantommesh.mnemonic.hints import Hinter, Hints, Never
+from phantommesh.mnemonic.hints import Hinter, Hints
 from phantommesh.mnemonic.memory import Copy, Item, Key, Memory, Pattern, Summary
 from phantommesh.mnemonic.reputation import Reputation
 from phantommesh.nursery.keeping.saver import Patience
@@ -56,8 +57,8 @@ class _Job:
 
 class MemoryKeeper:
     """This node's memory and the hints that it holds. Call `changed` after a change of either. ``who`` finds
-    a member that hints. ``never`` says since when (Unix seconds) an address may never be banned. ``recalled``
-    is told how many seconds a recall took."""
+    a member that hints. ``shields`` says whether this node never bans a source block. ``recalled`` is told
+    how many seconds a recall took."""
 
     def __init__(
         self,
@@ -69,7 +70,8 @@ class MemoryKeeper:
     ) -> None:
         self.memory = Memory(section.megabytes * 1024 * 1024, section.half_life_seconds, os.urandom(32))
         self.hints = Hints(me, who)
-        self.never: Never = lambda address: None
+        self.canaries = Canaries()
+        self.shields: Callable[[str], bool] = lambda source: False
         self.disk = Patience(log, "memory")
         self._state, self._recalled = state, recalled
         self._dirty = trio.Event()
@@ -83,6 +85,11 @@ class MemoryKeeper:
     def dropped(self) -> Counter[str]:
         """Lists of hints and single hints that were dropped, by reason."""
         return self.hints.dropped
+
+    def never(self, source: str) -> float | None:
+        """Since when a source block is never banned, as `hints.Never` has it."""
+        since = self.canaries.since(source)
+        return inf if since is None and self.shields(source) else since
 
     def recall(self, key: Key, now: float) -> Pattern | None:
         """`Memory.recall`, measured."""

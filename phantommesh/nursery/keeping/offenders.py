@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """MNEMONIC's part in FORTRESS's work: what earlier bans and other members' hints say of a source, and what is
 remembered and told of a ban. A hint lowers what is enough; only bans by this node's own proved evidence
-are told to others."""
+are told to others, and none of an address where a member is or may be."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from phantommesh.acl.bans import FORGIVEN, Ban
 from phantommesh.mnemonic.memory import Key
 from phantommesh.nursery.keeping.memory import MemoryKeeper
+from phantommesh.rates import source_block
 
 # Tuning.
 SURE = 1.0  # strength of a hint of our own: the source has proved that it gets what is sent to it
@@ -42,15 +43,20 @@ def banned(memory: MemoryKeeper, ban: Ban, kinds: Iterable[str], now: float, *, 
     host = host_of(ban.network)
     memory.memory.record(Key("ban", host), now)
     memory.hints.banned(host, now, alone=alone)
-    if alone:
+    if alone and memory.never(source_block(host)) is None:
         memory.hints.own.tell(next(iter(sorted(kinds)), "ban"), host, SURE, ban.until, now)
     memory.changed()
 
 
+def lifted(memory: MemoryKeeper, ban: Ban) -> None:
+    """A ban was lifted before its time: others are told of it no more."""
+    memory.hints.own.withdraw(host_of(ban.network))
+
+
 def refuted(memory: MemoryKeeper, ban: Ban, now: float) -> None:
-    """A ban was a false alarm: an operator lifted it, or a member is there after all."""
+    """A ban was a false alarm: an operator said so. That a member appeared at the address is none: a member
+    goes where it wants."""
     host = host_of(ban.network)
     memory.memory.forget(Key("ban", host))
     memory.hints.refuted(host, now)
-    memory.hints.own.withdraw(host)
     memory.changed()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from time import time
 from typing import Final, NamedTuple
 
@@ -18,6 +18,8 @@ import trio
 
 from phantommesh.control import messages
 from phantommesh.control.hinting import TellHints
+from phantommesh.endpoint import parse_endpoint
+from phantommesh.mnemonic.canaries import Named
 from phantommesh.mnemonic.hints import Hinter
 from phantommesh.mnemonic.saying import sign_hints
 from phantommesh.nursery.keeping.memory import MemoryKeeper
@@ -25,6 +27,7 @@ from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members.calling import Caller
 from phantommesh.nursery.sockets.framing import StreamError
 from phantommesh.nursery.unexpected import left_out
+from phantommesh.records.record import NodeRecord
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import Identity, NodeId
 
@@ -48,10 +51,15 @@ class _Passing(NamedTuple):
 
 
 class Hinting:
-    """The lists of hints that come and go. ``on``: the operator lets this node share hints."""
+    """The lists of hints that come and go. ``on``: the operator lets this node share hints. ``named`` gives
+    what members' records name."""
 
-    def __init__(self, identity: Identity, memory: MemoryKeeper, caller: Caller, *, on: bool) -> None:
+    def __init__(
+        self, identity: Identity, memory: MemoryKeeper, caller: Caller, *, on: bool,
+        named: Callable[[], Iterable[Named]] = tuple,
+    ) -> None:  # fmt: skip
         self._identity, self._memory, self._caller, self.on = identity, memory, caller, on
+        self._named = named
         self._queue, self._to_pass = trio.open_memory_channel[_Passing](QUEUE)
         self.dropped = Counter[str]()
 
@@ -89,13 +97,15 @@ class Hinting:
         while True:
             await trio.sleep(LOOK)
             hints, now = self._memory.hints, time()
+            if looks % SWEEP == 0:
+                self._memory.canaries.look(self._named(), now)
+                hints.sweep(self._memory.never, now)
+            looks += 1
+            hints.own.withhold(self._memory.never)
             if self.on and hints.own.due(now):
                 said = hints.own.take(self._identity.node_id, now)
                 signed = await trio.to_thread.run_sync(sign_hints, self._identity, said)
                 self._pass(_Passing(TellHints(signed, 0), TOLD, ()))
-            looks += 1
-            if looks % SWEEP == 0:
-                hints.sweep(self._memory.never, now)
 
     async def _tell(self, member: NodeId, request: TellHints, limit: trio.CapacityLimiter) -> None:
         told = self._caller.name_of(member)
@@ -121,3 +131,22 @@ def hinter_of(keeper: RosterKeeper) -> Callable[[NodeId], Hinter | None]:
         return Hinter(member.public_key, introduced)
 
     return find
+
+
+def named_by(keeper: RosterKeeper) -> Callable[[], Iterable[Named]]:
+    """How the hosts are found that the records of members in good standing name."""
+
+    def find() -> Iterator[Named]:
+        now = time()
+        for entry in keeper.roster:
+            if entry.valid(now):
+                yield Named(entry.member.node_id, entry.record.seq, _hosts(entry.record))
+
+    return find
+
+
+def _hosts(record: NodeRecord) -> Iterator[str]:
+    for endpoint in record.control:
+        yield parse_endpoint(endpoint)[0]
+    for candidate in record.candidates:
+        yield candidate.host

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from time import time
 from typing import Final
 
 import trio
@@ -12,7 +11,6 @@ from phantommesh.agents.actions import Drain
 from phantommesh.agents.base import Evidence, Proposal, Subject
 from phantommesh.management.drainview import DrainView
 from phantommesh.moments import rfc3339
-from phantommesh.node.draining import of_region
 from phantommesh.nursery.parts import Parts
 
 NODE: Final = Subject("node")
@@ -36,7 +34,7 @@ def view(parts: Parts) -> DrainView:
     """How this node stands."""
     drainer, work, region = parts.drainer, parts.drainer.left(), parts.config.node.region
     drained = drainer.machine.drained
-    others = sorted(entry.member.name for entry in of_region(parts.peers.entries, region, time()))
+    others = sorted(entry.member.name for entry in drainer.holding())
     return DrainView(
         state="working" if not drainer.by else "drained" if drainer.idle() else "draining",
         by=drainer.by,

@@ -23,7 +23,7 @@ from phantommesh.management.threatsview import (
     UnbanResult,
 )
 from phantommesh.moments import rfc3339
-from phantommesh.nursery.dataplane.banning import EXPIRED
+from phantommesh.nursery.dataplane.banning import EXPIRED, LIFTED
 from phantommesh.nursery.host.nft import NftError
 from phantommesh.nursery.keeping import offenders
 from phantommesh.nursery.parts import Parts
@@ -152,7 +152,9 @@ class ThreatNews:
         """A ban has come or gone."""
         self._parts.metrics.bans.set(len(self._parts.banning.bans))
         if gone and why not in (EXPIRED, DROPPED) and ban.origin != "operator":
-            offenders.refuted(self._parts.memory, ban, time())
+            offenders.lifted(self._parts.memory, ban)
+            if why == LIFTED:
+                offenders.refuted(self._parts.memory, ban, time())
         if gone:  # however it went: the same agent may ban it again
             agent: AgentName = "operator" if ban.origin == "operator" else "fortress"
             subject = Subject("address", ban.network)

@@ -5,20 +5,25 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from time import time
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
 import trio
+from msgspec import structs
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from phantommesh.acl.bans import OPEN
 from phantommesh.control import messages
 from phantommesh.control.hinting import TellHints
+from phantommesh.mnemonic.canaries import Named
 from phantommesh.mnemonic.hints import SETTLED, Hinter
-from phantommesh.mnemonic.saying import Hint, Said, sign_hints
+from phantommesh.mnemonic.saying import Hint, Said, decode_hints_untrusted, sign_hints
 from phantommesh.nursery.keeping.memory import MemoryKeeper
 from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.members import hinting as module
@@ -26,11 +31,14 @@ from phantommesh.nursery.members.calling import Answered, Caller
 from phantommesh.nursery.members.hinting import PASSED_TO, QUEUE, TOLD, Hinting
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.sockets.framing import StreamError
+from phantommesh.records.candidate import Candidate, Kind
 from phantommesh.trust.certificates import Role
 from phantommesh.trust.identity import Identity, NodeId
 from tests.support.loopback import join, make_authority, make_invite, serving, until
-from tests.support.makemesh import identity
+from tests.support.makemesh import NOW, identity
 from tests.support.remembering import make_keeper
+from tests.unit.node.test_routes import ONE as MESH_ONE
+from tests.unit.node.test_routes import entry
 
 ME, HINTER = identity("me"), identity("hinter")
 BAD = "198.51.100.7"
@@ -56,10 +64,16 @@ async def test_a_member_hears_of_an_attacker_and_no_more_of_it_when_it_is_withdr
         assert not alpha.parts.memory.dropped + beta.parts.memory.dropped
 
 
-async def test_a_member_that_hints_members_is_a_liar_also_after_a_restart(tmp_path: Path) -> None:
+async def test_a_member_that_hints_members_is_a_liar_also_after_a_restart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with mesh_of_two(tmp_path) as (alpha, beta):
-        hints = alpha.parts.memory.hints
-        alpha.parts.memory.never = {BAD: time() - 2 * SETTLED}.get
+        hints, banning = alpha.parts.memory.hints, alpha.parts.banning
+        assert alpha.parts.memory.shields("127.0.0.1") and not alpha.parts.memory.shields(BAD)
+        banning.bans.add(ip_network(f"{BAD}/32"), "own", 600.0, "scan", time(), OPEN, kinds=["scan"])
+        assert banning._around.offended(BAD)  # type: ignore[attr-defined]
+        monkeypatch.setattr(alpha.parts.hinting, "_named", lambda: [Named(ME.node_id, 1, [BAD])])
+        alpha.parts.memory.canaries.look(alpha.parts.hinting._named(), time() - 2 * SETTLED)
         liar = beta.parts.own.member.node_id
         beta.parts.memory.hints.own.tell("scan", BAD, 1.0, time() + 600, time())
         await until(lambda: hints.reputations.weight(liar, time()) == 0.0)
@@ -110,6 +124,21 @@ def test_an_authority_that_another_introduced_counts_as_those_whom_it_introduces
     assert find(HINTER.node_id) == Hinter(HINTER.public_key, HINTER.node_id)
     find = module.hinter_of(cast("RosterKeeper", Found(Member(HINTER, Role.NODE), issuer)))
     assert find(HINTER.node_id) == Hinter(HINTER.public_key, issuer)
+
+
+def test_what_the_records_of_members_in_good_standing_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "time", lambda: NOW)
+    one = entry(MESH_ONE, "one", (), ())
+    candidate = Candidate.of(Kind.SEEN, ip_address("203.0.113.5"), 51800)
+    named = structs.replace(
+        one.record, control=("[2001:db8::7]:51800", "a.example:1"), candidates=(candidate,)
+    )
+    one = replace(one, record=named)
+    (found,) = module.named_by(cast("RosterKeeper", SimpleNamespace(roster=[one])))()
+    assert found[:2] == (MESH_ONE.node_id, named.seq)
+    late = replace(one, member=replace(one.member, not_after=NOW - 1.0))
+    assert list(module.named_by(cast("RosterKeeper", SimpleNamespace(roster=[late])))()) == []
+    assert list(found.hosts) == ["2001:db8::7", "a.example", "203.0.113.5"]
 
 
 @dataclass
@@ -206,6 +235,22 @@ async def test_what_this_node_says_is_told_to_some_and_anew_to_others(
     keeper.hints.own.tell("scan", BAD, 1.0, time() + 600, time())
     await trio.sleep(100)
     assert len(others.told) == TOLD and {request.hops for _, request in others.told} == {0}
+    nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_what_records_come_to_name_is_told_no_more(
+    keeper: MemoryKeeper, others: Others, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    named = list[Named]()
+    part = Hinting(ME, keeper, cast("Caller", others), on=True, named=lambda: named)
+    nursery.start_soon(part.run)
+    keeper.hints.own.tell("scan", BAD, 1.0, time() + 600, time())
+    await trio.sleep(10)
+    named.append(Named(HINTER.node_id, 1, [BAD]))
+    await trio.sleep(module.SWEEP * module.LOOK)
+    said = [decode_hints_untrusted(request.hints)[1].hints for _, request in others.told]
+    assert [hint.source for hint in said[0]] == [BAD] and said[-1] == ()
     nursery.cancel_scope.cancel()
 
 

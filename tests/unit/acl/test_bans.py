@@ -102,13 +102,13 @@ def test_what_is_never_banned_is_not_and_members_are_on_two_kinds() -> None:
     assert [b.network for b in bans.of("operator")] == ["192.0.2.0/24"]
 
 
-def test_a_member_that_appears_lifts_the_ban_and_is_forgiven() -> None:
+def test_a_member_that_appears_lifts_the_ban_and_that_it_offended_is_remembered() -> None:
     bans = Bans()
     ban(bans, B, kinds=["flood"])
     bans.add(ip_network("192.0.2.0/24"), "operator", 60.0, "", 0.0, OPEN)
     shield = Shield((), [(ip_network("192.0.2.2/32"), "member b")])
     assert [(b.network, why) for b, why in bans.lift(shield)] == [(str(B), "member b")]
-    assert bans.times(str(B), 0.0) == 0 and [b.origin for b in bans] == ["operator"]
+    assert bans.times(str(B), 0.0) == 1 and [b.origin for b in bans] == ["operator"]
 
 
 def test_an_agent_bans_blocks_alone() -> None:

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Rules over values, where a real host cannot be made to look so; and the documents."""
 
+import os
 import re
+import shlex
 from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import phantommesh
 from phantommesh.config.sections import Config, NodeSection
 from phantommesh.errors import DecodeError
 from phantommesh.hostcheck import versions
+from phantommesh.hostcheck.finding import quoted, shown
 from phantommesh.hostcheck.scan import RULES, scan
 from phantommesh.hostcheck.seen import FileSeen, HostSeen, ProcessSeen, SwapSeen
 from phantommesh.hostcheck.versions import KnownFault, has, parse, parse_list, upstream
@@ -156,3 +159,21 @@ def test_no_version_is_an_error(text: str) -> None:
 def test_a_damaged_list_is_told() -> None:
     with pytest.raises(DecodeError, match="known faults"):
         parse_list('dated = "2026-01-01"\n[[fault]]\ncomponent = 3')
+
+
+@given(st.binary(max_size=20).filter(lambda name: b"\0" not in name))
+@example(b"\xff'\\\n%s$HOME`id`")
+def test_any_name_can_be_shown_and_comes_back_from_a_shell(name: bytes) -> None:
+    path = os.fsdecode(name)
+    word = quoted(path)
+    assert shown(path).isprintable() and shown(word) == word
+    if word.startswith("$'"):
+        body = re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), word[2:-1].encode())
+        assert body == name and b"'" not in word[2:-1].encode()
+    else:
+        assert shlex.split(word) == [path]
+
+
+@given(st.text(max_size=20))
+def test_any_text_can_be_shown(text: str) -> None:
+    assert shown(text).isprintable() and quoted(text).isprintable()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 
 import pytest
 
@@ -283,13 +284,26 @@ def test_a_hint_about_a_member_exposes_a_liar() -> None:
     assert mesh.hear(A, BAD) == 1 and 0.0 < mesh.lowering() < 0.5
 
 
-def test_a_hint_about_an_address_that_became_a_members_lately_costs_less() -> None:
+@pytest.mark.parametrize(
+    ("source", "since"),
+    [
+        ("192.0.2.1", NOW - SETTLED + 1),  # a member's since less than an hour
+        ("192.0.2.1", inf),  # what only this node knows: its gateway, where it hears a member
+        ("192.168.1.1", None),  # private: another machine where the hinter is
+        ("64:ff9b::", None),  # all of IPv4, by a translator
+        ("fd00::", None),
+    ],
+)
+def test_a_hint_that_its_hinter_could_not_know_to_be_wrong_lowers_nothing_and_costs_nothing(
+    source: str, since: float | None
+) -> None:
     mesh = Mesh()
-    mesh.members["192.0.2.1"] = NOW - SETTLED + 1
-    assert mesh.hear(A, BAD, "192.0.2.1") == 1
-    assert mesh.lowering("192.0.2.1") == 0.0 and mesh.lowering() == pytest.approx(1 / 3)
-    mesh.hear(A, BAD, "192.0.2.1", made=NOW + 1e-3)
-    assert mesh.lowering() == pytest.approx(1 / 3)  # it costs once
+    if since is not None:
+        mesh.members[source] = since
+    assert mesh.hear(A, BAD, source) == 1
+    assert mesh.lowering(source) == 0.0 and mesh.lowering() == 0.5
+    assert mesh.hints.dropped == {"hint-passed-over": 1}
+    assert mesh.hints.reputations.weight(A.node_id, NOW) == 0.5
 
 
 def test_an_address_that_becomes_a_members_is_hinted_no_more() -> None:
@@ -309,7 +323,7 @@ def test_who_is_no_member_any_more_hints_nothing() -> None:
 
 
 def sources(crowd: int) -> list[str]:
-    return [f"198.18.{crowd}.{number}" for number in range(MOST_HINTS)]
+    return [f"203.0.{crowd}.{number}" for number in range(MOST_HINTS)]
 
 
 def test_the_hinted_set_is_bounded_and_what_is_believed_more_finds_room() -> None:
@@ -370,6 +384,18 @@ def test_a_hint_is_withdrawn_by_a_list_without_it() -> None:
     assert own.due(NOW) and own.take(A.node_id, NOW).hints == ()
     own.withdraw(BAD)
     assert not own.due(NOW)
+
+
+def test_private_addresses_and_those_that_became_a_members_are_not_told() -> None:
+    own = OwnHints()
+    for address in ("192.168.1.1", "10.1.2.3", "100.64.0.9", "fd00::1", "64:ff9b::c633:6407", "127.0.0.1"):
+        own.tell("scan", address, 1.0, NOW + 600, NOW)
+    assert not own.due(NOW)
+    own.tell("scan", BAD, 1.0, NOW + 600, NOW)
+    own.tell("scan", "198.51.100.8", 1.0, NOW + 600, NOW)
+    own.take(A.node_id, NOW)
+    own.withhold({BAD: inf}.get)
+    assert own.due(NOW) and [hint.source for hint in own.take(A.node_id, NOW).hints] == ["198.51.100.8"]
 
 
 def test_the_longest_bans_are_told_where_there_are_too_many() -> None:
