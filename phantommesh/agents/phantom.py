@@ -15,8 +15,8 @@ bytes of cover sent, and the ages of this node's WireGuard keys.
   none is sent) and `cover_peer_bytes_per_second` for a peer. The rate never follows the traffic's: that would
   tell every path the total (docs/traffic-analysis.md). That a peer is in use at all stays to be seen.
 - Port hops (`ReplaceKey`): with `hop_hours` a dimension whose WireGuard key and port are older gets others,
-  one at a time, `HOP_APART` at least after another had its key replaced, whoever did that. So who watches one path cannot follow it by its port for
-  longer.
+  one at a time, `HOP_APART` at least after another had its key replaced, whoever did that. So who watches
+  one path cannot follow it by its port for longer.
 - A finding (`Raise`, rule `private-one-uplink`), where private traffic is all sent to one host: who watches
   there sees all seven dimensions, and scattering hides nothing. The finding stands for `CLEARS` after that
   was so last: a peer that moves is sent to at two hosts for a while, and is no better hidden.
