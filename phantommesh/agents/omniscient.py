@@ -6,9 +6,10 @@ the node's loop, resident memory, file descriptors, tasks, jumps of the wall clo
 directory; of each other member the state by gossip, and the health and draining of its record.
 
 **Services.** A service is wedged if its turn is overdue by `GRACE`, or by `PATIENCE` times the longest delay
-that a turn of it ever had, whichever is more, and the loop itself was not held up meanwhile: then all
-services are late, and none is wedged. A look comes each second, so that a service is started again within 5 s
-of the moment at which its turn was due. A wedged service is restarted once per `Restart.rests`. One that is
+that a turn of it had within ten minutes, whichever is more, and the loop itself was not held up meanwhile:
+then all services are late, and none is wedged. A pause of the whole process (a suspended machine, a stopped
+process) counts as no service's delay. A look comes each second, so that a service with no delay of its own
+is started again within 5 s of the moment at which its turn was due. A wedged service is restarted once per `Restart.rests`. One that is
 wedged `OFTEN` times within `WITHIN` becomes a finding, and so does one that does not end, since a task of it
 hangs in a thread: to restart the node is the operator's.
 
@@ -44,7 +45,7 @@ from phantommesh.config.agents import OmniscientSection
 # Tuning.
 EVERY: Final = 1.0  # s between looks
 GRACE: Final = 2.0  # s that a turn may be overdue
-PATIENCE: Final = 3.0  # times the longest delay of a service's turn so far
+PATIENCE: Final = 3.0  # times the longest delay of a service's turn of late
 HELD: Final = 2.5  # times `EVERY` between two looks: then the process itself was held up
 OFTEN: Final = 3  # restarts
 WITHIN: Final = 600.0  # s
@@ -77,7 +78,7 @@ Severity = Literal["low", "medium", "high", "critical"]
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One supervised service: when its turn was due, the longest delay of a turn so far in seconds, and since
+    """One supervised service: when its turn was due, the longest delay of its own of a turn of late in seconds, and since
     when it is to end (None: it runs). Times on the node's clock."""
 
     name: str
