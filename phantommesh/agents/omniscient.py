@@ -9,9 +9,11 @@ directory; of each other member the state by gossip, and the health and draining
 that a turn of it had within ten minutes, whichever is more, and the loop itself was not held up meanwhile:
 then all services are late, and none is wedged. A pause of the whole process (a suspended machine, a stopped
 process) counts as no service's delay. A look comes each second, so that a service with no delay of its own
-is started again within 5 s of the moment at which its turn was due. A wedged service is restarted once per `Restart.rests`. One that is
-wedged `OFTEN` times within `WITHIN` becomes a finding, and so does one that does not end, since a task of it
-hangs in a thread: to restart the node is the operator's.
+is started again within 5 s of the moment at which its turn was due. A wedged service is restarted. From one restart to
+the next `Restart.rests` have to pass, then twice as long each time, up to `LONGEST_REST`: what a restart does
+not cure, another one seldom does. A service that was well for `WITHIN` begins anew. One that was restarted
+`OFTEN` times without having been well for so long becomes a finding, and so does one that does not end, since
+a task of it hangs in a thread: to restart the node is the operator's.
 
 **Findings** stand while the measure is beyond its bound, and until it was within `BACK` times the bound for
 `CALM` seconds, so that nothing flickers. The bounds, and where they come from:
@@ -78,8 +80,8 @@ Severity = Literal["low", "medium", "high", "critical"]
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One supervised service: when its turn was due, the longest delay of its own of a turn of late in seconds, and since
-    when it is to end (None: it runs). Times on the node's clock."""
+    """One supervised service: when its turn was due, the longest delay of its own that a
+    turn had of late, in seconds, and since when it is to end (None: it runs). Times on the node's clock."""
 
     name: str
     due: float

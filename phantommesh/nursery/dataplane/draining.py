@@ -48,6 +48,8 @@ class Drainer:
         self.able = True
         """Whether all but the draining speaks for this node's readiness."""
         self._bell, self._by_nexus = Bell(), 0.0
+        self.taken_back = float("-inf")
+        """When the operator last said, on trio's clock, that this node is to be at work."""
         self.gave_way = ""
         """Why this node stopped draining by itself the last time, if it did."""
 
@@ -119,6 +121,13 @@ class Drainer:
         self.told("ended", why)
         self._publish()
         return True
+
+    async def take_back(self) -> None:
+        """The operator wants this node to be at work: whoever had it drain, it does no more. NEXUS heeds
+        `taken_back`."""
+        self.taken_back = trio.current_time()
+        await self.end("somebody took it back")
+        self.by_agent(False)
 
     async def run(self) -> None:
         """Look at what is forwarded while this node drains, and else at who does, until cancelled."""

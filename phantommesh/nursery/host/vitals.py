@@ -18,7 +18,7 @@ from phantommesh.nursery.due import REMEMBERED, alive
 
 # Tuning.
 LAG_PROBE: Final = 1.0  # s between two measures of the loop's lag
-HELD: Final = 1.0  # s of lag, from which the process counts as held up; OMNISCIENT judges no service then either
+HELD: Final = 1.0  # s of lag, from which all services are late, and OMNISCIENT judges none
 MOST_HELD: Final = 128  # times that are remembered
 DISK_LOOK: Final = 10.0  # s between looks at the disk's free space
 DISK_ANSWER: Final = 5.0  # s that the disk has to answer; a network file system may hang

@@ -11,7 +11,8 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh.agents import omniscient
+from phantommesh.agents import nexus, omniscient
+from phantommesh.cli.draining import told
 from phantommesh.node.draining import DrainRefusedError
 from phantommesh.nursery.dataplane import draining
 from phantommesh.nursery.host import vitals
@@ -116,6 +117,27 @@ async def test_a_node_drains_says_so_to_all_and_still_does_after_a_restart(tmp_p
                 assert not (tmp_path / "b" / "state" / DRAIN).exists()
                 await alpha.reporter.drain(600.0, force=False, dry_run=False)
                 assert alpha.parts.drainer.on
+
+
+async def test_the_operator_takes_back_what_nexus_began_and_nexus_leaves_it_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nexus, "EVERY", 0.05)
+    monkeypatch.setattr(nexus, "UNREADY", 0.1)
+    make_authority(tmp_path)
+    async with serving(tmp_path) as node:
+        parts, seat = node.parts, node.parts.council.seats["nexus"]
+        await until(lambda: node.reporter.life() == "running")
+        unready = property(lambda self: False, lambda self, able: None)
+        monkeypatch.setattr(type(parts.drainer), "able", unready, raising=False)
+        with capture_logs():
+            await until(lambda: parts.drainer.by == "nexus")
+            shown = node.reporter.drain_state()
+            assert shown.by == "nexus" and "None" not in told(shown) and "by itself" in told(shown)
+            assert (await node.reporter.undrain()).state == "working"
+            looks = seat.looks
+            await until(lambda: seat.looks > looks + 10)
+        assert not parts.drainer.on and not parts.drainer.condition().draining
 
 
 async def test_a_drain_ends_with_its_time_and_one_of_two_that_begin_at_once_gives_way(
