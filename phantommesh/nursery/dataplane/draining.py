@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import time
 from typing import Final, Literal
 
 import msgspec
@@ -74,7 +75,7 @@ class Drainer:
         """What the record says of how this node stands."""
         drained = self.machine.drained
         until = max(self._by_nexus, 0.0 if drained is None else drained.until)
-        return Condition(self.on, self.health, self.policy, int(until))
+        return Condition(self.on, self.health, self.policy, int(min(until, time() + LONGEST)))
 
     def holding(self) -> list[Entry]:
         """The members of this node's region that drain, so that it may not."""
@@ -142,6 +143,12 @@ class Drainer:
                 continue
             at = moment()
             self.machine.count(self._work(), at.now)
+            if self.machine.clamp(at.wall):
+                log.warning(
+                    "this node drained for too long, by its clock: it drains for a day at most from now"
+                )
+                await self._keep()
+                self._publish()
             if self.machine.over(at.wall):
                 await self.end("its time is over")
                 continue

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from time import time
 
+import msgspec
 import pytest
 import trio
 from structlog.testing import capture_logs
 
 from phantommesh.agents import nexus, omniscient
 from phantommesh.cli.draining import told
-from phantommesh.node.draining import DrainRefusedError
+from phantommesh.node.draining import LONGEST, Drained, DrainRefusedError
 from phantommesh.nursery.dataplane import draining
 from phantommesh.nursery.host import vitals
 from phantommesh.nursery.node import Node
@@ -159,3 +161,20 @@ async def test_a_drain_ends_with_its_time_and_one_of_two_that_begin_at_once_give
                 assert first.parts.drainer.on
                 await first.reporter.drain(0.2, force=False, dry_run=False)
                 await until(lambda: not first.parts.drainer.on)
+
+
+async def test_a_drain_kept_by_a_clock_that_was_ahead_ends_within_a_day(tmp_path: Path) -> None:
+    state, now = make_authority(tmp_path), time()
+    kept = Drained(now + 5 * LONGEST, now + 5 * LONGEST + 3600.0)
+    state.state.write(DRAIN, msgspec.json.encode(kept))
+    async with serving(tmp_path) as node:
+        drainer = node.parts.drainer
+        assert drainer.on and drainer.condition().until <= time() + LONGEST
+
+        def ends() -> list[float]:
+            written = msgspec.json.decode((state.state.path / DRAIN).read_bytes(), type=Drained)
+            return [one.until for one in (drainer.machine.drained, written) if one is not None]
+
+        with capture_logs():
+            await until(lambda: max(ends()) <= time() + LONGEST)
+        assert len(ends()) == 2
