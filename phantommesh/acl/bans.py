@@ -31,7 +31,6 @@ LONGEST: Final = 10 * 365 * 86_400.0  # s; an operator's ban
 MOST: Final[Mapping[Origin, int]] = {"own": 4096, "operator": 1024, "hinted": 256}
 """Bans of each origin. Own and hinted ones beyond make that one give way which ends first."""
 MOST_OFFENDERS: Final = 8192  # blocks whose earlier bans are remembered
-TWO_KINDS: Final = 2  # kinds of evidence that it takes against a member's address
 NARROWEST_6: Final = 64  # a host owns its whole /64
 MAX_STATE: Final = 4 * 1024 * 1024  # bytes of the file
 
@@ -97,22 +96,20 @@ def parse_network(text: str) -> Network:
 
 class Shield:
     """Networks that are never banned, each with the reason. Those of members' observed addresses are banned
-    on two kinds of evidence: anybody can send one kind in a member's name."""
+    by an operator's word only: whatever comes from there, a stranger may have sent
+    (docs/decisions/0077-bans.md).
+    """
 
     def __init__(self, always: Iterable[tuple[Network, str]], members: Iterable[tuple[Network, str]]) -> None:
         self._always: Places[str] = Places(always)
         self._members: Places[str] = Places(members)
 
-    def why(self, network: Network, kinds: int = 0) -> str:
-        """Why this network is not to be banned on so many kinds of evidence; empty where it may be."""
-        if found := self.always(network):
-            return found
-        if kinds < TWO_KINDS and (found := next(iter(self._members.meeting(network)), "")):
-            return found
-        return ""
+    def why(self, network: Network) -> str:
+        """Why this network is not to be banned on this node's own evidence; empty where it may be."""
+        return self.always(network) or next(iter(self._members.meeting(network)), "")
 
     def always(self, network: Network) -> str:
-        """Why this network is not to be banned on any evidence; empty where it may be."""
+        """Why this network is not to be banned by anybody; empty where it may be."""
         return next(iter(self._always.meeting(network)), "")
 
     def of_member(self, network: Network) -> bool:
@@ -167,7 +164,7 @@ class Bans:
             raise BanError("a ban lasts more than no time and at most ten years", fix="give another time")
         if origin != "operator" and not narrow(network):
             raise BanError(f"{text} is wider than one source", fix="")
-        refused = shield.always(network) if origin == "operator" else shield.why(network, len(kinds))
+        refused = shield.always(network) if origin == "operator" else shield.why(network)
         if refused and not force:
             raise BanError(
                 f"{text} is never banned: {refused}", fix="narrow the network" if "/" in text else ""
@@ -213,7 +210,7 @@ class Bans:
             (ban, why)
             for origin in ("own", "hinted")
             for ban in self._bans[origin].values()
-            if (why := shield.why(ban.parsed, len(ban.kinds)))
+            if (why := shield.why(ban.parsed))
         ]
         for ban, _ in found:
             self.end(ban)

@@ -4,9 +4,9 @@
 A UDP source is easily forged. So an offence is **bound** only where it comes with a proof that its sender
 gets what is sent to the address: the datagram itself has a cookie of ours in its MAC, or it came on a TCP
 connection, or it came from a neighbour's own MAC address, as this host's neighbour table has it (then a
-cookie sent there would reach the sender). Every other offence is **loose**: it counts for a source only
-beside a bound offence of the same source. Else anybody could have an innocent host banned that has just
-proved itself, by forging its address. What is loose alone is never evidence; it is shed by rate.
+cookie sent there would reach the sender). Every other offence is **loose**, and is evidence for nothing, also
+beside a bound one: else anybody could have a host banned that has just done one small thing wrong, by forging
+its address. What is loose is shown, and shed by rate.
 
 Counts fade with `FADE`. The tables are bounded: bound offences take a proof each, so nobody can crowd others
 out of theirs from addresses that are not his; loose ones have a table of their own.
@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -28,6 +28,7 @@ from phantommesh.rates import FADE, Faded
 Kind = Literal["flood", "scan", "bad-mac", "replay", "guessing", "slow-tcp", "dns"]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 Proof = Literal["cookie", "tcp", "neighbour"]
+_Key: TypeAlias = tuple[str, Kind, bool]  # a source block, and whether its offences of the kind are proved
 
 SEVERITIES: Final[Mapping[Kind, Severity]] = {
     "flood": "medium",
@@ -50,7 +51,7 @@ ENOUGH: Final[Mapping[Kind, float]] = {
     "dns": float("inf"),  # only members can ask, and by the overlay: shown, never banned
 }
 LEAST_SHARE: Final = 0.5  # of `ENOUGH`, from which a kind of offence is told and counts as one
-LATELY: Final = 0.5  # of a bound offence that has not faded: then loose ones of its source count, too
+LATELY: Final = 0.5  # of a bound offence that has not faded: an offender of before is banned for that
 MOST_BOUND: Final = 4096  # sources
 MOST_LOOSE: Final = 1024
 MOST_THREATS: Final = 256
@@ -96,12 +97,10 @@ class SourceSeen(msgspec.Struct, frozen=True):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """``score``: 1 is enough for a ban. ``kinds`` are those that weigh, ``firm`` those of them whose bound
-    offences alone weigh."""
+    """``score``: 1 is enough for a ban. ``kinds`` are those that weigh."""
 
     score: float
     kinds: tuple[Kind, ...]
-    firm: tuple[Kind, ...]
 
 
 class Threat(msgspec.Struct, frozen=True, kw_only=True):
@@ -118,16 +117,10 @@ class Threat(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def judge(source: SourceSeen) -> Judgement:
-    """Weigh what a source did against `ENOUGH`. Loose offences count beside bound ones only."""
-    firm = {kind: count / ENOUGH[kind] for kind, count in source.bound}
-    score = dict(firm)
-    if any(count >= LATELY for _, count in source.bound):
-        for kind, count in source.loose:
-            score[kind] = score.get(kind, 0.0) + count / ENOUGH[kind]
+    """Weigh what a source did against `ENOUGH`. Loose offences never count."""
+    shares = {kind: count / ENOUGH[kind] for kind, count in source.bound}
     return Judgement(
-        sum(score.values()),
-        tuple(kind for kind in KINDS if score.get(kind, 0.0) >= LEAST_SHARE),
-        tuple(kind for kind in KINDS if firm.get(kind, 0.0) >= LEAST_SHARE),
+        sum(shares.values()), tuple(kind for kind in KINDS if shares.get(kind, 0.0) >= LEAST_SHARE)
     )
 
 
@@ -145,8 +138,13 @@ class Offences:
         """Something from this host could not be used, for a reason of `phantommesh_dropped_total`; other
         reasons than those that speak against its sender are left out."""
         kinds = _BY_REASON.get(reason)
-        if kinds is not None:
-            self.add(block_of(host), kinds[0 if proof else 1], 1.0, proof, now)
+        if kinds is None:
+            return
+        block, kind = block_of(host), kinds[0 if proof else 1]
+        self.add(block, kind, 1.0, proof, now)
+        if proof is None and (block in self._open or len(self._open) < MOST_LOOSE):
+            noted = self._open.setdefault(block, {})
+            noted[kind] = noted.get(kind, 0.0) + 1.0
 
     def add(self, block: str, kind: Kind, count: float, proof: Proof | None, now: float) -> None:
         """Count offences of one kind."""
@@ -157,18 +155,24 @@ class Offences:
             return
         self.unproven.add(count, now)
         source.loose.setdefault(kind, Faded()).add(count, now)
-        if block in self._open or len(self._open) < MOST_LOOSE:
-            noted = self._open.setdefault(block, {})
-            noted[kind] = noted.get(kind, 0.0) + count
 
     def settle(self) -> None:
         """A look at who sends begins: it may prove what was noted since the last one, and nothing else."""
         self._settled, self._open = self._open, {}
 
-    def neighbour(self, block: str, now: float) -> None:
-        """All that came from this source up to `settle` came from the neighbour's own MAC address, and so did
-        what is noted since the look before."""
-        for kind, count in self._settled.pop(block, {}).items():
+    def unsettle(self) -> None:
+        """Nothing proves what was noted up to now: nobody saw who sent that."""
+        self._settled, self._open = {}, {}
+
+    def neighbour(self, block: str, came: int, now: float) -> None:
+        """All that was seen to come from this source up to `settle`, ``came`` datagrams, came from the
+        neighbour's own MAC address. So as many of those that are noted since the look before did; what is
+        noted beyond that came unseen, and is another's for all one knows."""
+        for kind, noted in self._settled.pop(block, {}).items():
+            count = min(noted, float(came))
+            came -= int(count)
+            if count <= 0:
+                continue
             self.add(block, kind, count, "neighbour", now)
             source = self._bound[block]
             source.loose.setdefault(kind, Faded()).add(-min(count, source.loose[kind].at(now)), now)
@@ -226,7 +230,7 @@ class ThreatLog:
     AGAIN: Final = 600.0  # s
 
     def __init__(self) -> None:
-        self._threats: OrderedDict[tuple[str, str], Threat] = OrderedDict()
+        self._threats: OrderedDict[_Key, Threat] = OrderedDict()
 
     def __iter__(self) -> Iterator[Threat]:
         """All, the latest last."""
@@ -236,22 +240,23 @@ class ThreatLog:
         """Take note of what these do; return the threats that are new."""
         fresh = []
         for source in sources:
-            counts = dict(source.loose)
-            for kind, count in source.bound:
-                counts[kind] = counts.get(kind, 0.0) + count
-            for kind, count in counts.items():
-                enough = min(ENOUGH[kind], 400.0)
-                if count >= LEAST_SHARE * enough and self._note(kind, source, count, wall):
-                    fresh.append(self._threats[source.block, kind])
+            # What may be forged is not shown beside the proof of something else.
+            for counts, proofs in ((source.bound, source.proofs), (source.loose, ())):
+                for kind, count in counts:
+                    key = source.block, kind, bool(proofs)
+                    if count >= LEAST_SHARE * min(ENOUGH[kind], 400.0) and self._note(
+                        key, proofs, count, wall
+                    ):
+                        fresh.append(self._threats[key])
         return fresh
 
-    def _note(self, kind: Kind, source: SourceSeen, count: float, wall: float) -> bool:
-        key = source.block, kind
+    def _note(self, key: _Key, proofs: tuple[Proof, ...], count: float, wall: float) -> bool:
+        block, kind, _ = key
         before = self._threats.pop(key, None)
         new = before is None or wall - before.last > self.AGAIN
         most, first = (count, wall) if new or before is None else (max(count, before.count), before.first)
         self._threats[key] = Threat(
-            kind=kind, severity=SEVERITIES[kind], source=source.block, proofs=source.proofs,
+            kind=kind, severity=SEVERITIES[kind], source=block, proofs=proofs,
             count=round(most, 1), first=first, last=wall,
         )  # fmt: skip
         if len(self._threats) > MOST_THREATS:

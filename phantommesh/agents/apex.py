@@ -21,6 +21,8 @@ What holds, and `tests/unit/agents/test_apex.py` attacks:
   have waited for `PATIENCE` the one that waits longest goes before all others. Of the eight others each can
   be ahead once, and waits anew after that.)
 - **Memory.** Every table is bounded for each agent by itself: a flood of one takes no place of another.
+- **Budgets.** Rate and standing actions are bounded for each agent and kind of action: whoever has an agent
+  do much of one kind, as an attacker can by coming from many networks, keeps it from nothing else.
 """
 
 from __future__ import annotations
@@ -44,13 +46,14 @@ PATIENCE: Final = (
 TURN: Final = 60.0  # s that an agent which went first keeps the subject; one look of the longest cadence
 GAP: Final = 150.0  # s without a proposal after which an agent no longer waits: two of the rarest looks
 LONGEST: Final = 86_400.0  # s that an action of an agent stands without being proposed again
-MOST_STANDING: Final = 512  # lasting actions of one agent: a ban list of that length is a flood of its own
+MOST_STANDING: Final = 512  # lasting actions of one agent and kind: that many bans are a flood of their own
 MOST_OF_OPERATOR: Final = 8192  # the same of the operator: what a person may have a script do
 MOST_REMEMBERED: Final = 1024  # subjects of one agent whose waiting or rest is remembered
-RATE, BURST = 2.0, 64.0  # accepted proposals of one agent, a second and at once: one look may see all peers
+RATE, BURST = 2.0, 64.0  # accepted proposals of one agent and kind, a second and at once: a look at all peers
 FAILED_REST: Final = 10.0  # s after an action that could not be carried out, at least
 
 _Turn: TypeAlias = tuple[int, int]
+_Budget: TypeAlias = tuple[AgentName, type[actions.Action]]
 Key = TypeVar("Key")
 _FIRST: Final = 1, 0  # who went first keeps its place before the next that waits
 _KEPT: Final = frozenset[Reason]({"held", "outranked"})
@@ -114,9 +117,9 @@ class Apex:
         """On the operator's word: what stands may be renewed, and nothing new is accepted but the operator's
         own proposals."""
         self._standing: dict[Subject, Standing] = {}
-        self._counts = Counter[AgentName]()
+        self._counts = Counter[_Budget]()
         self._memory: dict[AgentName, _Memory] = {}
-        self._rates = Rates[AgentName](RATE, BURST)
+        self._rates = Rates[_Budget](RATE, BURST)
         self._moment = float("-inf")
         self._won: dict[Subject, _Won] = {}
 
@@ -130,7 +133,7 @@ class Apex:
 
     def count(self, agent: AgentName) -> int:
         """How many lasting actions of an agent are in force."""
-        return self._counts[agent]
+        return sum(number for (whose, _), number in self._counts.items() if whose == agent)
 
     def next_lapse(self) -> float:
         """The moment, on the node's clock, at which `lapse` has something to return."""
@@ -228,10 +231,11 @@ class Apex:
             return refused("frozen")
         if self._resting(proposal, now):
             return refused("cooling-down")
-        more = lasts and (stands is None or stands.proposal.agent != agent)
-        if more and self._counts[agent] >= (MOST_OF_OPERATOR if operator else MOST_STANDING):
+        budget = _budget(proposal)
+        more = lasts and (stands is None or _budget(stands.proposal) != budget)
+        if more and self._counts[budget] >= (MOST_OF_OPERATOR if operator else MOST_STANDING):
             return refused("too-many")
-        if not operator and not self._rates.allow(agent, now):
+        if not operator and not self._rates.allow(budget, now):
             return refused("too-many")
         return self._accept(proposal, turn, now)
 
@@ -251,7 +255,7 @@ class Apex:
             elif loser != proposal.agent and lasts:
                 self._rest(displaced.proposal, now)
         if lasts:
-            self._counts[proposal.agent] += 1
+            self._counts[_budget(proposal)] += 1
             self._standing[proposal.subject] = Standing(proposal, now, first=turn[0] == 1)
         else:
             self._rest(proposal, now)
@@ -320,7 +324,7 @@ class Apex:
 
     def _remove(self, one: Standing) -> None:
         del self._standing[one.proposal.subject]
-        self._counts[one.proposal.agent] -= 1
+        self._counts[_budget(one.proposal)] -= 1
 
 
 def _turn(agent: AgentName, *, first: bool = False) -> _Turn:
@@ -351,6 +355,10 @@ def _is_about(action: actions.Action, subject: Subject) -> bool:
             return subject == Subject("rule", rule)
         case _:
             return True
+
+
+def _budget(proposal: Proposal) -> _Budget:
+    return proposal.agent, type(proposal.action)
 
 
 def _lasts(proposal: Proposal) -> bool:

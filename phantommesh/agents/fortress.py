@@ -8,7 +8,7 @@ sets; and how many datagrams of unknown sources came to the control port at all.
 
 **Bans** a source block whose offences reach `acl.threats.ENOUGH`, summed over the kinds as shares of each.
 Only offences with a proof count: a cookie of ours in the datagram, a TCP connection, the neighbour's own MAC
-address. Offences without one count beside them, never alone. The ban lasts ten minutes, an hour, six hours, a
+address. The ban lasts ten minutes, an hour, six hours, a
 day, by how often the block was banned within a week (`acl.bans.STEPS`); a block that was banned before is
 banned at its first offence. Hints of other members lower what is enough, by three quarters at most: own
 evidence is always needed, and a ban that rests on a hint is put into a set of its own.
@@ -24,12 +24,13 @@ asker asks for `STILL` times what it gets, and for `CALM` seconds after that, so
 does not make it come and go. Nobody is banned for DNS: only members can ask, and a ban does not reach into
 the tunnels.
 
-**Raises** a finding while it sheds or throttles, and where a source that is never banned, or a member's
-address without a second kind of proved offence, reaches what would be enough.
+**Raises** a finding while it sheds or throttles, and where a source that is never banned, a member's address
+among those, reaches what would be enough.
 
-**Never** bans: members' addresses on one kind of evidence; seeds, relays, gateways, resolvers, this host's
-own addresses and link, the other end of an operator's session; a block that proved nothing; anything wider
-than an IPv4 address or an IPv6 /64.
+**Never** bans: members' addresses, for a stranger behind the same NAT connects from there, and whoever reads
+the path sends the member's datagrams again, so that takes a second signal, which is a person's word; seeds,
+relays, gateways, resolvers, this host's own addresses and link, the other end of an operator's session; a
+block that proved nothing; anything wider than an IPv4 address or an IPv6 /64.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from typing import ClassVar, Final
 import msgspec
 
 from phantommesh.acl import threats
-from phantommesh.acl.bans import TWO_KINDS, step_of
+from phantommesh.acl.bans import step_of
 from phantommesh.acl.threats import ENOUGH, LATELY, LEAST_SHARE, Judgement, SourceSeen
 from phantommesh.agents.actions import Ban, Raise, Shed, Throttle
 from phantommesh.agents.base import (
@@ -259,11 +260,6 @@ def _evidence(source: Source, judgement: Judgement) -> tuple[Evidence, ...]:
         for kind, count in source.seen.bound
         if ENOUGH[kind] < float("inf")
     ]
-    found += [
-        Evidence(f"{kind}_beside_count", count, ENOUGH[kind], "without a proof")
-        for kind, count in source.seen.loose
-        if ENOUGH[kind] < float("inf")
-    ]
     if source.times:
         found.append(Evidence("bans_before", source.times, 1.0, "bans of the last week"))
     if source.lowering and not source.times and judgement.score < 1.0:
@@ -279,8 +275,8 @@ def _ban(source: Source, judgement: Judgement, now: float) -> Iterator[Proposal]
     if not evidence:
         return
     refused = source.never
-    if not refused and source.member and len(judgement.firm) < TWO_KINDS:
-        refused = "a member's address, and only one kind of proved offence comes from there"
+    if not refused and source.member:
+        refused = "a member's address, and what comes from there may be a stranger's"
     if refused:
         yield Proposal(
             agent="fortress",
@@ -289,7 +285,8 @@ def _ban(source: Source, judgement: Judgement, now: float) -> Iterator[Proposal]
                 SHIELDED_RULE,
                 "medium",
                 f"{block} attacks this node ({what}) and is not banned: it is {refused}"[:300],
-                "find out what runs there; `phantommesh revoke NAME` puts a member out",
+                "find out what runs there; `phantommesh revoke NAME` puts a member out, and "
+                "`phantommesh ban` keeps out what is no seed, relay or host like that",
             ),
             evidence=evidence,
             expects=None,

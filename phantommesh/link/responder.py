@@ -68,7 +68,10 @@ class Answerer:
 
     def _may_enter(self, gate: Gate, node_id: bytes) -> bool:
         """Whether a node id may be claimed under this secret: under one that was replaced only a member's,
-        under a pact's only that of a member of the other mesh, who may be claimed under no other."""
+        under a pact's only that of a member of the other mesh, who may be claimed as a peer under no other.
+        Whoever holds an invite may be anybody."""
+        if gate.mode is Mode.ENROL:
+            return True
         if gate.only is not None:
             return node_id in gate.only
         if any(node_id in pact.only for pact in self._context.pact_gates if pact.only):

@@ -169,7 +169,7 @@ class World:
         return min((at + phase) % PERIOD, at - met, at - one.rotated.get(other.number, 0.0)) + self.now - at
 
     def shield(self) -> Shield:
-        """Whom no machine bans: here the members' known addresses, each on two kinds of evidence."""
+        """Whom no machine bans: here the members' known addresses."""
         if self._shield[0] != self.version:
             known = {host for one in self.machines for host in one.hosts}
             self._shield = self.version, Shield((), ((ip_network(host), "a member's") for host in known))

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_network
 from time import time
 from typing import Final, Protocol
 
@@ -258,6 +259,7 @@ class Banning:
             )
         self._installed, self._in_known = ports, known
         self._senders, self._totals = {}, {}
+        self.offences.unsettle()  # who sent that is forgotten with the sets of before
 
     async def _refresh(self) -> None:
         """Look who is never banned, as things are now."""
@@ -358,6 +360,7 @@ class Banning:
         elif (known := frozenset(self._around.known())) != self._in_known:
             self._in_known = known
             await self._change(banrules.reknow(self._around.ports().device, known))
+            self.offences.unsettle()  # what came from an address while it was known was seen by nobody
 
     # What the kernel has counted.
 
@@ -384,21 +387,24 @@ class Banning:
         # In a set without room the kernel counts no further sender: then nobody knows who else sends.
         if fresh_by and all(len(counters[name]) < ROOM * MOST_SOURCES for name in (NEAR, *FAR.values())):
             proved = await self._prove({sender for sender, _ in fresh_by}, {sender for sender, _ in senders})
-        control = self._around.ports().control
+        control, came = self._around.ports().control, Counter[str]()
         for (sender, port), packets in fresh_by.items():
             count = packets if packets > 0 else senders[sender, port]
             block, proof = block_of(sender.host), _NEIGHBOUR if sender.host in proved else None
             if port != control:
                 # Another port in the last seconds; a port again counts little.
                 self.offences.add(block, "scan", 1.0 if (sender, port) not in before else 0.01, proof, now)
-            elif count >= BULK and sender.mac:
+                continue
+            came[sender.host] += count
+            if count >= BULK and sender.mac:
                 self.offences.add(block, "flood", float(count), proof, now)
         for host in proved:
-            self.offences.neighbour(block_of(host), now)
+            self.offences.neighbour(block_of(host), came[host], now)
 
     async def _prove(self, fresh: set[Sender], all_of_late: set[Sender]) -> frozenset[str]:
         """Those of these sources that are neighbours which sent all of this themselves: by the MAC address to
-        which an answer would go. An address that is used from elsewhere too proves nothing."""
+        which an answer would go. An address that is used from elsewhere too proves nothing, and neither does
+        one that is known: there the kernel does not look who sends."""
         near = {sender for sender in fresh if sender.mac}
         if not near:
             return frozenset()
@@ -415,7 +421,9 @@ class Banning:
         return frozenset(
             sender.host
             for sender in near
-            if ways[sender.host] == 1 and table.sole(sender.interface, sender.host) == sender.mac
+            if ways[sender.host] == 1
+            and table.sole(sender.interface, sender.host) == sender.mac
+            and ip_network(sender.host) not in self._in_known
         )
 
     def faults(self) -> Iterator[Fault]:

@@ -36,6 +36,8 @@ from phantommesh.wireguard.device import DeviceState
 _HERE: Final[tuple[Network, ...]] = tuple(
     map(ip_network, ("127.0.0.0/8", "::1/128", "169.254.0.0/16", "fe80::/10", "224.0.0.0/4", "ff00::/8"))
 )
+# RFC 6052, RFC 8215 (hosts of IPv4 behind a translator) and RFC 4380 (Teredo): one /64 is many hosts' there.
+_SHARED: Final[tuple[Network, ...]] = tuple(map(ip_network, ("64:ff9b::/64", "64:ff9b:1::/48", "2001::/32")))
 
 
 class Shielding:
@@ -87,6 +89,8 @@ class Shielding:
         for network, _ in reach.host.connected:
             if isinstance(network, IPv6Network):
                 yield network, "a network of this host's own links, and its /64 everybody's there"
+        for network in _SHARED:
+            yield network, "a prefix in which a translator has many hosts in one /64"
         for network in self._overlay():
             yield network, "the overlay itself"
         for address, why in self._operators:

@@ -14,6 +14,7 @@ import trio
 from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, NEAR, ODD, SHED, Ports
 from phantommesh.acl.bans import BanError, Shield
 from phantommesh.acl.threats import ENOUGH, judge
+from phantommesh.endpoint import Address
 from phantommesh.nursery.dataplane import banning as module
 from phantommesh.nursery.dataplane.banning import BULK, Banning
 from phantommesh.nursery.host.neighbours import Neighbours
@@ -149,6 +150,73 @@ async def test_a_scan_in_a_neighbours_name_proves_nothing(
     table.sends(HOST, CONTROL, OTHER if how == "another MAC" else MAC, 10 * BULK)
     await trio.sleep(0.3)
     assert score(banning) == 0.0 and list(banning.offences.loose(trio.current_time()))
+
+
+def bound(banning: Banning) -> float:
+    seen = banning.offences.bound(trio.current_time())
+    return sum(count for one in seen if one.block == BLOCK for _, count in one.bound)
+
+
+async def test_what_came_unseen_is_not_proved_by_what_was_seen(
+    banning: Banning, table: Table, around: Around, neighbours: dict[tuple[int, str], bytes],
+    nursery: trio.Nursery,
+) -> None:  # fmt: skip
+    """A forger in a member's name: while its address is known the kernel does not see him."""
+    await banning.begin()
+    nursery.start_soon(banning.run)
+
+    def forged() -> None:
+        for _ in range(300):
+            banning.blame("malformed", Address(HOST, 5000), False)
+
+    await trio.sleep(0.3)
+    for _ in range(4):
+        forged()
+        table.sends(HOST, CONTROL)  # the neighbour itself
+        await trio.sleep(module.LOOK)
+    assert 0.0 < bound(banning) <= 4.0
+    before = bound(banning)
+    around.members.append(ip_network(BLOCK))
+    await trio.sleep(module.CHECK + 1.0)
+    forged()
+    table.sends(HOST, CONTROL, count=500)  # what the set still had
+    await trio.sleep(0.3)
+    assert bound(banning) < before
+    around.members.clear()
+    install = table.install
+
+    async def late(text: str) -> None:
+        forged()
+        await install(text)
+
+    table.install = late  # type: ignore[method-assign]
+    banning._checked = float("-inf")  # the address is unknown from the next look on
+    await trio.sleep(module.LOOK)
+    assert "known4 {" not in table.scripts[-1]
+    table.sends(HOST, CONTROL, count=50)
+    await trio.sleep(module.LOOK)
+    assert bound(banning) < before
+    banning._installed = None  # the sets are made anew
+    table.senders.clear()
+    table.totals = dict.fromkeys(table.totals, 0)
+    table.sends(HOST, CONTROL, count=50)
+    await trio.sleep(2 * module.LOOK)
+    assert "add table" in table.scripts[-1] and bound(banning) < before
+
+
+async def test_a_neighbours_flood_and_scan_are_enough_after_two_looks(
+    banning: Banning, table: Table, neighbours: dict[tuple[int, str], bytes], nursery: trio.Nursery
+) -> None:
+    """At 1,500 datagrams a second; a look that is late has more before it."""
+    await banning.begin()
+    nursery.start_soon(banning.run)
+    await trio.sleep(0.1)
+    for _ in range(2):
+        table.sends(HOST, CONTROL, count=375)
+        for port in WIREGUARD[:2]:
+            table.sends(HOST, port, count=9)
+        await trio.sleep(module.LOOK)
+    assert score(banning) >= 1.0
 
 
 async def test_a_ban_is_in_the_kernel_and_on_disk_and_in_the_next_runs_first_table(

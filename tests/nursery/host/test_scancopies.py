@@ -114,7 +114,7 @@ def test_an_archive_is_read_once_and_within_bounds(
     assert len(find_copies(state, [place])) == 1
 
 
-@pytest.mark.parametrize("what", ["fifo", "link", "directory"])
+@pytest.mark.parametrize("what", ["fifo", "full fifo", "link", "directory", "closed"])
 def test_what_is_exchanged_between_the_listing_and_the_opening_is_passed_over(
     what: str, state: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,25 +123,33 @@ def test_what_is_exchanged_between_the_listing_and_the_opening_is_passed_over(
     write(place / "other.txt", KEY)
     elsewhere = state / "elsewhere"
     write(elsewhere, KEY)
-    listed = scancopies._readable
+    listed, opened = scancopies._readable, list[int]()
 
     def exchange(entry: os.DirEntry[str]) -> int | None:
         size = listed(entry)
         if entry.name == "node.key.1" and size is not None:
             (place / entry.name).unlink()
             match what:
-                case "fifo":
+                case "fifo" | "full fifo":
                     os.mkfifo(place / entry.name, 0o644)
+                    if what == "full fifo":
+                        opened.append(os.open(place / entry.name, os.O_RDWR))
+                        os.write(opened[0], KEY)
                 case "link":
                     (place / entry.name).symlink_to(elsewhere)
-                case _:
+                case "directory":
                     (place / entry.name).mkdir()
+                case _:
+                    write(place / entry.name, KEY)
+                    (place / entry.name).chmod(0o600)
         return size
 
     monkeypatch.setattr(scancopies, "_readable", exchange)
     found: list[CopySeen] = []
     looking = threading.Thread(target=lambda: found.extend(find_copies(state, [place])), daemon=True)
     assert within_10_s(looking)
+    for descriptor in opened:
+        os.close(descriptor)
     assert [Path(one.path).name for one in found] == ["other.txt"]
 
 

@@ -36,17 +36,15 @@ def test_a_proof_of_an_innocent_host_makes_no_evidence_of_what_others_forge() ->
     assert score(offences) == 0.0
 
 
-def test_loose_offences_count_beside_bound_ones() -> None:
+def test_one_small_offence_of_an_honest_host_makes_no_evidence_of_what_others_forge() -> None:
+    """An HTTP monitor that tries the control port is refused; a scan is forged beside it."""
     offences = Offences()
-    for _ in range(int(ENOUGH["flood"])):
-        offences.note("malformed", HOST, None, 0.0)
-    offences.note("mac", HOST, "cookie", 0.0)
-    assert score(offences) > 1.0
-    assert (
-        judge(next(iter(offences.bound(0.0)))).score > 0.0 and not judge(next(iter(offences.bound(0.0)))).firm
-    )
-    # The bound offence fades, and with it what others may have forged.
-    assert score(offences, now=FADE) < 1.0
+    offences.note("stream-refused", HOST, "tcp", 0.0)
+    alone = score(offences)
+    for kind in threats.KINDS:
+        offences.add(BLOCK, kind, 1000.0, None, 0.0)
+    (seen,) = offences.bound(0.0)
+    assert score(offences) == alone < 0.1 and judge(seen).kinds == ()
 
 
 def test_an_offence_of_a_while_ago_opens_no_door_to_forgeries() -> None:
@@ -68,7 +66,7 @@ def test_offences_with_a_cookie_are_enough_alone(reason: str, kind: threats.Kind
     assert score(offences) < 1.0
     offences.note(reason, HOST, "cookie", 0.0)
     assert score(offences) >= 1.0
-    assert judge(next(iter(offences.bound(0.0)))).firm == (kind,)
+    assert judge(next(iter(offences.bound(0.0)))).kinds == (kind,)
 
 
 def test_a_look_proves_what_was_noted_since_the_last_one_and_nothing_before_or_after() -> None:
@@ -80,10 +78,29 @@ def test_a_look_proves_what_was_noted_since_the_last_one_and_nothing_before_or_a
     offences.settle()
     for _ in range(1000):
         offences.note("malformed", HOST, None, 0.2)  # while the look is under way
-    offences.neighbour(BLOCK, 0.3)
+    offences.neighbour(BLOCK, 5, 0.3)
     (seen,) = offences.bound(0.3)
     assert dict(seen.bound)["flood"] == 1.0 and seen.proofs == ("neighbour",)
     assert 1900 < dict(seen.loose)["flood"] < 2000
+
+
+def test_a_look_proves_no_more_than_it_saw_come() -> None:
+    """What else is noted came in that name where nobody looked who sent it: the address was known."""
+    offences = Offences()
+    for _ in range(1283):
+        offences.note("malformed", HOST, None, 0.0)
+    offences.note("replay", HOST, None, 0.0)
+    offences.settle()
+    offences.neighbour(BLOCK, 3, 0.0)
+    (seen,) = offences.bound(0.0)
+    assert sum(count for _, count in seen.bound) == 3.0 and dict(seen.loose)["flood"] == 1280.0
+    told = ThreatLog().see([seen], 100.0)
+    assert [(one.kind, one.proofs, one.count) for one in told] == [("flood", (), 1280.0)]
+    offences.note("malformed", HOST, None, 0.0)
+    offences.unsettle()
+    offences.settle()
+    offences.neighbour(BLOCK, 9, 0.0)
+    assert sum(count for _, count in next(iter(offences.bound(0.0))).bound) == 3.0
 
 
 def test_ipv6_counts_by_the_hosts_whole_64() -> None:

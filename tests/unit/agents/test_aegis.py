@@ -8,7 +8,7 @@ from phantommesh.agents.actions import MOST_TEXT, Mend, Raise
 from phantommesh.agents.aegis import LASTS, Aegis
 from phantommesh.agents.base import Observation, Proposal
 from phantommesh.agents.council import Council
-from phantommesh.hostcheck.seen import FileSeen, HostSeen
+from phantommesh.hostcheck.seen import CopySeen, FileSeen, HostSeen
 from phantommesh.node.steps import Moment
 
 CLEAN = HostSeen(now=1.8e9, uid=0)
@@ -36,6 +36,15 @@ def test_many_findings_of_a_rule_are_one_proposal_and_a_long_path_fits() -> None
     [one] = look(Aegis(), msgspec.structs.replace(CLEAN, files=files))
     assert isinstance(one.action, Raise) and "49 more" in one.action.text
     assert actions.check(one.action) == "" and len(one.action.fix) <= MOST_TEXT
+
+
+def test_a_path_of_four_bytes_a_character_fits_what_a_proposal_may_have() -> None:
+    """Any user may leave such a file; a proposal of more than 4096 bytes would bench the agent."""
+    copy = CopySeen("/tmp/" + "\U0001f600" * 400, "a node's node.key", 0o644)
+    council = Council([Aegis()], trace=lambda: "t", now=0.0)
+    seen = msgspec.structs.replace(CLEAN, copies=(copy,))
+    [one] = council.look("aegis", seen, (), Moment(1.0, 1e9))().proposals
+    assert one.subject.name == "key-copy-open"
 
 
 def test_a_safe_fix_is_proposed_only_where_allowed_and_only_once() -> None:

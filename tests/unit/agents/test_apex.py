@@ -297,6 +297,26 @@ def test_an_agent_bans_at_most_so_many_and_lets_nothing_stand_for_ever() -> None
     assert one(judge, msgspec.structs.replace(bans[0], until=1e7), 1.0) == "out-of-bounds"
 
 
+def test_bans_without_end_keep_fortress_from_no_shedding_and_no_finding() -> None:
+    """Whoever has many networks makes as many bans as he likes: they use up the bans' own places and rate."""
+    judge, now = Apex(), 0.0
+    wanted = proposal("fortress", actions.Shed(200.0), Subject("service", "control"))
+    finding = proposal("fortress", raised("threat-flood"), Subject("rule", "threat-flood"))
+    for n in range(apex.MOST_STANDING + 32):
+        block = f"2001:db8:0:{n:x}::/64"
+        judge.judge([proposal("fortress", Ban(block, 60.0), Subject("address", block))], now := now + 0.5)
+    many = [
+        proposal(
+            "fortress", Ban(f"2001:db8:1:{n:x}::/64", 60.0), Subject("address", f"2001:db8:1:{n:x}::/64")
+        )
+        for n in range(32)
+    ]
+    judged = judge.judge([*many, wanted, finding], now)
+    got = {type(one.verdict.proposal.action): one.verdict.reason for one in judged}
+    assert got == {Ban: "too-many", actions.Shed: "accepted", Raise: "accepted"}
+    assert judge.count("fortress") == apex.MOST_STANDING + 2
+
+
 def test_a_burst_is_bounded() -> None:
     judge = Apex()
     many = [proposal("cipher", Rotate(str(n)), Subject("peer", str(n))) for n in range(100)]

@@ -94,11 +94,25 @@ def test_who_is_never_banned_is_reported() -> None:
         assert isinstance(made.action, Raise) and made.action.rule == SHIELDED_RULE and not check(made.action)
 
 
-def test_a_member_is_banned_on_two_kinds_that_are_proved_and_not_on_forged_ones() -> None:
+def test_no_evidence_bans_a_members_address() -> None:
+    """A stranger behind the member's NAT makes two kinds by TCP; who reads the path makes two with a cookie,
+    by the member's own datagrams, sent again."""
     agent = Fortress()
-    assert bans(look(agent, 0.0, changed(source(scan=4.0, replay=30.0), member=True)))
-    seen = SourceSeen(BLOCK, ("cookie",), (("scan", 4.0),), (("flood", 9999.0), ("replay", 999.0)))
-    assert not bans(look(agent, 0.0, Source(seen, member=True)))
+    for proofs, kinds in (
+        (("tcp",), (("bad-mac", 99.0), ("slow-tcp", 99.0))),
+        (("cookie",), (("flood", 999.0), ("bad-mac", 99.0))),
+        (("cookie", "neighbour", "tcp"), tuple((kind, 9999.0) for kind in KINDS)),
+    ):
+        guilty = Source(SourceSeen(BLOCK, proofs, kinds, ()), times=3, lowering=0.75, member=True)  # type: ignore[arg-type]
+        (made,) = look(agent, 0.0, guilty)
+        assert isinstance(made.action, Raise) and made.action.rule == SHIELDED_RULE and not check(made.action)
+
+
+def test_what_may_be_forged_bans_nobody_beside_what_is_proved() -> None:
+    seen = SourceSeen(BLOCK, ("tcp",), (("bad-mac", 1.0),), (("flood", 9999.0), ("scan", 99.0)))
+    assert not look(Fortress(), 0.0, Source(seen))
+    (made,) = look(Fortress(), 0.0, Source(seen, times=1))  # an offender, for what is proved
+    assert [one.what for one in made.evidence] == ["bad-mac_count", "bans_before"]
 
 
 def test_a_flood_is_shed_until_it_is_over() -> None:
@@ -184,4 +198,4 @@ def test_whatever_it_sees_it_stays_within_its_bounds(seen: list[Source], arrived
         if isinstance(made.action, Ban):
             one = by_block[made.action.network]
             assert not one.never and any(count > 0 for _, count in one.seen.bound)
-            assert not one.member or len([k for k, n in one.seen.bound if n >= 0.5 * ENOUGH[k]]) >= 2
+            assert not one.member

@@ -131,6 +131,14 @@ def enrol(
     return None
 
 
+def test_a_member_that_a_pact_names_may_also_enrol(authority: Authority) -> None:
+    """A gateway of another mesh asks for the other half of a pact as a newcomer, and may be a member that the
+    pact is for."""
+    me, invite = identity("me"), authority.invite()
+    authority.links.set_pacts([(Secret(b"p" * 32), frozenset({me.node_id}))])
+    assert enrol(authority, make_newcomer(invite, me), me) is not None
+
+
 def test_both_ends_open_the_same_session(authority: Authority) -> None:
     me, invite = identity("me"), authority.invite()
     mine = enrol(authority, make_newcomer(invite, me), me)
