@@ -12,7 +12,9 @@ operator's word, too). A rollout waits at `phantommesh drain --wait` until it is
 **Draining by itself.** A node that is not ready for its own work for `UNREADY` seconds takes itself out of
 the others' way, if `drain_unready` allows and no other of its region drains; it is back when it was ready for
 `READY` seconds. `UNREADY` is longer than a start and than any failover. `READY` is as long, so that a node
-that comes and goes changes its record at most once a minute.
+that comes and goes changes its record at most once a minute. The operator's `phantommesh undrain` wins: it
+ends this draining, too, and NEXUS leaves the node at work until it was ready for `READY` seconds; what makes
+it unready after that is a new cause.
 
 **Findings**, all low or medium: nothing of this keeps traffic from flowing.
 
@@ -25,7 +27,8 @@ that comes and goes changes its record at most once a minute.
 - `two-draining`: two nodes of this region drain, one of them by force.
 
 **Actions.** `Drain` of this node, `Raise`. **Never**: it drains no other node, ends no drain that the
-operator began, reloads nothing, restarts nothing.
+operator began, begins none for a cause for which the operator took the node back, reloads nothing, restarts
+nothing.
 """
 
 from __future__ import annotations
@@ -67,7 +70,7 @@ class Seen:
     """What NEXUS sees at one look. ``draining``: by whose word this node drains now, if it does. ``ready``:
     all but the draining itself speaks for its readiness. ``drift``: the keys in which the file differs from
     what the node runs with, and which nobody had taken over; ``unusable``: the file is changed and does not
-    hold."""
+    hold; ``taken_back``: when the operator last said that this node is to be at work, on the node's clock."""
 
     region: str
     version: str
@@ -77,6 +80,7 @@ class Seen:
     members: tuple[Member, ...] = ()
     drift: tuple[str, ...] = ()
     unusable: bool = False
+    taken_back: float = float("-inf")
 
 
 class Nexus(Agent[Seen]):
@@ -91,6 +95,8 @@ class Nexus(Agent[Seen]):
         self._drains, self._patience = section.drain_unready, section.skew_hours * 3600.0
         self._changed: float | None = None  # since when the node is as ready as it is, or as unready
         self._ready = True
+        self._taken_back = float("-inf")  # the operator's last word that was heard
+        self._overruled = False  # the operator wants the node at work with what makes it unready now
         self._skewed: float | None = None
         self._drifted: float | None = None
 
@@ -103,6 +109,10 @@ class Nexus(Agent[Seen]):
         yield from _policy(seen, now)
         yield from _order(seen, now)
 
+    def holds(self, seen: Seen, proposal: Proposal) -> bool:
+        """A drain that the operator took back ends at once, also one that was on its way meanwhile."""
+        return not (isinstance(proposal.action, Drain) and self._overruled)
+
     def measure(self, seen: Seen, proposal: Proposal) -> float | None:
         """Whether this node drains: 1 or 0."""
         return float(bool(seen.draining)) if isinstance(proposal.action, Drain) else None
@@ -112,6 +122,12 @@ class Nexus(Agent[Seen]):
             self._ready, self._changed = seen.ready, now
         lasting = now - self._changed
         held = seen.draining == "nexus"
+        if seen.taken_back > self._taken_back:
+            self._taken_back, self._overruled = seen.taken_back, True
+        if seen.ready and lasting >= READY:
+            self._overruled = False
+        if self._overruled:
+            return
         if not self._drains or seen.draining == "operator":
             return
         if not held and (seen.ready or lasting < UNREADY or _draining(seen)):

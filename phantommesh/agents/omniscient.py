@@ -6,11 +6,14 @@ the node's loop, resident memory, file descriptors, tasks, jumps of the wall clo
 directory; of each other member the state by gossip, and the health and draining of its record.
 
 **Services.** A service is wedged if its turn is overdue by `GRACE`, or by `PATIENCE` times the longest delay
-that a turn of it ever had, whichever is more, and the loop itself was not held up meanwhile: then all
-services are late, and none is wedged. A look comes each second, so that a service is started again within 5 s
-of the moment at which its turn was due. A wedged service is restarted once per `Restart.rests`. One that is
-wedged `OFTEN` times within `WITHIN` becomes a finding, and so does one that does not end, since a task of it
-hangs in a thread: to restart the node is the operator's.
+that a turn of it had within ten minutes, whichever is more, and the loop itself was not held up meanwhile:
+then all services are late, and none is wedged. A pause of the whole process (a suspended machine, a stopped
+process) counts as no service's delay. A look comes each second, so that a service with no delay of its own
+is started again within 5 s of the moment at which its turn was due. From one restart to the next
+`Restart.rests` have to pass, then twice as long each time, up to `LONGEST_REST`: what a restart does not
+cure, another one seldom does. A service that was well for `WITHIN` begins anew. One that was restarted
+`OFTEN` times without having been well for so long becomes a finding, and so does one that does not end, since
+a task of it hangs in a thread: to restart the node is the operator's.
 
 **Findings** stand while the measure is beyond its bound, and until it was within `BACK` times the bound for
 `CALM` seconds, so that nothing flickers. The bounds, and where they come from:
@@ -22,19 +25,19 @@ hangs in a thread: to restart the node is the operator's.
 - `tasks-many`: 5,000. A choice: tasks are bounded part by part, so this means that some bound does not hold.
 - `disk-low`: 64 MiB free. A choice: the state directory has to take a whole new roster beside the old one.
 - `clock-jumped`: by 2 s between two looks; told for 10 minutes. Certificates and epochs are judged by it.
-- `service-wedged`: 3 restarts within 10 minutes, or 15 s without an end.
+- `service-wedged`: 3 restarts, and never well for 10 minutes since the first; or 15 s without an end.
 - `mesh-degraded`: a third of the members, two at least, gone or not well. Fewer are those members' own
   matter.
 
-**Actions.** `Restart` of one service, `Raise`. **Bounds.** One restart of a service in 30 s. **Never**: it
-restarts no node, touches no peer, and judges no member alone by what that one's record says.
+**Actions.** `Restart` of one service, `Raise`. **Bounds.** One restart of a service in 30 s, then in 60 s, and
+so on up to one in 10 minutes. **Never**: it restarts no node, touches no peer, and judges no member alone by
+what that one's record says.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 from phantommesh.agents.actions import Raise, Restart
@@ -44,10 +47,11 @@ from phantommesh.config.agents import OmniscientSection
 # Tuning.
 EVERY: Final = 1.0  # s between looks
 GRACE: Final = 2.0  # s that a turn may be overdue
-PATIENCE: Final = 3.0  # times the longest delay of a service's turn so far
+PATIENCE: Final = 3.0  # times the longest delay of a service's turn of late
 HELD: Final = 2.5  # times `EVERY` between two looks: then the process itself was held up
 OFTEN: Final = 3  # restarts
-WITHIN: Final = 600.0  # s
+WITHIN: Final = 600.0  # s that a service has to be well, for its restarts to be forgotten
+LONGEST_REST: Final = 600.0  # s from one restart of a service to the next
 ENDS: Final = 15.0  # s that a service may take to end
 STANDS: Final = 15.0  # s that a finding stands without being renewed
 BACK: Final = 0.8  # times the bound, within which a measure is well again
@@ -77,8 +81,8 @@ Severity = Literal["low", "medium", "high", "critical"]
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """One supervised service: when its turn was due, the longest delay of a turn so far in seconds, and since
-    when it is to end (None: it runs). Times on the node's clock."""
+    """One supervised service: when its turn was due, the longest delay of its own that a
+    turn had of late, in seconds, and since when it is to end (None: it runs). Times on the node's clock."""
 
     name: str
     due: float
@@ -145,9 +149,16 @@ class _Alarm:
 
 @dataclass(slots=True)
 class _Past:
-    """What is remembered of one service: the moments of its restarts."""
+    """What is remembered of a service that was restarted: how often, when last, and when it was last seen
+    wedged."""
 
-    restarts: deque[float] = field(default_factory=lambda: deque(maxlen=OFTEN))
+    restarts: int = 0
+    last: float = float("-inf")
+    wedged: float = float("-inf")
+
+    def rest(self) -> float:
+        """The seconds from the last restart that have to pass before the next."""
+        return min(LONGEST_REST, Restart.rests * 2.0 ** min(self.restarts - 1, 16))
 
 
 class Omniscient(Agent[Seen]):
@@ -189,23 +200,32 @@ class Omniscient(Agent[Seen]):
         if seen.vitals.lag > GRACE / 2:
             return
         for one in seen.services:
+            past = self._past.get(one.name)
             if one.ending is not None:
                 if now - one.ending > ENDS:
-                    yield self._wedged(one, now - one.ending, ENDS, "it does not end", now)
+                    yield self._wedged(one, Evidence("ending_s", now - one.ending, ENDS, "supervisor"),
+                                       "it does not end", now)  # fmt: skip
                 continue
             grace = max(GRACE, PATIENCE * one.slowest)
             overdue = now - one.due
-            past = self._past.get(one.name)
             if overdue > grace:
-                if past is None:
-                    past = self._past[one.name] = _Past()
-                    while len(self._past) > MOST_SERVICES:
-                        del self._past[next(iter(self._past))]
-                if not past.restarts or now - past.restarts[-1] > Restart.rests:
-                    past.restarts.append(now)
+                past = self._past_of(one.name) if past is None else past
+                past.wedged = now
+                if now - past.last > past.rest():
+                    past.restarts, past.last = past.restarts + 1, now
                     yield self._restart(one, overdue, grace, now)
-            if past is not None and len(past.restarts) == OFTEN and now - past.restarts[0] < WITHIN:
-                yield self._wedged(one, OFTEN, OFTEN - 1, f"it was restarted {OFTEN} times", now)
+            elif past is not None and now - past.wedged > WITHIN:
+                del self._past[one.name]
+                continue
+            if past is not None and past.restarts >= OFTEN:
+                yield self._wedged(one, Evidence("restarts", past.restarts, OFTEN - 1, "supervisor"),
+                                   f"it was restarted {past.restarts} times", now)  # fmt: skip
+
+    def _past_of(self, name: str) -> _Past:
+        past = self._past[name] = _Past()
+        while len(self._past) > MOST_SERVICES:
+            del self._past[next(iter(self._past))]
+        return past
 
     def _restart(self, one: Service, overdue: float, grace: float, now: float) -> Proposal:
         return Proposal(
@@ -218,7 +238,7 @@ class Omniscient(Agent[Seen]):
             why=f"the service {one.name} has not turned for {overdue:.1f} s beyond the time that it named",
         )
 
-    def _wedged(self, one: Service, value: float, bound: float, how: str, now: float) -> Proposal:
+    def _wedged(self, one: Service, evidence: Evidence, how: str, now: float) -> Proposal:
         return Proposal(
             agent="omniscient",
             subject=Subject("rule", f"service-wedged/{one.name}"),
@@ -228,7 +248,7 @@ class Omniscient(Agent[Seen]):
                 text=f"the service {one.name} is wedged: {how}",
                 fix="restart the node, and report this with the log if it comes back",
             ),
-            evidence=(Evidence("restarts" if value == OFTEN else "ending_s", value, bound, "supervisor"),),
+            evidence=(evidence,),
             expects=None,
             until=now + STANDS,
             why=f"the service {one.name} is wedged: {how}",

@@ -65,7 +65,7 @@ def drain(ctx: click.Context, wait: bool, life: float, timeout: float, force: bo
     if options.json:
         emit(now)
     else:
-        say(_told(now))
+        say(told(now))
     if wait and now.state == "draining":
         ctx.exit(EXIT_BUSY)
 
@@ -78,7 +78,7 @@ def drain(ctx: click.Context, wait: bool, life: float, timeout: float, force: bo
 @json_option
 @click.pass_context
 def undrain(ctx: click.Context, wait: bool, timeout: float) -> None:
-    """Have the mesh use this node again. A node that does not drain is left as it is.
+    """Have the mesh use this node again, whoever had it drain. A node that does not drain is left as it is.
 
     Exit status: 0 done (with --wait: and the node is ready), 1 with --wait: it is not ready after --timeout.
     """
@@ -94,7 +94,7 @@ def undrain(ctx: click.Context, wait: bool, timeout: float) -> None:
     if options.json:
         emit(now)
     else:
-        say(_told(now))
+        say(told(now))
 
 
 def _await_turn(client: NodeClient, force: bool, end: float) -> None:
@@ -112,7 +112,8 @@ def _await_turn(client: NodeClient, force: bool, end: float) -> None:
         time.sleep(LOOK_S)
 
 
-def _told(now: DrainView) -> str:
+def told(now: DrainView) -> str:
+    """Say how a node stands, in a line."""
     if now.state == "working":
         return "this node does not drain"
     left = [
@@ -121,4 +122,7 @@ def _told(now: DrainView) -> str:
     ]
     more = f" ({', '.join(left)} left)" if left else ""
     done = "this node is drained" if now.state == "drained" else f"this node drains{more}"
-    return f"{done}, until `phantommesh undrain` or {now.until}"
+    if now.by == "nexus":
+        done += " by itself, for it is not ready for its own work"
+    end = now.until or "a while after it is ready again"
+    return f"{done}, until `phantommesh undrain` or {end}"

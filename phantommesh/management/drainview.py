@@ -19,8 +19,8 @@ class DrainView(msgspec.Struct, frozen=True, kw_only=True):
     """When the node is at work again by itself."""
     forced: bool = False
     by: Literal["", "operator", "nexus"] = ""
-    """Who has it drain. What NEXUS began, since the node is not ready for its own work, NEXUS ends; to have
-    it not do so, pause NEXUS."""
+    """Who has it drain. What NEXUS began, since the node is not ready for its own work, NEXUS ends, or
+    `POST /v1/undrain`: NEXUS then leaves the node at work until it was ready again for a while."""
     packets: int | None = None
     """Packets to and from prefixes beyond the mesh that this node has forwarded; None: it routes none."""
     leases: int = 0

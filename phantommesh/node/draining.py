@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import msgspec
+from msgspec import structs
 
 from phantommesh.errors import PhantomMeshError
 from phantommesh.records.roster import Entry
@@ -160,6 +161,16 @@ class Draining:
         """Be at work again; return whether the node drained."""
         was, self.drained = self.drained is not None, None
         return was
+
+    def clamp(self, wall: float) -> bool:
+        """Have the draining end within `LONGEST` from now, and return whether that is a change. The clock may
+        have been ahead when it began, in this run or in an earlier one."""
+        drained = self.drained
+        if drained is None or (drained.until <= wall + LONGEST and drained.since <= wall):
+            return False
+        until = min(drained.until, wall + LONGEST)
+        self.drained = structs.replace(drained, since=min(drained.since, wall), until=until)
+        return True
 
     def over(self, wall: float) -> bool:
         """Whether its time is over."""

@@ -10,9 +10,11 @@ only, and has nothing due, is never late.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from time import time
+from typing import Final
 
 import trio
 
@@ -20,6 +22,9 @@ from phantommesh.node.steps import Moment
 
 # Tuning.
 WORK = 1.0  # s that a turn's own work may take: some calls of the kernel, or of an nft child
+TELLING: Final = 0.5  # s by which a turn has to be late to be remembered: below, it changes no bound
+REMEMBERED: Final = 600.0  # s for which a late turn speaks for its service
+MOST_DELAYS: Final = 32  # late turns of a service that are remembered
 
 
 def moment() -> Moment:
@@ -63,8 +68,8 @@ class Pulse:
         self.due = float("inf")
         """When the next turn should begin at the latest, but for the time that the turn before takes."""
         self.turns = 0
-        self.slowest = 0.0
-        """The longest time in seconds that a turn came after it was due."""
+        self._delays = deque[tuple[float, float]](maxlen=MOST_DELAYS)
+        # When a late turn was due, and when it came.
         self.restarts = 0
         """How often the service was started again, whatever for."""
         self.ordered: float | None = None
@@ -74,9 +79,23 @@ class Pulse:
     def turn(self, within: float) -> None:
         """Another turn begins; the next one is due within so many seconds."""
         now = trio.current_time()
-        if self.turns and self.due < now:
-            self.slowest = max(self.slowest, now - self.due)
+        if self.turns and now - self.due > TELLING:
+            self._delays.append((self.due, now))
         self.due, self.turns = now + within, self.turns + 1
+
+    def slowest(self, held: Iterable[tuple[float, float]]) -> float:
+        """The longest time in seconds that a turn came after it was due, of the last `MOST_DELAYS` late turns
+        within `REMEMBERED` seconds. ``held``: from when until when the whole process was held up, in order
+        and without overlaps; the services are not to blame for that time."""
+        since, pauses = trio.current_time() - REMEMBERED, list(held)
+        return max(
+            (
+                came - due - sum(max(0.0, min(came, end) - max(due, begin)) for begin, end in pauses)
+                for due, came in self._delays
+                if came > since
+            ),
+            default=0.0,
+        )
 
     def begin(self, scope: trio.CancelScope) -> None:
         """The service begins, in a scope of its own; nothing is due until its first turn."""

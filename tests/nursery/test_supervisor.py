@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
@@ -7,7 +8,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from phantommesh.nursery import supervisor
-from phantommesh.nursery.due import Due, alive
+from phantommesh.nursery.due import MOST_DELAYS, REMEMBERED, Due, Pulse, alive
+from phantommesh.nursery.host.vitals import VitalSigns
 from phantommesh.nursery.supervisor import RESTARTS, WINDOW, ServiceFailedError, Services, supervise
 
 
@@ -121,7 +123,7 @@ async def test_a_service_says_when_it_turns_next_and_its_children_are_silent(
         pulse = services.running["it"]
         assert pulse.due - trio.current_time() == pytest.approx(0.5)
         await trio.sleep(10.0)
-        assert pulse.slowest == pytest.approx(2.5) and pulse.turns == 4
+        assert pulse.slowest(()) == pytest.approx(2.5) and pulse.turns == 4
         nursery.cancel_scope.cancel()
 
 
@@ -142,4 +144,52 @@ async def test_a_protocol_is_due_when_its_deadline_has_come(autojump_clock: Mock
         assert services.running["it"].due == start + 5.0
         await trio.sleep(5.0)
         assert services.running["it"].due == float("inf")
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_late_turn_speaks_for_its_service_for_ten_minutes_and_a_pause_of_all_does_not(
+    autojump_clock: MockClock,
+) -> None:
+    pulse = Pulse()
+    began = trio.current_time()
+    pulse.turn(1.0)
+    await trio.sleep(48.0)
+    pulse.turn(1.0)
+    assert pulse.slowest(()) == pytest.approx(47.0)
+    assert pulse.slowest([(began + 0.5, began + 48.0)]) == pytest.approx(0.0)
+    assert pulse.slowest([(began - 5.0, began + 11.0), (began + 40.0, began + 90.0)]) == pytest.approx(29.0)
+    await trio.sleep(3.0)
+    pulse.turn(REMEMBERED)
+    await trio.sleep(REMEMBERED - 4.0)
+    assert pulse.slowest(()) == pytest.approx(47.0)
+    await trio.sleep(2.0)
+    assert pulse.slowest(()) == pytest.approx(2.0)
+    for _ in range(MOST_DELAYS + 1):
+        pulse.turn(0.0)
+        await trio.sleep(0.75)
+    assert pulse.slowest(()) == pytest.approx(0.75)
+
+
+async def test_a_pause_of_the_whole_process_makes_no_service_look_slow(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The process stops for 47 s (SIGSTOP, a suspended machine): all deadlines pass meanwhile."""
+    signs, services = VitalSigns(tmp_path, lambda lag: None), Services()
+
+    async def service() -> None:
+        while True:
+            alive(0.5)
+            await trio.sleep(0.5)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(signs.run)
+        nursery.start_soon(partial(supervise, "it", service, on_restart=lambda name: None, among=services))
+        await trio.sleep(10.2)
+        autojump_clock.jump(47.0)
+        await trio.sleep(3.0)
+        pulse = services.running["it"]
+        assert pulse.slowest(()) > 45.0
+        assert pulse.slowest(signs.held()) < 0.1
+        await trio.sleep(REMEMBERED)
+        assert not signs.held()
         nursery.cancel_scope.cancel()

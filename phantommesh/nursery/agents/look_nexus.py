@@ -28,6 +28,7 @@ async def look(parts: Parts) -> Seen:
         version=__version__,
         ready=parts.drainer.able,
         draining=parts.drainer.by,
+        taken_back=parts.drainer.taken_back,
         policy=parts.drainer.policy,
         members=members,
         drift=parts.configfile.drift,

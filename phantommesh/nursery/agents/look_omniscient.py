@@ -13,8 +13,9 @@ from phantommesh.nursery.parts import Parts
 async def look(parts: Parts) -> Seen:
     """Return the services' pulses, the vital signs, and how the members stand. Nothing here blocks."""
     await trio.lowlevel.checkpoint()
+    held = parts.vitals.held()
     services = tuple(
-        Service(name, pulse.due, pulse.slowest, pulse.ordered, pulse.restarts)
+        Service(name, pulse.due, pulse.slowest(held), pulse.ordered, pulse.restarts)
         for name, pulse in parts.services.running.items()
     )
     signs, opened = parts.vitals, descriptors()

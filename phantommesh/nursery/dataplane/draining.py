@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from time import time
 from typing import Final, Literal
 
 import msgspec
@@ -48,6 +49,8 @@ class Drainer:
         self.able = True
         """Whether all but the draining speaks for this node's readiness."""
         self._bell, self._by_nexus = Bell(), 0.0
+        self.taken_back = float("-inf")
+        """When the operator last said, on trio's clock, that this node is to be at work."""
         self.gave_way = ""
         """Why this node stopped draining by itself the last time, if it did."""
 
@@ -72,7 +75,7 @@ class Drainer:
         """What the record says of how this node stands."""
         drained = self.machine.drained
         until = max(self._by_nexus, 0.0 if drained is None else drained.until)
-        return Condition(self.on, self.health, self.policy, int(until))
+        return Condition(self.on, self.health, self.policy, int(min(until, time() + LONGEST)))
 
     def holding(self) -> list[Entry]:
         """The members of this node's region that drain, so that it may not."""
@@ -120,6 +123,13 @@ class Drainer:
         self._publish()
         return True
 
+    async def take_back(self) -> None:
+        """The operator wants this node to be at work: whoever had it drain, it does no more. NEXUS heeds
+        `taken_back`."""
+        self.taken_back = trio.current_time()
+        await self.end("somebody took it back")
+        self.by_agent(False)
+
     async def run(self) -> None:
         """Look at what is forwarded while this node drains, and else at who does, until cancelled."""
         said = False
@@ -133,6 +143,12 @@ class Drainer:
                 continue
             at = moment()
             self.machine.count(self._work(), at.now)
+            if self.machine.clamp(at.wall):
+                log.warning(
+                    "this node drained for too long, by its clock: it drains for a day at most from now"
+                )
+                await self._keep()
+                self._publish()
             if self.machine.over(at.wall):
                 await self.end("its time is over")
                 continue

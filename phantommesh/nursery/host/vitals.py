@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import resource
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from time import time
@@ -13,10 +14,12 @@ from typing import Final
 
 import trio
 
-from phantommesh.nursery.due import alive
+from phantommesh.nursery.due import REMEMBERED, alive
 
 # Tuning.
 LAG_PROBE: Final = 1.0  # s between two measures of the loop's lag
+HELD: Final = 1.0  # s of lag, from which all services are late, and OMNISCIENT judges none
+MOST_HELD: Final = 128  # times that are remembered
 DISK_LOOK: Final = 10.0  # s between looks at the disk's free space
 DISK_ANSWER: Final = 5.0  # s that the disk has to answer; a network file system may hang
 
@@ -33,11 +36,19 @@ class VitalSigns:
         self._path, self._lagged = path, lagged
         self._lag, self._jump = 0.0, 0.0
         self._offset: float | None = None
+        self._held = deque[tuple[float, float]](maxlen=MOST_HELD)
 
     def lag(self) -> float:
         """The longest delay of the loop in seconds since the last call."""
         lag, self._lag = self._lag, 0.0
         return lag
+
+    def held(self) -> tuple[tuple[float, float], ...]:
+        """From when until when the whole process was held up (stopped, frozen, or its loop blocked), within
+        the time for which late turns are remembered. The time since the probe before counts whole, for
+        nobody knows when in it the process stopped."""
+        since = trio.current_time() - REMEMBERED
+        return tuple(one for one in self._held if one[1] > since)
 
     def jump(self) -> float:
         """The seconds by which the wall clock went another way than the monotonic one since the last call."""
@@ -55,6 +66,8 @@ class VitalSigns:
                 now = trio.current_time()
                 self._lag = max(self._lag, now - due)
                 self._lagged(now - due)
+                if now - due > HELD:
+                    self._held.append((due - LAG_PROBE, now))
                 offset = time() - now
                 if self._offset is not None:
                     self._jump += offset - self._offset

@@ -389,8 +389,11 @@ class Reporter(Rows):
         return self.drain_state()
 
     async def undrain(self) -> DrainView:
-        """Have members use this node again."""
-        await self._parts.drainer.end("somebody took it back")
+        """Have members use this node again, whoever had it drain."""
+        parts = self._parts
+        await parts.drainer.take_back()
+        now = trio.current_time()
+        parts.decisions.order(parts.council.withdraw("nexus", drain.NODE, now), now)
         return self.drain_state()
 
     async def rename(self, name: str) -> NameResult:

@@ -6,13 +6,16 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from time import time
 
+import msgspec
 import pytest
 import trio
 from structlog.testing import capture_logs
 
-from phantommesh.agents import omniscient
-from phantommesh.node.draining import DrainRefusedError
+from phantommesh.agents import nexus, omniscient
+from phantommesh.cli.draining import told
+from phantommesh.node.draining import LONGEST, Drained, DrainRefusedError
 from phantommesh.nursery.dataplane import draining
 from phantommesh.nursery.host import vitals
 from phantommesh.nursery.node import Node
@@ -118,6 +121,27 @@ async def test_a_node_drains_says_so_to_all_and_still_does_after_a_restart(tmp_p
                 assert alpha.parts.drainer.on
 
 
+async def test_the_operator_takes_back_what_nexus_began_and_nexus_leaves_it_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nexus, "EVERY", 0.05)
+    monkeypatch.setattr(nexus, "UNREADY", 0.1)
+    make_authority(tmp_path)
+    async with serving(tmp_path) as node:
+        parts, seat = node.parts, node.parts.council.seats["nexus"]
+        await until(lambda: node.reporter.life() == "running")
+        unready = property(lambda self: False, lambda self, able: None)
+        monkeypatch.setattr(type(parts.drainer), "able", unready, raising=False)
+        with capture_logs():
+            await until(lambda: parts.drainer.by == "nexus")
+            shown = node.reporter.drain_state()
+            assert shown.by == "nexus" and "None" not in told(shown) and "by itself" in told(shown)
+            assert (await node.reporter.undrain()).state == "working"
+            looks = seat.looks
+            await until(lambda: seat.looks > looks + 10)
+        assert not parts.drainer.on and not parts.drainer.condition().draining
+
+
 async def test_a_drain_ends_with_its_time_and_one_of_two_that_begin_at_once_gives_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,3 +161,20 @@ async def test_a_drain_ends_with_its_time_and_one_of_two_that_begin_at_once_give
                 assert first.parts.drainer.on
                 await first.reporter.drain(0.2, force=False, dry_run=False)
                 await until(lambda: not first.parts.drainer.on)
+
+
+async def test_a_drain_kept_by_a_clock_that_was_ahead_ends_within_a_day(tmp_path: Path) -> None:
+    state, now = make_authority(tmp_path), time()
+    kept = Drained(now + 5 * LONGEST, now + 5 * LONGEST + 3600.0)
+    state.state.write(DRAIN, msgspec.json.encode(kept))
+    async with serving(tmp_path) as node:
+        drainer = node.parts.drainer
+        assert drainer.on and drainer.condition().until <= time() + LONGEST
+
+        def ends() -> list[float]:
+            written = msgspec.json.decode((state.state.path / DRAIN).read_bytes(), type=Drained)
+            return [one.until for one in (drainer.machine.drained, written) if one is not None]
+
+        with capture_logs():
+            await until(lambda: max(ends()) <= time() + LONGEST)
+        assert len(ends()) == 2

@@ -80,6 +80,25 @@ def test_it_does_not_touch_what_the_operator_began() -> None:
     assert not run.drains(seen, 2 * UNREADY)
 
 
+def test_what_the_operator_took_back_it_leaves_at_work_until_the_cause_comes_anew() -> None:
+    run, ill = Run(), replace(WELL, ready=False)
+    run.look(ill)
+    (proposal,) = [one for one in run.look(ill, UNREADY) if isinstance(one.action, Drain)]
+    assert run.agent.holds(replace(ill, draining="nexus"), proposal)
+    back = run.now + 1.0
+    taken = replace(ill, taken_back=back)
+    assert not any(run.drains(taken) for _ in range(50))
+    assert not run.agent.holds(taken, proposal)
+    # A moment of readiness is not the end of the cause.
+    well = replace(WELL, taken_back=back)
+    assert not run.drains(well) and not run.drains(taken) and not run.drains(taken, 2 * UNREADY)
+    assert not run.drains(well) and not run.drains(well, READY)
+    assert not run.drains(taken) and run.drains(taken, UNREADY)
+    assert run.agent.holds(taken, proposal)
+    # Another word of the operator's counts as the first did.
+    assert not run.drains(replace(taken, draining="nexus", taken_back=run.now))
+
+
 def test_versions_may_differ_for_as_long_as_a_rollout_takes() -> None:
     run = Run(skew_hours=1.0)
     mixed = replace(WELL, members=(member("b", version="1.1"), member("c")))

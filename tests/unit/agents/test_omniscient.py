@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -19,9 +20,11 @@ from phantommesh.agents.omniscient import (
     JUMP,
     JUMP_TOLD,
     LAG,
+    LONGEST_REST,
     OFTEN,
     SLOW_LOOKS,
     STANDS,
+    WITHIN,
     Member,
     Omniscient,
     Seen,
@@ -77,13 +80,30 @@ def test_no_service_is_wedged_where_the_whole_process_was_held_up(after: float, 
     assert restarted(run.look(run.service(run.now - 60.0)))  # it had its chance to turn
 
 
-def test_one_restart_within_the_rest_and_a_finding_where_they_do_not_help() -> None:
-    run, found = Run(), list[list[Proposal]]()
+def test_restarts_that_do_not_help_come_ever_more_seldom_and_are_a_finding_that_stands() -> None:
+    run, at, found = Run(), list[float](), list[set[str]]()
+    for _ in range(3600):
+        proposals = run.look(run.service(run.now - 60.0))
+        at += [run.now] * len(restarted(proposals))
+        found.append(rules(proposals))
+    gaps = [b - a for a, b in pairwise(at)]
+    assert gaps == [Restart.rests * 2.0**i + 1.0 for i in range(5)] + [LONGEST_REST + 1.0] * (len(gaps) - 5)
+    assert len(at) == 10  # 116 an hour without the growing rest
+    third = int(at[OFTEN - 1] - at[0])
+    assert not any(found[:third]) and all(one == {"service-wedged"} for one in found[third:])
+    assert "gossip is wedged: it was restarted 10 times" in run.look(run.service(run.now - 60.0))[0].why
+
+
+def test_a_service_that_was_well_for_ten_minutes_begins_anew() -> None:
+    run = Run()
     for _ in range(100):
-        found.append(run.look(run.service(run.now - 60.0)))
-    assert sum(len(restarted(one)) for one in found) == 4
-    assert "service-wedged" not in rules(found[35]) and "service-wedged" in rules(found[70])
-    assert OFTEN == 3
+        last = run.look(run.service(run.now - 60.0))
+    assert rules(last) == {"service-wedged"}
+    found = [rules(run.look(run.service(run.now + 1.0))) for _ in range(int(WITHIN) + 1)]
+    assert found[:-1] == [{"service-wedged"}] * int(WITHIN) and not found[-1]
+    assert restarted(run.look(run.service(run.now - 60.0)))
+    again = [restarted(run.look(run.service(run.now - 60.0))) for _ in range(31)]
+    assert again == [[]] * 30 + [["gossip"]]
 
 
 def test_a_service_that_does_not_end_is_a_finding_and_is_not_restarted_again() -> None:

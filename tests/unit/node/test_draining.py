@@ -152,6 +152,15 @@ def test_it_ends_with_its_time_and_lasts_a_day_at_most() -> None:
     assert draining.end() and not draining.end()
 
 
+def test_what_began_by_a_clock_that_was_ahead_lasts_a_day_at_most() -> None:
+    ahead = 5 * LONGEST
+    draining = Draining(TWO.node_id, "eu", Drained(NOW + ahead, NOW + ahead + FOR, True))
+    assert draining.clamp(NOW) and draining.drained == Drained(NOW, NOW + LONGEST, True)
+    assert not draining.clamp(NOW) and not draining.clamp(NOW + 1.0)
+    assert not draining.over(NOW + LONGEST - 1.0) and draining.over(NOW + LONGEST)
+    assert not begun().clamp(NOW) and not Draining(TWO.node_id, "eu").clamp(NOW)
+
+
 def test_what_an_earlier_run_began_goes_on_beside_others() -> None:
     draining = Draining(TWO.node_id, "eu", Drained(NOW, NOW + FOR))
     assert draining.on and draining.gives_way([other(ONE)], 1000.0, NOW) == ""
