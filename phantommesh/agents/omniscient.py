@@ -29,9 +29,9 @@ a task of it hangs in a thread: to restart the node is the operator's.
 - `mesh-degraded`: a third of the members, two at least, gone or not well. Fewer are those members' own
   matter.
 
-**Actions.** `Restart` of one service, `Raise`. **Bounds.** One restart of a service in 30 s, then in 60 s, and
-so on up to one in 10 minutes. **Never**: it restarts no node, touches no peer, and judges no member alone by
-what that one's record says.
+**Actions.** `Restart` of one service, `Raise`. **Bounds.** One restart of a service in 30 s, then in 60 s,
+and so on up to one in 10 minutes. **Never**: it restarts no node, touches no peer, and judges no member alone
+by what that one's record says.
 """
 
 from __future__ import annotations

@@ -96,9 +96,8 @@ def test_restarts_that_do_not_help_come_ever_more_seldom_and_are_a_finding_that_
 
 def test_a_service_that_was_well_for_ten_minutes_begins_anew() -> None:
     run = Run()
-    for _ in range(100):
-        last = run.look(run.service(run.now - 60.0))
-    assert rules(last) == {"service-wedged"}
+    wedged = [rules(run.look(run.service(run.now - 60.0))) for _ in range(100)]
+    assert wedged[-1] == {"service-wedged"}
     found = [rules(run.look(run.service(run.now + 1.0))) for _ in range(int(WITHIN) + 1)]
     assert found[:-1] == [{"service-wedged"}] * int(WITHIN) and not found[-1]
     assert restarted(run.look(run.service(run.now - 60.0)))
