@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from time import time
 
+import msgspec
 import trio
 
 from phantommesh.config.reading import load
@@ -109,6 +110,14 @@ async def join(at: Path, invite: Invite, name: str, *, tcp: bool = True) -> Summ
     )  # fmt: skip
 
 
+def roomy(config: Config) -> Config:
+    """The configuration of a node whose process is that of many tests, and as large as they made it."""
+    omniscient = msgspec.structs.replace(config.agents.omniscient, memory_mb=65536)
+    return msgspec.structs.replace(
+        config, agents=msgspec.structs.replace(config.agents, omniscient=omniscient)
+    )
+
+
 @asynccontextmanager
 async def serving(
     at: Path,
@@ -119,7 +128,7 @@ async def serving(
 ) -> AsyncIterator[Node]:
     """Run the node that was made in ``at`` while the block runs, then let it leave. ``frames``: use frames
     over TCP, since the model of WireGuard carries nothing."""
-    config = load(at / "pm.toml")
+    config = roomy(load(at / "pm.toml"))
     await trio.to_thread.run_sync(install_successor, at / "state")
     state = await trio.to_thread.run_sync(load_node, at / "state", time())
     with UdpPort(config.control.port) as udp:
