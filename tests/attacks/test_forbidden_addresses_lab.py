@@ -21,7 +21,7 @@ from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from tests.attacks.rig import Neighbour, counted, insider, run_inside, status_of
 from tests.lab.conftest import PATIENCE_S
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 NODES = 3
 SECONDS = 10.0  # that are measured

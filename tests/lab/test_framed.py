@@ -21,7 +21,7 @@ from tests.lab.conftest import PATIENCE_S, make_spec
 from tests.lab.test_lab import run_in, try_in
 from tests.lab.test_mtu import overlay
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 BLOCK = """table inet blocked {
   chain coming { type filter hook input priority -500; iifname != { "lo", "pm*" } udp dport 1-65535 drop; }

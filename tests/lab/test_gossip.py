@@ -12,7 +12,7 @@ from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_lab import INTERFACES, run_in, until
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 
 async def all_see(nodes: list[LabNode], who: LabNode, state: str) -> None:

@@ -28,7 +28,7 @@ from tests.lab.test_lab import INTERFACES, run_in, until
 from tests.lab.test_node import COMMAND, configured
 from tests.lab.test_scatter import addresses, scatter_of, scattered
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 PACKETS = 700
 SSH, BULK, DUMPS = 22, 873, 9000

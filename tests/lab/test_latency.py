@@ -14,7 +14,7 @@ from benchmarks.latency import CASES, once, scene
 from phantommesh.dimensions import DIMENSIONS
 from tests.lab.conftest import make_spec
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 
 async def test_pings_leave_a_path_that_is_late_or_loses_packets_and_datagrams_stay() -> None:

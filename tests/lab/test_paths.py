@@ -20,7 +20,7 @@ from phantommesh.state.directory import WIREGUARD_KEYS
 from tests.lab.conftest import BACKEND, PATIENCE_S, make_spec
 from tests.lab.test_lab import is_gone, run_in, until
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from tests.attacks.rig import run_inside, status_of
 from tests.lab.conftest import BACKEND, NAME, PATIENCE_S
 from tests.lab.test_lab import is_gone, until
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 PUBLIC = "25.0.0.1"
 PORTS = {("udp", 51800), ("tcp", 51800), *(("udp", 51820 + i) for i in range(7))}

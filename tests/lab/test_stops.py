@@ -34,7 +34,7 @@ from phantommesh.nursery.lab.net import start as start_in
 from tests.lab.conftest import PATIENCE_S, make_spec
 from tests.lab.test_lab import is_gone, run_in
 
-pytestmark = pytest.mark.lab
+pytestmark = [pytest.mark.lab, pytest.mark.alone]
 
 NODES = 5
 DATA = "udp dport 51820-51833"
