@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The memory on disk: what was written last stands behind what it changes, and damage costs what it hits.
 
-The file is `HEADER` and then frames. A frame is a mark (4 bytes), the payload's length (4 bytes, big-endian),
-the CRC-32 over that length and the payload (4 bytes), and the payload: a msgpack `Batch` of patterns and of
-what is held of hinters, each whole as it was at that moment. So a later item makes the earlier ones of its
-key void, a frame that is lost costs the changes in it, and no frame depends on another.
+The file is `HEADER` and then frames (`diskframes.py`). The payload of each is a msgpack `Batch` of patterns
+and of what is held of hinters, each whole as it was at that moment. So a later item makes the earlier ones of
+its key void, a frame that is lost costs the changes in it, and no frame depends on another.
 
 A file is made whole and put in its place by a rename (`encode`), and grows at its end (`added`) until it has
 grown too much. A crash may cut the last addition off, and a power cut may leave any of its pages out: then
@@ -14,8 +13,6 @@ is left out is written anew before anything is added to it.
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -23,18 +20,16 @@ from typing import Annotated, Final, TypeVar
 
 import msgspec
 
+from phantommesh.diskframes import OVERHEAD, Framing
 from phantommesh.mnemonic.memory import MOST_KEY, STATE_BYTES, Item
 from phantommesh.mnemonic.reputation import Reputation
 
 HEADER: Final = b"phantommesh memory 1\n"
-_MARK: Final = b"\xc1PMm"  # msgpack uses the byte 0xc1 for nothing
-_FRAME: Final = struct.Struct(">4sII")
-_LENGTH: Final = struct.Struct(">I")
 
 # Tuning.
 BATCH: Final = 256  # items of a frame: what a damaged sector costs at most
 _MOST_ITEM: Final = MOST_KEY + STATE_BYTES + 64
-_MOST_PAYLOAD: Final = 2 * BATCH * _MOST_ITEM
+_FRAMING: Final = Framing(b"\xc1PMm", 2 * BATCH * _MOST_ITEM)  # msgpack uses the byte 0xc1 for nothing
 MOST_MISSES: Final = 1_024  # marks without a frame behind them: each may cost a checksum over a whole payload
 # The file may grow to twice what it holds, or by so many bytes where that is more. Then it is written anew.
 GROWTH: Final = 2
@@ -90,16 +85,16 @@ def decode(data: bytes) -> Content:
     at = end = len(HEADER) if data.startswith(HEADER) else 0
     lost = 0
     while 0 <= at < len(data):
-        payload = _frame_at(view, at)
+        payload = _FRAMING.payload_at(view, at)
         batch = None if payload is None else _open(payload)
         if payload is None or batch is None:
-            misses += data.startswith(_MARK, at)
-            at = data.find(_MARK, at + 1) if misses <= MOST_MISSES else -1
+            misses += data.startswith(_FRAMING.mark, at)
+            at = data.find(_FRAMING.mark, at + 1) if misses <= MOST_MISSES else -1
             continue
         content.patterns.extend(batch.patterns)
         content.hinters.extend(batch.hinters)
         lost += at - end
-        at = end = at + _FRAME.size + len(payload)
+        at = end = at + OVERHEAD + len(payload)
     torn = len(data) - end
     return Content(content.patterns, content.hinters, lost + torn, torn)
 
@@ -118,20 +113,4 @@ def _open(payload: memoryview) -> Batch | None:
 
 
 def _frame(batch: Batch) -> bytes:
-    payload = msgspec.msgpack.encode(batch)
-    return _FRAME.pack(_MARK, len(payload), _checksum(payload)) + payload
-
-
-def _checksum(payload: bytes | memoryview) -> int:
-    return zlib.crc32(payload, zlib.crc32(_LENGTH.pack(len(payload))))
-
-
-def _frame_at(data: memoryview, at: int) -> memoryview | None:
-    """The payload of the frame that begins at ``at``, or None where there is no whole one."""
-    if len(data) - at < _FRAME.size:
-        return None
-    mark, length, checksum = _FRAME.unpack_from(data, at)
-    payload = data[at + _FRAME.size : at + _FRAME.size + length]
-    if mark != _MARK or not 0 < length <= _MOST_PAYLOAD or len(payload) != length:
-        return None
-    return payload if _checksum(payload) == checksum else None
+    return _FRAMING.frame(msgspec.msgpack.encode(batch))

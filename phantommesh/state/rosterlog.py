@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The roster on disk: a file that grows by what changes, and is written anew when it has grown too much.
 
-The file is `HEADER` and then frames. A frame is a mark (4 bytes), the payload's length (4 bytes, big-endian),
-the CRC-32 over that length and the payload (4 bytes), and the payload: a certificate, or a record that names
-its two certificates by hash. A member's certificates change once in days and its record several times a day,
-so most changes cost a third of a record.
+The file is `HEADER` and then frames (`diskframes.py`). The payload of each is a certificate, or a record
+that names its two certificates by hash. A member's certificates change once in days and its record several
+times a day, so most changes cost a third of a record.
 
 Three things make every crash harmless. Frames are added at the end, and all that are added at once begin with
 one that says how long they are. A disk may write their pages in any order, so a power cut may take any of
@@ -17,8 +16,6 @@ A frame that cannot be read before that is damage, and costs what is in it. The 
 begins.
 """
 
-import struct
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +24,7 @@ from typing import Final
 import msgspec
 from cryptography import x509
 
+from phantommesh.diskframes import OVERHEAD, Framing
 from phantommesh.errors import PhantomMeshError
 from phantommesh.records.record import NodeRecord, RecordError, SignedRecord, encoded_hash
 from phantommesh.records.roster import Entry, Roster
@@ -37,10 +35,8 @@ from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations
 
 HEADER: Final = b"phantommesh roster 1\n"
-_MARK: Final = b"\xc1PMr"  # msgpack uses the byte 0xc1 for nothing
-_FRAME: Final = struct.Struct(">4sII")
-_LENGTH: Final = struct.Struct(">I")
 _MOST_PAYLOAD: Final = 16 * 1024  # bytes; a certificate has 8 KiB at most, a body and its signature less
+_FRAMING: Final = Framing(b"\xc1PMr", _MOST_PAYLOAD)  # msgpack uses the byte 0xc1 for nothing
 
 # Tuning.
 # The file may grow to twice what it holds, or by so many bytes where that is more. Then it is written anew.
@@ -156,23 +152,7 @@ def _add(frames: bytearray, entry: Entry, known: set[bytes]) -> tuple[bytes, byt
 
 
 def _frame(item: _Certificate | _Line | _Start) -> bytes:
-    payload = msgspec.msgpack.encode(item)
-    return _FRAME.pack(_MARK, len(payload), _checksum(payload)) + payload
-
-
-def _checksum(payload: bytes | memoryview) -> int:
-    return zlib.crc32(payload, zlib.crc32(_LENGTH.pack(len(payload))))
-
-
-def _frame_at(data: memoryview, at: int) -> memoryview | None:
-    """The payload of the frame that begins at ``at``, or None where there is no whole one."""
-    if len(data) - at < _FRAME.size:
-        return None
-    mark, length, checksum = _FRAME.unpack_from(data, at)
-    payload = data[at + _FRAME.size : at + _FRAME.size + length]
-    if mark != _MARK or not 0 < length <= _MOST_PAYLOAD or len(payload) != length:
-        return None
-    return payload if _checksum(payload) == checksum else None
+    return _FRAMING.frame(msgspec.msgpack.encode(item))
 
 
 @dataclass(slots=True)
@@ -190,14 +170,14 @@ def _frames(data: bytes) -> _Frames:
     view, misses = memoryview(data), 0
     at = end = len(HEADER) if data.startswith(HEADER) else 0
     while at != -1 and at < len(data):
-        payload = _frame_at(view, at)
+        payload = _FRAMING.payload_at(view, at)
         if payload is None:
-            misses += data.startswith(_MARK, at)
-            at = data.find(_MARK, at + 1) if misses <= MOST_MISSES else -1
+            misses += data.startswith(_FRAMING.mark, at)
+            at = data.find(_FRAMING.mark, at + 1) if misses <= MOST_MISSES else -1
             continue
         if at > end:
             gaps.append((end, at))
-        at, start = at + _FRAME.size + len(payload), at
+        at, start = at + OVERHEAD + len(payload), at
         try:
             items.append((start, _DECODER.decode(payload)))
         except (msgspec.MsgspecError, ValueError, RecursionError):
@@ -382,7 +362,7 @@ def _most(size: int) -> int:
 def _size(entry: Entry) -> int:
     """About how many bytes of a file that holds nothing old are this entry's."""
     signed = entry.signed
-    return len(signed.body) + len(signed.signature) + len(signed.node_cert) + 4 * _FRAME.size + 32
+    return len(signed.body) + len(signed.signature) + len(signed.node_cert) + 4 * OVERHEAD + 32
 
 
 def load(

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from phantommesh.diskframes import OVERHEAD
 from phantommesh.records import record as record_module
 from phantommesh.records import roster
 from phantommesh.records.record import MAX_BODY_BYTES, MAX_MEMBERS, RecordError, SignedRecord, sign_record
@@ -546,7 +547,7 @@ def test_nothing_is_written_where_nothing_changed(tmp_path: Path) -> None:
 
 
 def test_a_file_may_hold_the_largest_roster_twice_named_certificates_and_all() -> None:
-    frame = 3 * rosterlog._FRAME.size + 2 * 16 + 64
+    frame = 3 * OVERHEAD + 2 * 16 + 64
     largest = MAX_BODY_BYTES + 3_309 + 2 * (MAX_CERTIFICATE_BYTES + 16) + frame
     assert MAX_MEMBERS * largest < MAX_FILE_BYTES
     assert MAX_CERTIFICATE_BYTES + 16 < rosterlog._MOST_PAYLOAD
