@@ -13,7 +13,7 @@ from typing import ClassVar, Final, Generic, Literal, TypeVar, get_args
 
 import msgspec
 
-from phantommesh.agents.actions import Action
+from phantommesh.agents.actions import Action, Raise
 from phantommesh.management.views import Event
 from phantommesh.node.steps import Moment
 
@@ -94,6 +94,19 @@ class Proposal(msgspec.Struct, frozen=True, kw_only=True):
     """One sentence for people."""
     incident: str = ""
     """Subjects of one incident have one such key, e.g. the node id or address behind all of it."""
+
+
+def finding(agent: AgentName, raised: Raise, evidence: Evidence, until: float) -> Proposal:
+    """A finding whose subject is its rule, and whose text says why."""
+    return Proposal(
+        agent=agent,
+        subject=Subject("rule", raised.rule),
+        action=raised,
+        evidence=(evidence,),
+        expects=None,
+        until=until,
+        why=raised.text,
+    )
 
 
 Reason = Literal[

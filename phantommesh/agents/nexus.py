@@ -39,7 +39,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 from phantommesh.agents.actions import Drain, Raise
-from phantommesh.agents.base import Agent, AgentName, Evidence, Expectation, Observation, Proposal, Subject
+from phantommesh.agents.base import (
+    Agent,
+    AgentName,
+    Evidence,
+    Expectation,
+    Observation,
+    Proposal,
+    Subject,
+    finding,
+)
 from phantommesh.config.agents import NexusSection
 from phantommesh.node.policy import differing
 
@@ -159,11 +168,11 @@ class Nexus(Agent[Seen]):
             f"{count} of {counts.total()} run {version}" for version, count in counts.most_common(NAMED)
         )
         hours = Evidence("skew_hours", round(lasting / 3600, 2), self._patience / 3600, "records")
-        yield _raise(
-            "version-skew", "low", now, hours,
-            f"members run different versions: {said}",
+        raised = Raise(
+            "version-skew", "low", f"members run different versions: {said}",
             "finish the rollout, or go back: `phantommesh peers` has each one's version",
         )  # fmt: skip
+        yield finding("nexus", raised, hours, now + STANDS)
 
     def _drift(self, seen: Seen, now: float) -> Iterator[Proposal]:
         if not seen.drift and not seen.unusable:
@@ -179,11 +188,11 @@ class Nexus(Agent[Seen]):
             if seen.unusable
             else "have the node reload it (SIGHUP), or take the change back"
         )
-        yield _raise(
-            "config-drift", "medium" if seen.unusable else "low", now,
-            Evidence("drift_s", round(lasting, 1), DRIFT, "file"),
+        raised = Raise(
+            "config-drift", "medium" if seen.unusable else "low",
             f"the configuration's file was changed, and the node runs with the old one: it {what}", fix,
         )  # fmt: skip
+        yield finding("nexus", raised, Evidence("drift_s", round(lasting, 1), DRIFT, "file"), now + STANDS)
 
 
 def _policy(seen: Seen, now: float) -> Iterator[Proposal]:
@@ -194,22 +203,22 @@ def _policy(seen: Seen, now: float) -> Iterator[Proposal]:
     alone = sorted(key for key, count in against.items() if 2 * count > len(said))
     if alone:
         most = max(against[key] for key in alone)
-        yield _raise(
-            "policy-drift", "medium", now, Evidence("members", most, len(said) / 2, "records"),
-            f"{_named(alone)} differ here from {most} of {len(said)} members",
+        raised = Raise(
+            "policy-drift", "medium", f"{_named(alone)} differ here from {most} of {len(said)} members",
             "set the same on all nodes of the mesh, then restart those that differ",
         )  # fmt: skip
+        yield finding("nexus", raised, Evidence("members", most, len(said) / 2, "records"), now + STANDS)
 
 
 def _order(seen: Seen, now: float) -> Iterator[Proposal]:
     others = _draining(seen)
     if seen.draining and others:
         where = f"in the region {seen.region}" if seen.region else "among the nodes without a region"
-        yield _raise(
-            "two-draining", "medium", now, Evidence("draining", 1 + len(others), 1, "records"),
-            f"this node and {_named(others)} drain at once {where}",
+        raised = Raise(
+            "two-draining", "medium", f"this node and {_named(others)} drain at once {where}",
             "run `phantommesh undrain` on those that are well: one may be all that the other has",
         )  # fmt: skip
+        yield finding("nexus", raised, Evidence("draining", 1 + len(others), 1, "records"), now + STANDS)
 
 
 def _draining(seen: Seen) -> list[str]:
@@ -219,17 +228,3 @@ def _draining(seen: Seen) -> list[str]:
 def _named(names: Iterable[str]) -> str:
     listed = list(names)
     return ", ".join(listed[:NAMED]) + (f" and {len(listed) - NAMED} more" if len(listed) > NAMED else "")
-
-
-def _raise(
-    rule: str, severity: Literal["low", "medium"], now: float, evidence: Evidence, text: str, fix: str
-) -> Proposal:
-    return Proposal(
-        agent="nexus",
-        subject=Subject("rule", rule),
-        action=Raise(rule=rule, severity=severity, text=text, fix=fix),
-        evidence=(evidence,),
-        expects=None,
-        until=now + STANDS,
-        why=text,
-    )

@@ -41,7 +41,16 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Literal
 
 from phantommesh.agents.actions import Raise, Restart
-from phantommesh.agents.base import Agent, AgentName, Evidence, Expectation, Observation, Proposal, Subject
+from phantommesh.agents.base import (
+    Agent,
+    AgentName,
+    Evidence,
+    Expectation,
+    Observation,
+    Proposal,
+    Subject,
+    finding,
+)
 from phantommesh.config.agents import OmniscientSection
 
 # Tuning.
@@ -292,11 +301,12 @@ class Omniscient(Agent[Seen]):
             self._jumped = now, vitals.jump
         if self._jumped is not None and now - self._jumped[0] < JUMP_TOLD:
             by = self._jumped[1]
-            yield _raise(
-                "clock-jumped", "low", now, Evidence("jump_s", round(by, 3), JUMP, "wall clock"),
-                f"this machine's clock jumped by {by:+.1f} s",
+            raised = Raise(
+                "clock-jumped", "low", f"this machine's clock jumped by {by:+.1f} s",
                 "let it be kept right (NTP); a virtual machine that was suspended does this once",
             )  # fmt: skip
+            evidence = Evidence("jump_s", round(by, 3), JUMP, "wall clock")
+            yield finding("omniscient", raised, evidence, now + STANDS)
 
     def _finding(
         self, rule: Rule, value: float, bound: float, now: float, severity: Severity, what: str, text: str,
@@ -304,7 +314,8 @@ class Omniscient(Agent[Seen]):
     ) -> Iterator[Proposal]:  # fmt: skip
         alarm = self._alarms.setdefault(rule, _Alarm())
         if alarm.look(value, bound, now, below=below):
-            yield _raise(rule, severity, now, Evidence(what, round(value, 3), bound, "process"), text, fix)
+            evidence = Evidence(what, round(value, 3), bound, "process")
+            yield finding("omniscient", Raise(rule, severity, text, fix), evidence, now + STANDS)
 
     # ---- the mesh ----
 
@@ -317,15 +328,3 @@ class Omniscient(Agent[Seen]):
             f"{len(wrong)} of {len(members)} members are gone or not well: {names}",
             "see `phantommesh status` on those; what they share may be at fault",
         )  # fmt: skip
-
-
-def _raise(rule: Rule, severity: Severity, now: float, evidence: Evidence, text: str, fix: str) -> Proposal:
-    return Proposal(
-        agent="omniscient",
-        subject=Subject("rule", rule),
-        action=Raise(rule=rule, severity=severity, text=text, fix=fix),
-        evidence=(evidence,),
-        expects=None,
-        until=now + STANDS,
-        why=text,
-    )
