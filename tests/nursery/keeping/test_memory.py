@@ -84,18 +84,6 @@ async def test_nothing_is_written_where_nothing_changed(tmp_path: Path) -> None:
     assert not (tmp_path / directory.MEMORY).exists()
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock that jumps does not wait for threads."""
-
-    async def run_sync(work: object, *given: object) -> object:
-        await trio.lowlevel.checkpoint()
-        assert callable(work)
-        return work(*given)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-
-
 @pytest.mark.usefixtures("at_once")
 async def test_a_change_is_written_at_once_or_at_most_a_pause_later(
     tmp_path: Path, autojump_clock: MockClock, nursery: trio.Nursery

@@ -176,18 +176,6 @@ def keeper(tmp_path: Path) -> MemoryKeeper:
     return keeper
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock that jumps does not wait for threads."""
-
-    async def run_sync(work: object, *given: object) -> object:
-        await trio.lowlevel.checkpoint()
-        assert callable(work)
-        return work(*given)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
-
-
 def hinting(keeper: MemoryKeeper, others: Others, *, on: bool = True) -> Hinting:
     return Hinting(ME, keeper, cast("Caller", others), on=on)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,8 @@ from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocations import Revocations
 from tests.support.loopback import make_authority
 from tests.support.makemesh import NOW, identity, make_mesh, plain_record
+
+pytestmark = pytest.mark.usefixtures("at_once")
 
 
 def entries(count: int) -> list[Entry]:
@@ -48,17 +50,6 @@ def surveying(at: Path, others: Sequence[Entry]) -> tuple[Surveying, list[NodeId
         look=looked.append, path=at / "topology.bin",
     )  # fmt: skip
     return part, looked
-
-
-@pytest.fixture(autouse=True)
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The clock that jumps does not wait for threads."""
-
-    async def run_sync(work: Callable[..., object], *given: object) -> object:
-        await trio.lowlevel.checkpoint()
-        return work(*given)
-
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
 
 
 @pytest.mark.parametrize(("others", "looks"), [(ENOUGH - 1, False), (ENOUGH, True)])
