@@ -169,8 +169,9 @@ class Banning:
     ) -> Ban:
         """The ban that `ban` would make. Raises BanError."""
         await self._refresh()
-        scratch = Bans.decode(self.bans.encode(), self._wall())
-        return scratch.add(network, origin, seconds, why, self._wall(), self.shield, force=force)
+        scratch, now = self.bans.copy(), self._wall()
+        scratch.expire(now)
+        return scratch.add(network, origin, seconds, why, now, self.shield, force=force)
 
     async def unban(self, network: Network, why: str = LIFTED) -> list[Ban]:
         """Lift all bans of exactly this network, in the kernel when this returns. Raises NftError."""
