@@ -36,7 +36,7 @@ from phantommesh.nursery.keeping.decisions import asked
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.parts import Parts
 from phantommesh.state.files import StateError
-from tests.support.loopback import join, make_authority, make_invite, serving, until
+from tests.support.loopback import PATIENCE, join, make_authority, make_invite, serving, until
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -461,7 +461,10 @@ async def test_a_full_disk_is_a_fault_and_stops_no_agent(at: Path, monkeypatch: 
         await until(lambda: "state-not-written" not in {one.code for one in node.reporter.faults()})
 
 
-async def test_a_rotation_of_the_operator_is_done_and_on_record(tmp_path: Path) -> None:
+async def test_a_rotation_of_the_operator_is_done_and_on_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("phantommesh.nursery.reporting.report.ROTATE_WAIT", PATIENCE)  # however slow the machine
     state = make_authority(tmp_path / "alpha")
     async with serving(tmp_path / "alpha") as alpha:
         await join(tmp_path / "beta", make_invite(state), "beta")
