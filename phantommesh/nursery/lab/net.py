@@ -12,9 +12,8 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -304,16 +303,18 @@ async def build(spec: LabSpec) -> None:
     async with trio.open_nursery() as nursery:
         for node in nodes_of(spec):
             nursery.start_soon(_ip, ["-n", node.name, "-batch", "-"], uplink_commands(spec, node))
-            nursery.start_soon(partial(_tool, _reserve(node.name), fix=_DOWN))
+            nursery.start_soon(_reserve, node.name)
     await trio.to_thread.run_sync(Path(WIREGUARD_SOCKETS).mkdir, 0o755, True, True)
     for node in nodes_of(spec):
         await trio.to_thread.run_sync(node.wireguard_sockets.mkdir, 0o700, True, True)
 
 
-def _reserve(namespace: str) -> list[str]:
-    """Keep outgoing connections off the ports at which nodes are to listen: docs/operations.md."""
+async def _reserve(namespace: str) -> None:
+    """Keep outgoing connections off the ports at which nodes are to listen: docs/operations.md. A container
+    whose /proc/sys is read-only has to live with one that takes such a port, once in thousands."""
     setting = f"net.ipv4.ip_local_reserved_ports={RESERVED}"
-    return ["ip", "netns", "exec", namespace, "sysctl", "-q", "-w", setting]
+    with suppress(LabError):
+        await _tool(["ip", "netns", "exec", namespace, "sysctl", "-q", "-w", setting], fix=_DOWN)
 
 
 async def _set_up(router: Router, spec: LabSpec) -> None:
