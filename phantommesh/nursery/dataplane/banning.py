@@ -55,8 +55,12 @@ LIFTED: Final = "an operator lifted it"
 _NEIGHBOUR: Final[Proof] = "neighbour"
 
 # Tuning.
-LOOK: Final = 0.25  # s between looks at the kernel's counters
+LOOK: Final = 0.25  # s between looks at the kernel's counters while strangers send anything
+IDLE_LOOK: Final = (
+    0.5  # s between them while nobody does; with two looks more a flood is banned within a second
+)
 CHECK: Final = 5.0  # s between looks at whether the table is still ours, and at who is never banned
+REFRESH: Final = 30.0  # s between looks at who is logged in and such; each ban looks anew by itself
 MAX_BACKOFF: Final = 30.0  # s between attempts while the table cannot be put in place
 BULK: Final = 100  # datagrams of one neighbour to the control port in one look, from which it is a flood
 ROOM: Final = 0.9  # of the places of a set of sources; with fewer free ones it proves nothing
@@ -123,7 +127,7 @@ class Banning:
         self._in_known: frozenset[Network] = frozenset()
         self._senders: dict[tuple[Sender, int], int] = {}
         self._totals: dict[str, int] = {}
-        self._looked = self._checked = self._moved = float("-inf")
+        self._looked = self._checked = self._moved = self._refreshed = float("-inf")
         self._refused: frozenset[Ban] = frozenset()
         self._filled = 0.0
         self._lock = trio.Lock()
@@ -323,6 +327,7 @@ class Banning:
 
     async def _refresh(self) -> None:
         """Look who is never banned, as things are now."""
+        self._refreshed = trio.current_time()
         await self._around.refresh()
         self.shield = self._around.shield()
 
@@ -346,7 +351,8 @@ class Banning:
                 try:
                     async with self._lock:
                         await self._look()
-                    delay = LOOK
+                    quiet = trio.current_time() >= self._moved + banrules.WINDOW
+                    delay = IDLE_LOOK if quiet else LOOK
                     if self.problem is not None:
                         log.info("bans are held again")
                     self.problem = None
@@ -389,6 +395,9 @@ class Banning:
                 raise
             await self._mend(now)
             return
+        if not all(counters[name] for name in (ARRIVED, ODD, SHED)):  # somebody emptied one of them
+            await self._mend(now)
+            return
         await self._count(counters, now)
         for threat in self.log.see((*self.offences.bound(now), *self.offences.loose(now)), self._wall()):
             self.told(threat)
@@ -410,15 +419,16 @@ class Banning:
         """Whether the kernel has the rules, the known sources and the bans that this node put there."""
         if await self._rules.fingerprint(*KNOWN) != self._print:
             return False
-        held = await self._rules.counters_of(ARRIVED, ODD, SHED, *HELD)
-        if not all(held[name] for name in (ARRIVED, ODD, SHED)):
-            return False
-        whole = partial(banrules.holds, held, self._taken(), self._wall())
-        return await trio.to_thread.run_sync(whole)
+        if not (bans := self._taken()):
+            return True
+        held = await self._rules.counters_of(*HELD)
+        return await trio.to_thread.run_sync(partial(banrules.holds, held, bans, self._wall()))
 
     async def _check(self, now: float) -> None:
         """See whether the table is as it was left, and who is never banned now."""
-        await self._refresh()
+        if now >= self._refreshed + REFRESH:
+            await self._refresh()
+        self.shield = self._around.shield()
         lifted = self.bans.lift(self.shield)
         for ban, why in lifted:
             await self._gone([ban], f"it is {why}")

@@ -392,7 +392,7 @@ async def test_rates_are_those_of_the_last_look(
     nursery.start_soon(banning.run)
     await trio.sleep(1.1)
     table.totals[ARRIVED], table.totals[SHED] = 1000, 400
-    await trio.sleep(module.LOOK)
-    assert banning.rates[ARRIVED] == pytest.approx(1000 / module.LOOK, rel=0.2)
+    await trio.sleep(module.IDLE_LOOK)
+    assert banning.rates[ARRIVED] == pytest.approx(1000 / module.IDLE_LOOK, rel=0.2)
     assert banning.dropped["flood-shed"] == 400
     assert set(FAR) == {4, 6}
