@@ -18,13 +18,13 @@ from typing import Final, NamedTuple
 
 from phantommesh.acl.rules import (
     MAX_PORT,
+    MEASURING,
     TCP,
     UDP,
     Anybody,
     Decision,
     Identified,
     IpAddress,
-    Members,
     Named,
     Party,
     Policy,
@@ -106,12 +106,15 @@ class Placed:
 @dataclass(frozen=True)
 class Compiled:
     """The rules as they hold for one node. ``sources`` has for each class of targets the classes of sources,
-    ``tables`` the decisions by the rules that are left for both ends."""
+    ``tables`` the decisions by the rules that are left for both ends. ``own`` are the UDP ports of the node's
+    ``addresses`` that no rule closes."""
 
     rules: tuple[Placed, ...]
     targets: Classes
     sources: dict[Left, Classes]
     tables: dict[Left, Tables] = field(repr=False)
+    addresses: tuple[IpAddress, ...]
+    own: tuple[int, ...]
 
     @property
     def idle(self) -> bool:
@@ -120,18 +123,23 @@ class Compiled:
 
     def decide(self, source: IpAddress, target: IpAddress, protocol: int, port: int = 0) -> Decision:
         """Decide on a new connection. ``port`` is the target's, of TCP and UDP."""
+        if protocol == UDP and port in self.own and target in self.addresses:
+            return MEASURING
         left = self.sources[self.targets.find(target)].find(source)
         placed = self.rules[self.tables[left].find(protocol, port)]
         return Decision(placed.rule.allow, placed.rule, placed.whose)
 
 
-def compile_for(me: Party, policies: Sequence[Policy], parties: Iterable[Party]) -> Compiled:
-    """Compile the policies for the node ``me``. ``parties`` are the members, with or without ``me``."""
+def compile_for(
+    me: Party, policies: Sequence[Policy], parties: Iterable[Party], own: Iterable[int] = ()
+) -> Compiled:
+    """Compile the policies for the node ``me``. ``parties`` are the members, with or without ``me``; ``own``
+    are the UDP ports by which members measure the mesh."""
     holders = by_address(parties) | by_address([me])
     rules = tuple(
         Placed(rule, policy.whose, layer) for layer, policy in enumerate(policies) for rule in policy.rules
     )
-    mine = dict.fromkeys(me.addresses, me)
+    mine: dict[IpAddress, Party] = dict.fromkeys(me.addresses, me)
     targets = _classify(rules, range(len(rules)), lambda rule: rule.targets, mine)
     sources, tables = dict[Left, Classes](), dict[Left, Tables]()
     for left in targets.all:
@@ -139,14 +147,14 @@ def compile_for(me: Party, policies: Sequence[Policy], parties: Iterable[Party])
         for both in sources[left].all:
             if both not in tables:
                 tables[both] = _tabulate(rules, both)
-    return Compiled(rules, targets, sources, tables)
+    return Compiled(rules, targets, sources, tables, me.addresses, tuple(sorted(own)))
 
 
 def _classify(
     rules: Sequence[Placed], left: Iterable[int], selectors: Callable[[Rule], Iterable[Selector]],
     holders: Mapping[IpAddress, Party],
 ) -> Classes:  # fmt: skip
-    everybody, members = set[int](), set[int]()
+    everybody = set[int]()
     named: dict[Named | Identified | Tagged, set[int]] = {}
     networks: dict[Within, set[int]] = {}
     for number in left:
@@ -154,8 +162,6 @@ def _classify(
             match selector:
                 case Anybody():
                     everybody.add(number)
-                case Members():
-                    members.add(number)
                 case Within():
                     networks.setdefault(selector, set()).add(number)
                 case _:
@@ -171,7 +177,7 @@ def _classify(
         )  # fmt: skip
         key = (tuple(word for word in words if word in named), around)
         if key not in shared:
-            shared[key] = tuple(sorted({*around, *members}.union(*(named[word] for word in key[0]))))
+            shared[key] = tuple(sorted(set(around).union(*(named[word] for word in key[0]))))
         if shared[key] != around:
             points[address] = shared[key]
     return Classes(points, ranges, others)
@@ -233,7 +239,8 @@ def _flatten(rules: Sequence[Placed], ranges: list[tuple[int, int, int]], end: i
     the policies the first that denies, else the last. It takes n log n steps for n ranges."""
     begins = sorted(ranges)
     cuts = sorted({0, *(first for first, _, _ in begins), *(last + 1 for _, last, _ in begins)} - {end + 1})
-    open_: dict[int, list[tuple[int, int]]] = {placed.layer: [] for placed in rules}
+    layers = sorted({rules[number].layer for _, _, number in ranges})
+    open_: dict[int, list[tuple[int, int]]] = {layer: [] for layer in layers}
     found, at = list[Slice](), 0
     for cut, after in zip(cuts, [*cuts[1:], end + 1], strict=True):
         while at < len(begins) and begins[at][0] == cut:

@@ -9,15 +9,16 @@ Whom a name or a tag means is said by certificates alone, which authorities sign
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final, Literal, assert_never
 
 from phantommesh.config import aclchecks
 from phantommesh.config.acl import ANY, AclSection, RuleSection
+from phantommesh.config.intents import PROTOCOLS
 from phantommesh.routable import Network
-from phantommesh.trust.identity import IdentityError, NodeId, parse_node_id
+from phantommesh.trust.identity import IdentityError, NodeId, format_node_id, parse_node_id
 
 IpAddress = IPv4Address | IPv6Address
 Range = tuple[int, int]
@@ -34,11 +35,6 @@ Whose = Literal["mesh", "node"]
 @dataclass(frozen=True, slots=True)
 class Anybody:
     """All addresses."""
-
-
-@dataclass(frozen=True, slots=True)
-class Members:
-    """The overlay addresses of all members."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +65,7 @@ class Within:
     network: Network
 
 
-Selector = Anybody | Members | Named | Identified | Tagged | Within
+Selector = Anybody | Named | Identified | Tagged | Within
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +131,7 @@ class Decision:
         if not self.rule.builtin:
             return f"the rule {self.rule.name} of {policy} {verb} it"
         return {
-            OWN: f"it is the mesh's own measuring, which {policy} cannot deny",
+            OWN: "it is the mesh's own measuring, which no rule closes",
             PING: f"{policy} has no rule for it, and ICMP passes where none denies it",
         }.get(self.rule.name, f"{policy} has no rule for it, and its default {verb} it")
 
@@ -143,15 +139,15 @@ class Decision:
 OWN: Final = "(mesh)"
 PING: Final = "(icmp)"
 DEFAULT: Final = "(default)"
+MEASURING: Final = Decision(True, Rule(OWN, True, builtin=True), "mesh")
+"""The decision on what comes to the UDP ports of a member's overlay addresses by which members measure the
+mesh, and keep it."""
 
 
-def policy_of(section: AclSection, whose: Whose, own: Sequence[int] = ()) -> Policy:
-    """The policy that a section of the configuration says. ``own`` are the UDP ports of overlay addresses by
-    which members measure the mesh: what comes there from members always passes. Raises ValueError for a
-    section that `config.aclchecks` has not seen."""
-    measuring = tuple((port, port) for port in sorted(own))
-    rules = [Rule(OWN, True, (Members(),), (Members(),), frozenset({UDP}), measuring, builtin=True)]
-    rules = [*(rules if own else ()), *map(_rule, section.rule)]
+def policy_of(section: AclSection, whose: Whose) -> Policy:
+    """The policy that a section of the configuration says. Raises ValueError for a section that
+    `config.aclchecks` has not seen."""
+    rules = list(map(_rule, section.rule))
     if section.default == "deny":
         rules.append(Rule(PING, True, protocols=frozenset({ICMP, ICMP6}), builtin=True))
     rules.append(Rule(DEFAULT, section.default == "allow", builtin=True))
@@ -184,6 +180,41 @@ def selector_of(word: str) -> Selector:
         return Named(word)
 
 
+def word_of(selector: Selector) -> str:
+    """The word for a selector: `selector_of` makes the same of it."""
+    match selector:
+        case Anybody():
+            return ANY
+        case Within(network):
+            return str(network)
+        case Named(name):
+            return name
+        case Identified(node_id):
+            return format_node_id(node_id)
+        case Tagged(tag):
+            return aclchecks.TAG + tag
+        case _:
+            assert_never(selector)
+
+
+def parse_service(text: str) -> tuple[int, int]:
+    """Read what an operator asks about, as protocol and port: ``22`` and ``22/tcp``, ``53/udp``, ``icmp`` or
+    another protocol's name. Raises ValueError."""
+    port, slash, name = text.partition("/")
+    if port.isascii() and port.isdigit() and len(port) <= 5 and 1 <= int(port) <= MAX_PORT:
+        if name in ("tcp", "udp") or not slash:
+            return (UDP if name == "udp" else TCP), int(port)
+        raise ValueError("a port is of tcp or udp")
+    if not slash and text in PROTOCOLS and text not in ("tcp", "udp"):
+        return PROTOCOLS[text][0], 0
+    raise ValueError('write a port as 22 or "53/udp", or give a protocol without ports, e.g. icmp')
+
+
+def protocol_name(number: int) -> str:
+    """What a protocol is called; its number where it has no name here."""
+    return next((name for name, numbers in PROTOCOLS.items() if number in numbers), str(number))
+
+
 def selects(selector: Selector, address: IpAddress, party: Party | None) -> bool:
     """Whether a selector means this address, which is ``party``'s, if it is a member's at all."""
     match selector:
@@ -191,8 +222,6 @@ def selects(selector: Selector, address: IpAddress, party: Party | None) -> bool
             return True
         case Within(network):
             return address.version == network.version and address in network
-        case Members():
-            return party is not None
         case Named(name):
             return party is not None and party.name == name
         case Identified(node_id):
@@ -210,11 +239,13 @@ def by_address(parties: Iterable[Party]) -> dict[IpAddress, Party]:
 
 def decide(
     policies: Sequence[Policy], holders: Mapping[IpAddress, Party], source: IpAddress, target: IpAddress,
-    protocol: int, port: int = 0,
+    protocol: int, port: int = 0, own: Collection[int] = (),
 ) -> Decision:  # fmt: skip
     """Decide on a new connection, by reading rule after rule: the meaning that what is compiled has to have.
-    ``holders`` are the members by address, ``port`` is the target's, of TCP and UDP."""
-    assert policies
+    ``holders`` are the members by address, ``port`` is the target's, of TCP and UDP; ``own`` are the ports of
+    `MEASURING`."""
+    if protocol == UDP and port in own and target in holders:
+        return MEASURING
     ends = (source, holders.get(source)), (target, holders.get(target))
     found = [_first(policy, ends, protocol, port) for policy in policies]
     return next((decision for decision in found if not decision.allowed), found[-1])

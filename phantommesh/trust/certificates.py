@@ -106,6 +106,7 @@ class Member:
     not_before: float
     not_after: float
     grants: tuple[Grant, ...] = ()
+    tags: tuple[str, ...] = ()
 
     @property
     def routes(self) -> tuple[Network, ...]:

@@ -23,7 +23,6 @@ from phantommesh.acl.rules import (
     Anybody,
     Identified,
     IpAddress,
-    Members,
     Named,
     Party,
     Policy,
@@ -66,14 +65,14 @@ def section(default: str, *rules: RuleSection) -> AclSection:
 
 def asks(acl: AclSection, own: tuple[int, ...] = ()) -> Callable[..., tuple[bool, str]]:
     """Ask about what comes to `DB`: of the rules and of what is compiled, which have to say the same."""
-    policies, holders = [policy_of(acl, "node", own)], by_address(PARTIES)
-    compiled = compile_for(DB, policies, PARTIES)
+    policies, holders = [policy_of(acl, "node")], by_address(PARTIES)
+    compiled = compile_for(DB, policies, PARTIES, own)
 
     def ask(
         source: Party | IpAddress, protocol: int, port: int = 0, *, target: IpAddress = DB.addresses[0]
     ) -> tuple[bool, str]:
         address = source.addresses[target.version == 6] if isinstance(source, Party) else source
-        said = decide(policies, holders, address, target, protocol, port)
+        said = decide(policies, holders, address, target, protocol, port, own)
         assert compiled.decide(address, target, protocol, port) == said
         return said.allowed, said.rule.name
 
@@ -81,7 +80,7 @@ def asks(acl: AclSection, own: tuple[int, ...] = ()) -> Callable[..., tuple[bool
 
 
 def test_without_rules_all_passes_and_the_kernel_needs_none() -> None:
-    assert compile_for(DB, [policy_of(AclSection(), "node", (51801,))], PARTIES).idle
+    assert compile_for(DB, [policy_of(AclSection(), "node")], PARTIES).idle
     assert asks(AclSection())(WEB, TCP, 22) == (True, DEFAULT)
 
 
@@ -171,16 +170,14 @@ def test_what_one_policy_denies_another_cannot_allow() -> None:
 def test_an_answer_says_whose_rule_it_is() -> None:
     acl = section("deny", RuleSection("ssh", ports=(22,)))
     said = [
-        decide(
-            [policy_of(acl, "node", (5,))], by_address(PARTIES), WEB.addresses[0], DB.addresses[0], *what
-        ).why
+        decide([policy_of(acl, "node")], by_address(PARTIES), WEB.addresses[0], DB.addresses[0], *what).why
         for what in ((TCP, 22), (TCP, 23), (ICMP, 0), (UDP, 5))
     ]
     assert said == [
         "the rule ssh of this node's configuration allows it",
         "this node's configuration has no rule for it, and its default denies it",
         "this node's configuration has no rule for it, and ICMP passes where none denies it",
-        "it is the mesh's own measuring, which this node's configuration cannot deny",
+        "it is the mesh's own measuring, which no rule closes",
     ]
 
 
@@ -208,7 +205,7 @@ networks = st.sampled_from(
     ]
 )
 selectors = st.one_of(
-    st.just(Anybody()), st.just(Members()), st.sampled_from([Named("db"), Named("web"), Named("none")]),
+    st.just(Anybody()), st.sampled_from([Named("db"), Named("web"), Named("none")]),
     st.sampled_from([Identified(DB.node_id), Identified(WEB.node_id)]),
     st.sampled_from([Tagged("data"), Tagged("front"), Tagged("none")]), st.builds(Within, networks),
 )  # fmt: skip
