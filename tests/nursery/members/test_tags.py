@@ -18,7 +18,9 @@ def tags_at(node: Node, name: str) -> tuple[str, ...] | None:
     return next((e.member.tags for e in node.parts.keeper.roster if e.member.name == name), None)
 
 
-async def test_an_invite_grants_its_tags_and_no_others(tmp_path: Path) -> None:
+async def test_an_invite_grants_its_tags_and_no_others_and_one_in_place_those_that_were(
+    tmp_path: Path,
+) -> None:
     state = make_authority(tmp_path / "a")
     async with serving(tmp_path / "a") as alpha:
         all_of_them = await join(tmp_path / "b", make_invite(state, tags=("web", "db")), "beta")
@@ -31,9 +33,12 @@ async def test_an_invite_grants_its_tags_and_no_others(tmp_path: Path) -> None:
         assert tags_at(alpha, "delta") is None
         plain = await join(tmp_path / "d", invite, "delta", tags=("web",))  # it was not spent
         assert plain.tags == ("web",)
+        fresh = load_node(tmp_path / "a" / "state", time())
+        in_place = await join(tmp_path / "e", invite_in_place(fresh, "gamma"), "gamma")
+        assert in_place.tags == ("web",)
 
 
-async def test_tags_stay_with_a_renewal_a_new_name_and_a_machine_in_place(tmp_path: Path) -> None:
+async def test_tags_stay_with_a_renewal_and_a_new_name(tmp_path: Path) -> None:
     state = make_authority(tmp_path / "a")
     async with serving(tmp_path / "a") as alpha:
         await join(tmp_path / "b", make_invite(state, tags=("web",)), "beta")
@@ -45,6 +50,3 @@ async def test_tags_stay_with_a_renewal_a_new_name_and_a_machine_in_place(tmp_pa
             await beta.parts.own.renew_now(beta.parts.caller)
             assert beta.parts.own.member is not before and beta.parts.own.member.tags == ("web",)
             await until(lambda: tags_at(alpha, "bravo") == ("web",))
-        fresh = load_node(tmp_path / "a" / "state", time())
-        again = await join(tmp_path / "c", invite_in_place(fresh, "bravo"), "bravo")
-        assert again.tags == ("web",)
