@@ -7,6 +7,7 @@ runtimes do: by DNAT, in a table of its own, before the node's rules of the forw
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,8 @@ from phantommesh.nursery.lab.mesh import converged, kill, start
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
 from tests.attacks.rig import run_inside, status_of
 from tests.lab import reaching
-from tests.lab.conftest import PATIENCE_S
+from tests.lab.conftest import PATIENCE_S, make_spec
+from tests.lab.standing import Standing
 from tests.lab.test_lab import is_gone, run_in
 from tests.lab.test_node import edit
 from tests.support.spaces import run
@@ -244,3 +247,53 @@ def test_what_somebody_flushed_is_there_again(serving: list[LabNode]) -> None:
     assert tried(one, [(addresses(server)[0], "tcp", 22)]) == [False]
     ruled(server, "allow")
     eventually(lambda: "phantommesh_acl_pm" not in run_in(server, "nft", "list", "tables"), "it stays")
+
+
+# Six nodes, four tags, five ports.
+
+TAGS = (("data",), ("front",), ("ops",), ("front", "edge"), ("edge", "data"), ("data", "front"))
+PORTS = (22, 80, 8001, 9000, 9001)
+
+
+@pytest.fixture
+def six(standing: Standing) -> Iterator[list[LabNode]]:
+    standing.down()
+    spec = dataclasses.replace(make_spec("x", nodes=6, uplinks=1), tags=TAGS)
+    trio.run(up.up, spec)
+    try:
+        nodes = nodes_of(spec)
+        with machine_behind(nodes[0]) as space:
+            edit(nodes[0].config, guard={"forward": ("dock0",)})
+            again(nodes[0])
+            trio.run(converged, nodes, PATIENCE_S)
+            with started(nodes[0].name, "serve", *map(str, OWN)), started(space, "serve", str(INSIDE)):
+                yield nodes
+    finally:
+        trio.run(partial(up.down, spec.name))
+
+
+def test_a_matrix_of_nodes_tags_and_ports_is_as_acl_check_says(six: list[LabNode]) -> None:
+    server, last = six[0], six[-1]
+    assert {one.name: one.tags for one in rules_of(server).members} == {
+        node.name: sorted(tags) for node, tags in zip(six, TAGS, strict=True)
+    }
+    ruled(
+        server, "deny",
+        RuleSection("ops", source=("tag:ops",), protocol="tcp", ports=(22, 8001)),
+        RuleSection("no-data", action="deny", source=("tag:data",), ports=(80,)),
+        RuleSection("edge", source=("tag:edge",), target=("tag:data",), ports=(80, 9000)),
+        RuleSection("front", source=("tag:front",), protocol="tcp", ports=(9001,)),
+        RuleSection("last", source=(last.name,), protocol="udp", ports=("8000-9000",)),
+    )  # fmt: skip
+    found = matrix(six)
+    assert len(found) == 5 * 2 * 2 * len(PORTS)
+    wrong = {cell: both for cell, both in found.items() if both[0] != both[1]}
+    assert not wrong
+    by_name = {node.name: number for number, node in enumerate(six, 1)}
+    assert {(by_name[name], how, port) for (name, _, how, port), (said, _) in found.items() if said} == {
+        (2, "tcp", 9001),
+        (3, "tcp", 22), (3, "tcp", 8001),
+        (4, "tcp", 80), (4, "udp", 80), (4, "tcp", 9000), (4, "udp", 9000), (4, "tcp", 9001),
+        (5, "tcp", 9000), (5, "udp", 9000),
+        (6, "tcp", 9001), (6, "udp", 8001), (6, "udp", 9000),
+    }  # fmt: skip
