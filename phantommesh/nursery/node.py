@@ -195,6 +195,8 @@ class Node:
         self, path: Path, stop: trio.Event, stopped: trio.Event, *, task_status: trio.TaskStatus[list[str]]
     ) -> None:
         # Half of the node's imports are the web framework's: peers need not wait for them.
+        await self.parts.tokens.begin()
+        await self.parts.audit.begin()
         api = await trio.to_thread.run_sync(import_module, "phantommesh.nursery.api.server")
         await api.serve_api(
             self.reporter,
@@ -234,6 +236,7 @@ class Node:
             "federation": parts.federating.run,
             "roster-disk": parts.keeper.keep,
             "decisions-disk": parts.decisions.keep,
+            "audit-disk": parts.audit.keep,
             "standing": partial(ask_standing, parts.state, parts.keeper, parts.gossip.quiet, parts.places.of),
             "group-keys": parts.keys.run,
             "runs": parts.runs.run,

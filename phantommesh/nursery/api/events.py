@@ -13,6 +13,7 @@ from wsproto.frame_protocol import CloseReason
 
 from phantommesh.management.events import EventLog, Filter, FilterError
 from phantommesh.management.views import NodePort, Page
+from phantommesh.nursery.api.auth import EVENTS_PROTOCOL, protocols
 from phantommesh.nursery.api.paging import CURSOR_FIX, decode_cursor, encode_cursor, limit_of
 from phantommesh.nursery.api.problems import ProblemError
 from phantommesh.nursery.api.routes import Handlers
@@ -46,7 +47,9 @@ def events(node: NodePort, shutdown: trio.Event) -> Handlers:
         except trio.WouldBlock:
             raise ProblemError(503, "too many are reading events", fix="end another reader") from None
         try:
-            await websocket.accept()
+            await websocket.accept(
+                subprotocol=EVENTS_PROTOCOL if EVENTS_PROTOCOL in protocols(websocket) else None
+            )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_ignore_messages)
                 nursery.start_soon(_cancel_at, shutdown, nursery.cancel_scope)

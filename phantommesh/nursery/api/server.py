@@ -40,6 +40,7 @@ from wsproto.connection import ConnectionState as WebSocketState
 from phantommesh.client.http import GROUP
 from phantommesh.management.views import NodePort
 from phantommesh.nursery.api.app import create_app
+from phantommesh.nursery.api.auth import Door
 from phantommesh.nursery.api.sockets import ApiSocketError, UnixSocket, listen_tcp, listen_unix, peer_uid
 
 # Tuning.
@@ -123,11 +124,11 @@ async def _serve(
     task_status: trio.TaskStatus[list[str]],
 ) -> None:
     connections = _Connections()
-    trusted = create_app(node, trusted=True, shutdown=shutdown)
+    trusted = create_app(node, Door(trusted=True), shutdown=shutdown)
     served = list[tuple[socket.socket, QuartTrio]]()
     addresses = [f"unix:{unix.socket.path}"]
     if tcp is not None:
-        served.append((tcp, create_app(node, trusted=False, shutdown=shutdown)))
+        served.append((tcp, create_app(node, Door(trusted=False), shutdown=shutdown)))
         host, port = tcp.getsockname()[:2]
         addresses.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     async with trio.open_nursery() as handlers:
