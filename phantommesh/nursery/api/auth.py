@@ -11,7 +11,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
@@ -240,10 +240,12 @@ def client_of(asked: Request | Websocket) -> str | None:
     client = asked.scope.get("client")
     if not client or not client[0]:
         return None
+    plain = _plain(client[0])
     try:
-        return str(ip_address(client[0].partition("%")[0]))
+        ip_address(plain)
     except ValueError:
         return None
+    return plain
 
 
 def host_of(given: str) -> str | None:
@@ -259,10 +261,13 @@ def host_of(given: str) -> str | None:
 
 
 def _plain(host: str) -> str:
+    """A host in its one way of writing: an address without scope, IPv4 as such; a name in lower case."""
     try:
-        return str(ip_address(host.partition("%")[0]))
+        address = ip_address(host.partition("%")[0])
     except ValueError:
         return host.lower().removesuffix(".")
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return str(address if mapped is None else mapped)
 
 
 def _is_loopback(host: str) -> bool:

@@ -23,7 +23,7 @@ _MAX_DIGITS = 18
 
 # Tuning.
 SEND_TIMEOUT = 30.0  # s; over HTTP/2, where the client says when to send. Else server.py has a limit.
-MAX_READERS = 32  # WebSockets at a time
+MAX_READERS = 256  # WebSockets at a time, of each of the two sockets
 BATCH = 64  # events between looks at what else there is
 
 

@@ -726,7 +726,7 @@ async def test_tcp_on_loopback(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:80", "[::]:80", "192.0.2.1:80"])
-def test_off_loopback_is_refused(listen: str) -> None:
+def test_off_loopback_in_clear_is_refused(listen: str) -> None:
     with pytest.raises(ApiSocketError, match="needs TLS") as error:
         listen_tcp(listen)
     assert error.value.fix
