@@ -66,6 +66,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
+HTML = "text/html"
 TEXT = "text/plain"  # Prometheus' text format, or OpenMetrics where the client accepts that
 
 # RFC 9110. Any endpoint may answer these: 400 the request cannot be read, 403 a page of another site makes
@@ -357,6 +358,10 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     ),
     Endpoint(
         name="openapi", method="GET", path="/openapi.json", summary="This description.", scope=None,
+    ),
+    Endpoint(
+        name="docs", method="GET", path="/docs", summary="This description, for people.", scope=None,
+        content=HTML,
     ),
     Endpoint(
         name="status", method="GET", path="/v1/status", summary="This node at a glance.",

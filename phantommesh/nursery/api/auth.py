@@ -8,12 +8,13 @@ Over the Unix socket the kernel says who asks; its file's mode has let them in. 
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-from typing import Any, Final, cast
-from urllib.parse import urlsplit
+from time import time
+from typing import Any, Final
 
 from quart import Request, Websocket, g
 
@@ -28,6 +29,7 @@ EVENTS_PROTOCOL: Final = "phantommesh.events"
 """The subprotocol that the node chooses of a WebSocket's."""
 BEARER_PROTOCOL: Final = "phantommesh.bearer."
 """What a browser puts before the token in another subprotocol, which the node never repeats."""
+_HOST: Final = re.compile(r"(?:(\[[0-9A-Fa-f:.]{2,45}\])|([A-Za-z0-9._-]{1,255}))(?::[0-9]{1,5})?")
 MOST_HEADER: Final = 256  # characters of an Authorization header that are looked at
 
 # Tuning.
@@ -75,6 +77,14 @@ def caller() -> Caller:
     """Who made the request at hand; nobody before that is known."""
     found: Caller = g.get("caller", NOBODY)
     return found
+
+
+def still_good(tokens: TokenDesk, by: Caller) -> bool:
+    """Whether the token counts by which a caller came; so it is for who came without."""
+    if by.token is None:
+        return True
+    kept = [token for token in tokens.book.tokens if token.id == by.token.id]
+    return any(token.state(time()) == "good" for token in kept)
 
 
 @dataclass(slots=True)
@@ -218,7 +228,11 @@ def bearer(asked: Request | Websocket) -> str | None:
     given = asked.headers.getlist("Authorization")
     found = [] if not given else [_of_header(text) for text in given]
     if isinstance(asked, Websocket):
-        found += [p.removeprefix(BEARER_PROTOCOL) for p in protocols(asked) if p.startswith(BEARER_PROTOCOL)]
+        found += [
+            p.removeprefix(BEARER_PROTOCOL)
+            for p in asked.requested_subprotocols
+            if p.startswith(BEARER_PROTOCOL)
+        ]
     if len(found) > 1:
         return ""
     return found[0] if found else None
@@ -227,12 +241,6 @@ def bearer(asked: Request | Websocket) -> str | None:
 def _of_header(text: str) -> str:
     scheme, _, token = text[:MOST_HEADER].partition(" ")
     return token.strip() if scheme.lower() == "bearer" else ""
-
-
-def protocols(asked: Websocket) -> list[str]:
-    """The subprotocols that a WebSocket's client offers."""
-    offered = cast("Iterable[str]", asked.scope.get("subprotocols") or ())
-    return list(offered)
 
 
 def client_of(asked: Request | Websocket) -> str | None:
@@ -250,14 +258,8 @@ def client_of(asked: Request | Websocket) -> str | None:
 
 def host_of(given: str) -> str | None:
     """The host of a Host header in lower case, without port, brackets and last dot; None where it is none."""
-    try:
-        parts = urlsplit(f"//{given}")
-        _port = parts.port
-    except ValueError:
-        return None
-    if parts.netloc != given or parts.username is not None or not parts.hostname:
-        return None
-    return _plain(parts.hostname)
+    found = _HOST.fullmatch(given)
+    return None if found is None else _plain((found[1] or found[2]).strip("[]"))
 
 
 def _plain(host: str) -> str:

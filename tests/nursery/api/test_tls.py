@@ -28,7 +28,7 @@ from phantommesh.management.scopes import Scope
 from phantommesh.management.servercert import TlsFiles
 from phantommesh.nursery.api import server, tls
 from phantommesh.nursery.api.server import serve_api
-from phantommesh.nursery.api.sockets import ApiSocketError
+from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp
 from phantommesh.state import apicert
 from phantommesh.state.directory import API_CERT, API_KEY, StateDir
 from tests.support.fakenode import FakeNode
@@ -277,6 +277,6 @@ def test_the_node_makes_a_certificate_and_keeps_it(tmp_path: Path) -> None:
 def test_dual_stack_whatever_the_host_says() -> None:
     if not socket.has_dualstack_ipv6():
         pytest.skip("this host has no IPv6")
-    with server.listen_tcp("[::]:0", encrypted=True) as listener:
+    with listen_tcp("[::]:0", encrypted=True) as listener:
         port = listener.getsockname()[1]
         socket.create_connection(("127.0.0.1", port), 5).close()
