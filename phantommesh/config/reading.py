@@ -353,14 +353,47 @@ def _check(config: Config) -> None:
             )
     if not config.api.socket.startswith("/"):
         raise bad("api.socket", config.api.socket, kind_of(ApiSection, "socket"))
-    if config.api.listen is not None:
+    _check_api(config.api)
+
+
+def _check_api(api: ApiSection) -> None:
+    if api.listen is not None:
         try:
-            host, _ = parse_endpoint(config.api.listen)
-            loopback = host == "localhost" or ip_address(host).is_loopback
+            host, _ = parse_endpoint(api.listen)
+            if host != "localhost":
+                ip_address(host)
         except ValueError:
-            loopback = False
-        if not loopback:
-            raise bad("api.listen", config.api.listen, kind_of(ApiSection, "listen"))
+            raise bad("api.listen", api.listen, kind_of(ApiSection, "listen")) from None
+        if not (api.loopback or api.encrypted):
+            raise ConfigError(
+                f'api.listen = "{api.listen}" is not a loopback address, and api.tls = "off": tokens would '
+                "cross the network in clear",
+                fix='set api.tls to "auto", or api.listen to "127.0.0.1:PORT"',
+            )
+    for name in ("certificate", "key", "client_ca"):
+        path = getattr(api, name)
+        if path and not path.startswith("/"):
+            raise bad(f"api.{name}", path, kind_of(ApiSection, name))
+    if bool(api.certificate) != bool(api.key):
+        there, missing = ("certificate", "key") if api.certificate else ("key", "certificate")
+        raise ConfigError(f"api.{there} is set, and api.{missing} is not", fix=f"set api.{missing}, too")
+    for name in ("certificate", "client_ca"):
+        if getattr(api, name) and (api.listen is None or not api.encrypted):
+            raise ConfigError(
+                f"api.{name} is set, and the API does not use TLS",
+                fix=f'set api.listen, and api.tls to "on"; or remove api.{name}',
+            )
+    for host in api.hosts:
+        if not _is_host(host):
+            raise bad("api.hosts", host, kind_of(ApiSection, "hosts"))
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return len(text) <= 253 and all(LABEL.fullmatch(part) for part in text.split("."))
+    return True
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:
