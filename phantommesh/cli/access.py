@@ -1,101 +1,127 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The verbs on access rules: `acl show`, `acl check`."""
+"""The verbs of who may use the API over TCP, and who did: `token`, `audit`."""
 
 from __future__ import annotations
 
+import json
+import uuid
 from typing import TYPE_CHECKING
 
 import click
 
-from phantommesh.cli.base import EXIT_FAULTY, Options, client_of, json_option
-from phantommesh.cli.output import emit, field, say
+from phantommesh.cli.base import Duration, Options, client_of, json_option
+from phantommesh.cli.output import emit, moment, say
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
-    from phantommesh.management.aclview import AclCheckView, AclRuleView
+    from phantommesh.management.audit import AuditEntry
 
 
 @click.group()
-def acl() -> None:
-    """What may reach what: the access rules of this node.
+def token() -> None:
+    """Tokens for the API over TCP: who asks, and what they may do.
 
-    They stand as [[acl.rule]] in the configuration. The first that matches decides; acl.default is for the
-    rest. Example: phantommesh acl check laptop db 5432
+    The API listens there where api.listen is set. Requests have the header "Authorization: Bearer TOKEN".
     """
 
 
-@acl.command()
+@token.command("create")
+@click.option(
+    "--scope", type=click.Choice(["read", "operate", "admin"]), required=True,
+    help="read: look. operate: also rotate, drain, ban a little. admin: all that root may.",
+)  # fmt: skip
+@click.option("--ttl", type=Duration(), default=7_776_000.0, show_default="90d", help="How long it is good.")
+@click.option("--name", default="unnamed", show_default=True, help="To know it by in lists and records.")
+@click.option("--dry-run", is_flag=True, help="Say what would be made, and make nothing.")
 @json_option
 @click.pass_obj
-def show(options: Options) -> None:
-    """Show the rules in order, and how many packets each has decided on.
+def create(options: Options, scope: str, ttl: float, name: str, dry_run: bool) -> None:
+    """Make a token and print it, alone on stdout. Nothing has it but this answer.
 
-    Answers to what this node began are not counted. Example: phantommesh acl show
+    Example: phantommesh token create --scope read --ttl 30d --name grafana > token
     """
-    found = client_of(options).acl()
+    made = client_of(options).make_token(
+        scope=scope, seconds=ttl, name=name, dry_run=dry_run, idempotency_key=str(uuid.uuid4())
+    )
+    if options.json:
+        emit(made)
+        return
+    about = f"of scope {scope} until {moment(made.expires)}"
+    if made.token is None:
+        say(f"a token named {made.name} {about} would be made", err=True)
+        return
+    say(f"token {made.id} ({made.name}) {about}; it is shown this once", err=True)
+    click.echo(made.token)
+
+
+@token.command("list")
+@json_option
+@click.pass_obj
+def list_tokens(options: Options) -> None:
+    """Show all tokens without their text, the newest first. USED is since the node started."""
+    found = client_of(options).tokens()
     if options.json:
         emit(found)
         return
-    if not found.held:
-        say("warning: the kernel has other rules than these: see `phantommesh status`", err=True)
-    field("default", found.default)
-    field("denied", "not known" if found.denied is None else f"{found.denied} packets")
-    if not found.filtered:
-        field("filter", "none: no rule denies anything")
-    say("")
+    if not found.tokens:
+        say("there are no tokens: make one with `phantommesh token create`", err=True)
+        return
     table(
-        ("NAME", "ACTION", "FROM", "TO", "SERVICE", "PACKETS", "SET BY"),
+        ("ID", "NAME", "SCOPE", "STATE", "EXPIRES", "USED", "MADE", "BY"),
         [
             (
-                one.name, one.action, ", ".join(one.source), ", ".join(one.target), _service(one),
-                one.packets, "built in" if one.builtin else one.whose,
+                one.id, one.name, one.scope.value, one.state, moment(one.expires),
+                None if one.used is None else moment(one.used), moment(one.made), one.by,
             )
-            for one in found.rules
+            for one in found.tokens
         ],
-        ("NAME", "ACTION", "FROM", "TO", "SERVICE", "PACKETS"),
+        ("ID", "NAME", "SCOPE", "STATE"),
     )  # fmt: skip
-    for one in found.rules:
-        if one.nobody:
-            say(f"note: the rule {one.name} names {', '.join(one.nobody)}, and no member is that", err=True)
 
 
-def _service(rule: AclRuleView) -> str:
-    ports = ", ".join(rule.ports)
-    if not ports:
-        return rule.protocol or "any"
-    return f"{rule.protocol} {ports}"
-
-
-@acl.command()
-@click.argument("source", metavar="FROM")
-@click.argument("target", metavar="TO")
-@click.argument("port", metavar="PORT[/udp]")
-@click.option("-6", "ipv6", is_flag=True, help="Ask about the IPv6 addresses of members.")
-@click.option("--exit-code", is_flag=True, help="Exit with 4 where it is denied.")
+@token.command("revoke")
+@click.argument("token_id", metavar="ID")
 @json_option
-@click.pass_context
-def check(ctx: click.Context, source: str, target: str, port: str, ipv6: bool, exit_code: bool) -> None:
-    """Say whether FROM may reach TO at PORT, and by which rule.
-
-    FROM and TO are names, node ids or addresses. PORT is one of TCP, or 53/udp, or icmp.
-    Example: phantommesh acl check laptop db 5432
-    """
-    options: Options = ctx.obj
-    found = client_of(options).acl_check(source, target, port, family=6 if ipv6 else 4)
+@click.pass_obj
+def revoke_token(options: Options, token_id: str) -> None:
+    """Take a token's rights, from now on. ID is that of `phantommesh token list`."""
+    done = client_of(options).revoke_token(token_id)
     if options.json:
-        emit(found)
+        emit(done)
     else:
-        _say(found)
-    if exit_code and not found.allowed:
-        ctx.exit(EXIT_FAULTY)
+        say(f"token {done.id} ({done.name}) is {done.state}")
 
 
-def _say(found: AclCheckView) -> None:
-    service = found.protocol if found.port is None else f"{found.port}/{found.protocol}"
-    verdict = "allowed" if found.allowed else "denied"
-    say(f"{verdict}: {found.source} to {found.target}, {service}: {found.why}")
-    field("rule", found.rule)
-    field("from", found.source_address)
-    field("to", found.target_address)
-    if not found.here:
-        say(f"note: {found.target} decides by its own rules; this is what the rules here say", err=True)
+@click.command()
+@json_option
+@click.pass_obj
+def audit(options: Options) -> None:
+    """Show who asked the API for which change, and what came of it: the latest 1024.
+
+    The state directory has more, in audit/; `phantommesh decisions --verify DIRECTORY` checks that nobody
+    has changed it.
+    """
+    from phantommesh.management.audit import AuditEntry
+
+    found = client_of(options).get_all("/v1/audit", AuditEntry)
+    if options.json:
+        from phantommesh.management.views import Page
+
+        emit(Page(items=found, next_cursor=None))
+        return
+    if not found:
+        say("nobody has asked for a change yet", err=True)
+        return
+    table(
+        ("TIME", "WHO", "FROM", "STATUS", "WHAT", "DETAIL"),
+        [
+            (moment(one.time), one.who, one.address, one.status, _what(one), one.detail or None)
+            for one in found
+        ],
+        ("TIME", "WHO", "STATUS", "WHAT"),
+    )  # fmt: skip
+
+
+def _what(one: AuditEntry) -> str:
+    asked = " ".join(f"{key}={json.dumps(value)}" for key, value in one.asked.items())
+    return f"{one.method} {one.path} {asked}".rstrip()

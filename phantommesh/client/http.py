@@ -27,6 +27,7 @@ from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.threatsview import BanResult, ThreatsView, UnbanResult
+from phantommesh.management.tokens import TokenMade, TokensView, TokenView
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
@@ -291,6 +292,19 @@ class NodeClient:
             ),
             RouteResult,
         )
+
+    def make_token(
+        self, *, scope: str, seconds: float, name: str, dry_run: bool, idempotency_key: str
+    ) -> TokenMade:
+        body = {"scope": scope, "seconds": seconds, "name": name}
+        path = "/v1/tokens" + ("?dry_run=true" if dry_run else "")
+        return self._do(path, body, TokenMade, idempotency_key)
+
+    def tokens(self) -> TokensView:
+        return self.get("/v1/tokens", TokensView)
+
+    def revoke_token(self, token_id: str) -> TokenView:
+        return decode(self.request("DELETE", f"/v1/tokens/{_segment(token_id)}"), TokenView)
 
     def new_identity(self, *, idempotency_key: str) -> IdentityResult:
         return decode(

@@ -16,6 +16,7 @@ import msgspec
 
 from phantommesh.config import aclchecks, constraints, environment, intents, routes
 from phantommesh.config.acl import MAX_RULES, RuleSection
+from phantommesh.config.agents import LEAST_COVER, LEAST_HOP_HOURS
 from phantommesh.config.refusing import bad, kind_of, show, wanted
 from phantommesh.config.sections import (
     LABEL,
@@ -340,16 +341,59 @@ def _check(config: Config) -> None:
                 f"{low_key} = {low:g} is not below {high_key} = {high:g}",
                 fix=f"lower {low_key} or raise {high_key}",
             )
+    phantom = config.agents.phantom
+    for key, value, least, why in (
+        ("hop_hours", phantom.hop_hours, LEAST_HOP_HOURS, "seven dimensions hop in turn, ten minutes apart"),
+        ("cover_bytes_per_second", phantom.cover_bytes_per_second, LEAST_COVER, "less hides nothing"),
+    ):
+        if 0 < value < least:
+            raise ConfigError(
+                f"agents.phantom.{key} = {value:g} is neither 0 nor at least {least:g}: {why}",
+                fix=f"set agents.phantom.{key} to 0, or to {least:g} or more",
+            )
     if not config.api.socket.startswith("/"):
         raise bad("api.socket", config.api.socket, kind_of(ApiSection, "socket"))
-    if config.api.listen is not None:
+    _check_api(config.api)
+
+
+def _check_api(api: ApiSection) -> None:
+    if api.listen is not None:
         try:
-            host, _ = parse_endpoint(config.api.listen)
-            loopback = host == "localhost" or ip_address(host).is_loopback
+            host, _ = parse_endpoint(api.listen)
+            if host != "localhost":
+                ip_address(host)
         except ValueError:
-            loopback = False
-        if not loopback:
-            raise bad("api.listen", config.api.listen, kind_of(ApiSection, "listen"))
+            raise bad("api.listen", api.listen, kind_of(ApiSection, "listen")) from None
+        if not (api.loopback or api.encrypted):
+            raise ConfigError(
+                f'api.listen = "{api.listen}" is not a loopback address, and api.tls = "off": tokens would '
+                "cross the network in clear",
+                fix='set api.tls to "auto", or api.listen to "127.0.0.1:PORT"',
+            )
+    for name in ("certificate", "key", "client_ca"):
+        path = getattr(api, name)
+        if path and not path.startswith("/"):
+            raise bad(f"api.{name}", path, kind_of(ApiSection, name))
+    if bool(api.certificate) != bool(api.key):
+        there, missing = ("certificate", "key") if api.certificate else ("key", "certificate")
+        raise ConfigError(f"api.{there} is set, and api.{missing} is not", fix=f"set api.{missing}, too")
+    for name in ("certificate", "client_ca"):
+        if getattr(api, name) and (api.listen is None or not api.encrypted):
+            raise ConfigError(
+                f"api.{name} is set, and the API does not use TLS",
+                fix=f'set api.listen, and api.tls to "on"; or remove api.{name}',
+            )
+    for host in api.hosts:
+        if not _is_host(host):
+            raise bad("api.hosts", host, kind_of(ApiSection, "hosts"))
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return len(text) <= 253 and all(LABEL.fullmatch(part) for part in text.split("."))
+    return True
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:

@@ -34,8 +34,10 @@ from phantommesh.management.wayview import WayKind
 from phantommesh.management.whereview import Whereabouts
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
+    from phantommesh.management.audit import AuditTrail
     from phantommesh.management.events import EventLog
     from phantommesh.management.metrics import Metrics
+    from phantommesh.management.tokens import TokenDesk
 
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
@@ -408,6 +410,12 @@ class NodePort(Protocol):
 
     @property
     def events(self) -> "EventLog": ...
+
+    @property
+    def tokens(self) -> "TokenDesk": ...
+
+    @property
+    def audit(self) -> "AuditTrail": ...
 
     def status(self) -> Status: ...
 

@@ -55,11 +55,13 @@ from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.host.vitals import VitalSigns
+from phantommesh.nursery.keeping.audit import Audit
 from phantommesh.nursery.keeping.configfile import ConfigFile
 from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.memory import MemoryKeeper
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.keeping.tokens import TokenKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
@@ -513,6 +515,8 @@ def make_parts(
         hinting=hinting,
         council=council,
         decisions=Decisions(council, metrics, events, state.state.path / directory.DECISIONS),
+        audit=Audit(state.state.path / directory.AUDIT, events),
+        tokens=TokenKeeper(state.state),
         services=Services(),
         configfile=ConfigFile(state.state.path),
         vitals=VitalSigns(state.state.path, metrics.loop_lag_seconds.observe),

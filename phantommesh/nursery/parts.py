@@ -41,11 +41,13 @@ from phantommesh.nursery.dataplane.tuning import Tuning
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.vitals import VitalSigns
+from phantommesh.nursery.keeping.audit import Audit
 from phantommesh.nursery.keeping.configfile import ConfigFile
 from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.memory import MemoryKeeper
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.keeping.tokens import TokenKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.bridging import Bridging
@@ -166,6 +168,8 @@ class Parts:
     hinting: Hinting
     council: Council
     decisions: Decisions
+    audit: Audit
+    tokens: TokenKeeper
     services: Services
     vitals: VitalSigns
     configfile: ConfigFile

@@ -196,6 +196,16 @@ CASES: Final[dict[str, list[Case]]] = {
         Case(f"drain {ALONE}", kept=False),
     ],
     "undrain": [Case("undrain"), Case("undrain --wait")],
+    # The group may not make tokens: it would have more rights by one than it has.
+    "token create": [
+        Case("token create --scope read --name grafana"),
+        Case("token create"),
+        Case(f"token create --scope admin {ALONE}", kept=False),
+        Case("token create --scope read --ttl soon"),
+    ],
+    "token list": [Case("token list"), Case(f"token list {ALONE}")],
+    "token revoke": [Case("token revoke 000000000000")],
+    "audit": [Case("audit"), Case(f"audit {ALONE}", kept=False)],
     "config write": [Case("config write"), Case("config write --state-dir none", kept=False)],
     "identity new": [Case("identity new")],
     "config check": [

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A NodePort that answers from memory."""
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal
@@ -25,6 +26,7 @@ from phantommesh.management.agentview import (
     PatternView,
     StandingView,
 )
+from phantommesh.management.audit import AuditEntry, Write, entry
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import (
@@ -56,6 +58,7 @@ from phantommesh.management.netview import (
 )
 from phantommesh.management.pingview import PingDimension, PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView, RouteView
+from phantommesh.management.scopes import Scope
 from phantommesh.management.threatsview import (
     BanResult,
     BansView,
@@ -64,6 +67,14 @@ from phantommesh.management.threatsview import (
     ThreatsView,
     ThreatView,
     UnbanResult,
+)
+from phantommesh.management.tokens import (
+    ID_BYTES,
+    RANDOM_BYTES,
+    Made,
+    Token,
+    TokenBook,
+    TokenRequest,
 )
 from phantommesh.management.topoview import Advice, MeasuredLink, StationView, TopologyView
 from phantommesh.management.views import (
@@ -305,12 +316,51 @@ def acl_rule(
     )  # fmt: skip
 
 
+class FakeTokens:
+    """Tokens in memory."""
+
+    def __init__(self) -> None:
+        self.book = TokenBook()
+        self.used: dict[str, float] = {}
+
+    def grant(self, scope: Scope, seconds: float = 3600.0, *, now: float | None = None) -> str:
+        """Make a token and return its text."""
+        at = time.time() if now is None else now
+        random = os.urandom(ID_BYTES + RANDOM_BYTES)
+        self.book, made = self.book.make(TokenRequest(scope, seconds, "test"), random, by="uid 0", now=at)
+        return made.text.reveal().decode()
+
+    async def make(self, request: TokenRequest, *, by: str) -> Made:
+        random = os.urandom(ID_BYTES + RANDOM_BYTES)
+        self.book, made = self.book.make(request, random, by=by, now=time.time())
+        return made
+
+    async def revoke(self, token_id: str) -> Token:
+        self.book, token = self.book.revoke(token_id, time.time())
+        return token
+
+
+class FakeAudit:
+    """An audit trail in memory."""
+
+    def __init__(self) -> None:
+        self.entries: list[AuditEntry] = []
+
+    async def wrote(self, write: Write) -> None:
+        self.entries.append(entry(write, len(self.entries) + 1, time.time()))
+
+    def read(self, after: int, limit: int) -> list[AuditEntry]:
+        return self.entries[after : after + limit]
+
+
 class FakeNode:
     """Counts its rotations; ``reasons`` make it unready; ``on_rotate`` replaces what a rotation does."""
 
     def __init__(self, peers: int = 2) -> None:
         self.metrics = Metrics(version="0.0.1", clock=time.monotonic)
         self.events = EventLog(run="run1", clock=time.time)
+        self.tokens = FakeTokens()
+        self.audit = FakeAudit()
         self.count = peers
         self.name = "pm-1"
         self.result: RotationOutcome = "rotated"

@@ -120,6 +120,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         parts.gossip.disk,
         parts.federating.disk,
         parts.decisions.disk,
+        parts.audit.disk,
         parts.memory.disk,
         parts.banning.disk,
     ):

@@ -48,7 +48,9 @@ from phantommesh.management.views import (
 )
 from phantommesh.moments import rfc3339
 from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.keeping.audit import Audit
 from phantommesh.nursery.keeping.decisions import asked
+from phantommesh.nursery.keeping.tokens import TokenKeeper
 from phantommesh.nursery.parts import Parts
 from phantommesh.nursery.reporting import (
     access,
@@ -98,6 +100,16 @@ class Reporter(Rows):
     def events(self) -> EventLog:
         """The latest events."""
         return self._parts.events
+
+    @property
+    def tokens(self) -> TokenKeeper:
+        """The API's tokens."""
+        return self._parts.tokens
+
+    @property
+    def audit(self) -> Audit:
+        """What was asked of the API, and by whom."""
+        return self._parts.audit
 
     def status(self) -> Status:
         """This node at a glance."""

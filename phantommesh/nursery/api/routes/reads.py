@@ -11,7 +11,8 @@ from phantommesh import __version__
 from phantommesh.acl.rules import parse_service
 from phantommesh.management.agentview import DecisionView
 from phantommesh.management.bodies import Probe
-from phantommesh.management.endpoints import BYTES, ENDPOINTS, JSON
+from phantommesh.management.docspage import POLICY, page
+from phantommesh.management.endpoints import BYTES, ENDPOINTS, HTML, JSON
 from phantommesh.management.finding import find
 from phantommesh.management.openapi import document
 from phantommesh.management.views import NodePort, PeerView
@@ -40,6 +41,11 @@ def reads(node: NodePort) -> Handlers:
 
     async def openapi() -> Response:
         return json(document(ENDPOINTS, __version__))
+
+    async def docs() -> Response:
+        answer = Response(page(ENDPOINTS, __version__), content_type=f"{HTML}; charset=utf-8")
+        answer.headers["Content-Security-Policy"] = POLICY
+        return answer
 
     async def status() -> Response:
         return json(node.status())
@@ -138,6 +144,7 @@ def reads(node: NodePort) -> Handlers:
         "readyz": readyz,
         "metrics": metrics,
         "openapi": openapi,
+        "docs": docs,
         "status": status,
         "peers": paged(node.peers),
         "peer": peer,
