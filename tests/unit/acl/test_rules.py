@@ -92,7 +92,7 @@ def test_deny_leaves_icmp_what_is_listed_and_the_meshs_own_measuring() -> None:
     assert ask(WEB, ICMP) == (True, PING)
     assert ask(WEB, ICMP6, target=DB.addresses[1]) == (True, PING)
     assert ask(WEB, UDP, 51801) == (True, OWN)
-    assert ask(OUTSIDE, UDP, 51801) == (False, DEFAULT)
+    assert ask(OUTSIDE, UDP, 51801) == (True, OWN)  # whoever comes by the mesh
     assert ask(WEB, UDP, 51801, target=OUTSIDE) == (False, DEFAULT)
     assert ask(WEB, SCTP) == (False, DEFAULT)
 
