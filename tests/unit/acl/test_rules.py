@@ -170,7 +170,9 @@ def test_what_one_policy_denies_another_cannot_allow() -> None:
 def test_an_answer_says_whose_rule_it_is() -> None:
     acl = section("deny", RuleSection("ssh", ports=(22,)))
     said = [
-        decide([policy_of(acl, "node")], by_address(PARTIES), WEB.addresses[0], DB.addresses[0], *what).why
+        decide(
+            [policy_of(acl, "node")], by_address(PARTIES), WEB.addresses[0], DB.addresses[0], *what, own=(5,)
+        ).why
         for what in ((TCP, 22), (TCP, 23), (ICMP, 0), (UDP, 5))
     ]
     assert said == [
