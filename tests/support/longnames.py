@@ -74,7 +74,9 @@ def node_id(number: int) -> str:
 
 _CLIENT: Final = "2001:db8:4f2a:91c3:7b5e:1234:abcd:ef01"
 _ASKED: Final = (
-    Write(who="uid 0", address=None, method="POST", path="/v1/rotations", asked={"peer": LONGEST}, status=200),
+    Write(
+        who="uid 0", address=None, method="POST", path="/v1/rotations", asked={"peer": LONGEST}, status=200
+    ),
     Write(
         who="token 0a1b2c3d4e5f (ci)", address=_CLIENT, method="POST", path="/v1/bans",
         asked={"network": "192.0.2.7", "seconds": 600.0, "force": True}, status=403,
