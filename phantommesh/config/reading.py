@@ -15,6 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from phantommesh.config import constraints, environment, intents, routes
+from phantommesh.config.agents import LEAST_COVER, LEAST_HOP_HOURS
 from phantommesh.config.refusing import bad, kind_of, show, wanted
 from phantommesh.config.sections import (
     LABEL,
@@ -314,6 +315,16 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"{low_key} = {low:g} is not below {high_key} = {high:g}",
                 fix=f"lower {low_key} or raise {high_key}",
+            )
+    phantom = config.agents.phantom
+    for key, value, least, why in (
+        ("hop_hours", phantom.hop_hours, LEAST_HOP_HOURS, "seven dimensions hop in turn, ten minutes apart"),
+        ("cover_bytes_per_second", phantom.cover_bytes_per_second, LEAST_COVER, "less hides nothing"),
+    ):
+        if 0 < value < least:
+            raise ConfigError(
+                f"agents.phantom.{key} = {value:g} is neither 0 nor at least {least:g}: {why}",
+                fix=f"set agents.phantom.{key} to 0, or to {least:g} or more",
             )
     if not config.api.socket.startswith("/"):
         raise bad("api.socket", config.api.socket, kind_of(ApiSection, "socket"))

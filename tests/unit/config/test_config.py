@@ -163,6 +163,12 @@ def test_render_reads_back_equal() -> None:
             "take one of the two lines out",
         ),
         ('[routes]\naccept = "all"', 'routes.accept = "all"', '["all"]'),
+        (
+            "[agents.phantom]\nhop_hours = 0.001",
+            "hop_hours = 0.001 is neither 0 nor at least 1.2",
+            "or to 1.2",
+        ),
+        ("[agents.phantom]\ncover_bytes_per_second = 50", "= 50 is neither 0 nor at least 1000", "to 0, or"),
         ("log = 3", "log = 3 is not a section", "[log]"),
         ('[log]\nlevel = "loud"', 'log.level = "loud"', '"debug"'),
     ],
