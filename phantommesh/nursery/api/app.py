@@ -153,7 +153,7 @@ def _check_clients(app: QuartTrio, gate: Gate) -> None:
     def check(asked: Request | Websocket) -> None:
         endpoint = _ENDPOINTS.get(asked.endpoint or "")
         gate.check(asked, endpoint)
-        if asked.path.startswith("//"):
+        if asked.scope["path"].startswith("//"):
             # The router takes it for one slash; a proxy that filters paths does not.
             raise NotFound
         if endpoint is not None:
