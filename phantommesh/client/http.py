@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.aclview import AclCheckView, AclView
 from phantommesh.management.agentview import AgentDetail, AgentsResult, MemoryView
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
@@ -189,6 +190,13 @@ class NodeClient:
     def _do(self, path: str, body: object, kind: type[T], key: str) -> T:
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         return decode(self.request("POST", path, body=msgspec.json.encode(body), headers=headers), kind)
+
+    def acl(self) -> AclView:
+        return self.get("/v1/acl", AclView)
+
+    def acl_check(self, source: str, target: str, port: str, *, family: int = 4) -> AclCheckView:
+        asked = {"from": source, "to": target, "port": port, "family": str(family)}
+        return self.get(f"/v1/acl/check?{urlencode(asked, quote_via=quote)}", AclCheckView)
 
     def threats(self) -> ThreatsView:
         return self.get("/v1/threats", ThreatsView)

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
-from phantommesh.config import constraints, environment, intents, routes
+from phantommesh.config import aclchecks, constraints, environment, intents, routes
+from phantommesh.config.acl import MAX_RULES, RuleSection
 from phantommesh.config.agents import LEAST_COVER, LEAST_HOP_HOURS
 from phantommesh.config.refusing import bad, kind_of, show, wanted
 from phantommesh.config.sections import (
@@ -48,6 +49,9 @@ _INTERFACE: Final = re.compile(
     r"[A-Za-z0-9._@:-]{1,15}"
 )  # of the kernel's names, those that nft text can hold
 _TWICE: Final = re.compile(r"Cannot declare \((.{1,200})\) twice")  # tomllib's words: it has no codes
+_ACL: Final = re.compile(r"(?m)^\s*(\[acl\]|acl\s*\.)")
+_RULES: Final = re.compile(r"(?m)^\s*\[\[acl\]\]")
+_RULES_APART: Final = "write each rule as [[acl.rule]], not as [[acl]], in a file that has [acl]"
 _QUOTED: Final = re.compile(r"'([a-z0-9_]{1,32})'")
 _SPECIAL: Final = {  # RFC 6890: addresses that never are a member's
     IPv4Network("0.0.0.0/8"): "unspecified",
@@ -113,8 +117,11 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # also: an integer of thousands of digits is a plain ValueError, deep nesting a RecursionError
-        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix=_mended(str(error))) from None
+        fix = _RULES_APART if re.search(_RULES, text) and re.search(_ACL, text) else _mended(str(error))
+        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix=fix) from None
     _refuse_unknown("", document, {field.name: field for field in msgspec.structs.fields(Config)})
+    if isinstance(document.get("acl"), list):  # `[[acl]]`: a file with rules and no more to say
+        document["acl"] = {"rule": document["acl"]}
     for name, settings in given.items():
         _put(document, name.split("."), settings)
     values = {
@@ -171,16 +178,34 @@ def _intents(given: Any) -> tuple[IntentSection, ...]:
     return found
 
 
+def _rules(given: Any) -> tuple[RuleSection, ...]:
+    if not isinstance(given, list) or not all(isinstance(table, dict) for table in given):
+        raise ConfigError(
+            f"acl.rule = {show(given)} is not a list of tables",
+            fix="write [[acl.rule]] on a line of its own before each rule",
+        )
+    if len(given) > MAX_RULES:
+        raise ConfigError(f"there are {len(given)} access rules", fix=f"have at most {MAX_RULES}")
+    found = tuple(
+        _filled(f"acl.rule.{aclchecks.called(table.get('name'), number)}", RuleSection, table)
+        for number, table in enumerate(given, 1)
+    )
+    aclchecks.check(found)
+    return found
+
+
 def _filled(name: str, kind: Any, given: dict[str, Any]) -> Any:
     """A table's keys as its Struct; ``name`` is what errors call the table."""
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     _refuse_unknown(f"{name}.", given, fields)
     values = {}
     for key, field in fields.items():
         if is_section(field.type):
-            values[key] = _section(f"{name}.{key}", field.type, given.get(key, {}))
+            values[field.name] = _section(f"{name}.{key}", field.type, given.get(key, {}))
+        elif field.type == tuple[RuleSection, ...]:
+            values[field.name] = _rules(given.get(key, []))
         elif key in given:
-            values[key] = _value(f"{name}.{key}", field.type, given[key])
+            values[field.name] = _value(f"{name}.{key}", field.type, given[key])
         elif field.required:
             raise ConfigError(f"{name}.{key} is missing", fix=f"set {name}.{key} to {wanted(field.type)}")
     return kind(**values)

@@ -4,11 +4,12 @@
 import re
 from collections.abc import Iterator
 from ipaddress import ip_address
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
+from phantommesh.config.acl import AclSection
 from phantommesh.config.agents import AgentsSection
 from phantommesh.config.kinds import Port, Switch
 from phantommesh.config.memory import MemorySection
@@ -415,6 +416,7 @@ class Config(msgspec.Struct, frozen=True):
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     memory: MemorySection = MemorySection()
+    acl: AclSection = AclSection()
     agents: AgentsSection = AgentsSection()
     log: LogSection = LogSection()
     intent: tuple[IntentSection, ...] = ()
@@ -423,6 +425,12 @@ class Config(msgspec.Struct, frozen=True):
 def is_section(kind: Any) -> bool:
     """Whether a key is a section within its section, as `[agents.fortress]` is."""
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def is_tables(kind: Any) -> bool:
+    """Whether a key is a list of tables, as `[[acl.rule]]` is."""
+    of = get_args(kind)
+    return get_origin(kind) is tuple and bool(of) and is_section(of[0])
 
 
 def _sections(prefix: str, kind: Any) -> Iterator[tuple[str, type[msgspec.Struct]]]:

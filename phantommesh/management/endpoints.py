@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from phantommesh.management.aclview import AclCheckView, AclView
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsResult,
@@ -397,6 +398,17 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         name="explain_route", method="GET", path="/v1/routes/explain",
         summary="Which way traffic to a member or an address goes, why, and what would change it.",
         scope=Scope.READ, answer=Explanation, query=("dest",), errors=frozenset({404, 409}),
+    ),
+    Endpoint(
+        name="acl", method="GET", path="/v1/acl",
+        summary="The access rules: what may come to this node out of the mesh, and what came by each.",
+        scope=Scope.READ, answer=AclView,
+    ),
+    Endpoint(
+        name="acl_check", method="GET", path="/v1/acl/check",
+        summary="Whether one member may reach another at a port, and by which rule.",
+        scope=Scope.READ, answer=AclCheckView, query=("from", "to", "port", "family"),
+        errors=frozenset({404, 409}),
     ),
     Endpoint(
         name="threats", method="GET", path="/v1/threats",

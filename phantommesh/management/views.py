@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from phantommesh.faults import Fault
+from phantommesh.management.aclview import AclCheckView, AclView
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsGlance,
@@ -486,6 +487,14 @@ class NodePort(Protocol):
 
     async def end_pact(self, pact: str) -> PactResult:
         """End a pact, by its id or the beginning of it, for both meshes."""
+        ...
+
+    async def acl(self) -> AclView:
+        """The access rules, and what came by each."""
+        ...
+
+    def acl_check(self, source: str, target: str, protocol: int, port: int, *, family: int) -> AclCheckView:
+        """Whether a new connection passes, by which rule."""
         ...
 
     async def threats(self) -> ThreatsView:

@@ -112,6 +112,7 @@ class Node:
         await self._weaving.begin_routes()
         await parts.guarding.converge()
         await parts.banning.begin()
+        await parts.access.begin()
         if parts.config.control.tcp:
             await parts.tcp.listen()
             parts.driver.tcp = parts.tcp
@@ -192,6 +193,7 @@ class Node:
             nursery.start_soon(parts.guarding.run)
             await parts.scattering.close()
             await parts.backend.close(remove=parts.names)
+            await parts.access.close()
             nursery.cancel_scope.cancel()
 
     async def _serve_api(
@@ -230,6 +232,7 @@ class Node:
             "overlay": parts.overlay.run,
             "guard": parts.guarding.run,
             "bans": parts.banning.run,
+            "access-rules": parts.access.run,
             "changes": parts.changes.run,
             "whereabouts": parts.finding.run,
             "port-mapping": parts.mapping.run,

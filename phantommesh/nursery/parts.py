@@ -19,6 +19,7 @@ from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.node.peers import Peers
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.access import Access
 from phantommesh.nursery.dataplane.banning import Banning
 from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
@@ -148,6 +149,7 @@ class Parts:
     tuning: Tuning
     guarding: Guarding
     banning: Banning
+    access: Access
     failover: Failover
     beyond: BeyondMesh
     gateway: GatewayDriver

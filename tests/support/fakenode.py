@@ -4,10 +4,13 @@
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
 import msgspec
 
+from phantommesh.acl.rules import protocol_name
 from phantommesh.faults import Fault
+from phantommesh.management.aclview import AclCheckView, AclMemberView, AclRuleView, AclView
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsGlance,
@@ -303,6 +306,16 @@ def decision_view(number: int, peer: str = "pm-1") -> DecisionView:
     )
 
 
+def acl_rule(
+    name: str, source: list[str], protocol: str, ports: list[str], packets: int, *, builtin: bool = False,
+    action: Literal["allow", "deny"] = "allow", nobody: Sequence[str] = (),
+) -> AclRuleView:  # fmt: skip
+    return AclRuleView(
+        name=name, whose="node", action=action, source=source, target=["any"], protocol=protocol,
+        ports=ports, builtin=builtin, packets=packets, nobody=list(nobody),
+    )  # fmt: skip
+
+
 class FakeTokens:
     """Tokens in memory."""
 
@@ -558,6 +571,35 @@ class FakeNode:
                 ),
             ],
             bans=(await self.bans()).bans,
+        )  # fmt: skip
+
+    async def acl(self) -> AclView:
+        return AclView(
+            default="deny", held=True, filtered=True, denied=7,
+            rules=[
+                acl_rule("ssh", ["tag:ops"], "tcp", ["22"], 12, nobody=["tag:ops"]),
+                acl_rule("web", ["pm-1", "10.1.0.0/16"], "tcp", ["80", "8000-8010"], 419),
+                acl_rule("(icmp)", ["any"], "icmp", [], 3, builtin=True),
+                acl_rule("(default)", ["any"], "", [], 7, builtin=True, action="deny"),
+            ],
+            members=[
+                AclMemberView(name=one.name, node_id=one.node_id, tags=["web"], ip4=one.ip4, ip6=one.ip6)
+                for one in self.peers()
+            ],
+        )  # fmt: skip
+
+    def acl_check(self, source: str, target: str, protocol: int, port: int, *, family: int) -> AclCheckView:
+        peers = self.peers()
+        come, gone = (find(peers, one, lambda peer: (peer.name, peer.node_id)) for one in (source, target))
+        allowed = port in (22, 80)
+        return AclCheckView(
+            source=come.name, target=gone.name, family=6 if family == 6 else 4,
+            source_address=come.ip6 if family == 6 else come.ip4,
+            target_address=gone.ip6 if family == 6 else gone.ip4,
+            protocol=protocol_name(protocol), port=port or None, allowed=allowed,
+            rule="web" if allowed else "(default)", whose="node",
+            why=f"the rule web of this node's configuration {'allows' if allowed else 'denies'} it",
+            here=target != "pm-1",
         )  # fmt: skip
 
     async def bans(self) -> BansView:

@@ -70,7 +70,7 @@ def one_error() -> Iterator[None]:
 class LabSpec:
     """The lab to build. ``link``, ``scatter`` and ``guard`` replace these sections of the nodes'
     configurations; ``patience_s`` bounds each wait. ``underlay`` says what stands between the nodes. With
-    ``named`` the nodes are told their addresses; else they find them."""
+    ``named`` the nodes are told their addresses; else they find them. ``tags`` are the nodes', in order."""
 
     name: str = "pm"
     nodes: int = 3
@@ -82,6 +82,7 @@ class LabSpec:
     patience_s: float = 120.0
     underlay: Underlay = PLAIN
     named: bool = True
+    tags: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -94,6 +95,11 @@ class LabSpec:
         if self.backend not in ("auto", "kernel", "userspace"):
             raise LabError(f"no backend {self.backend!r}", fix="give --backend auto, kernel or userspace")
         self.underlay.check(self.nodes)
+
+    def tag_options(self, numbers: Iterable[int]) -> list[str]:
+        """The options that name the tags of these nodes, each once."""
+        given = [self.tags[number - 1] for number in numbers if number <= len(self.tags)]
+        return [word for tag in sorted({tag for tags in given for tag in tags}) for word in ("--tag", tag)]
 
     @property
     def routers(self) -> list[Router]:

@@ -100,6 +100,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "memory.megabytes": ("16", 16),
     "memory.half_life_seconds": ("86400", 86_400.0),
     "memory.hints": ("false", False),
+    "acl.default": ("deny", "deny"),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
     "agents.enabled": ("false", False),

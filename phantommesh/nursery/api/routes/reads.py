@@ -8,6 +8,7 @@ import trio
 from quart import Response, request
 
 from phantommesh import __version__
+from phantommesh.acl.rules import parse_service
 from phantommesh.management.agentview import DecisionView
 from phantommesh.management.bodies import Probe
 from phantommesh.management.docspage import POLICY, page
@@ -64,6 +65,25 @@ def reads(node: NodePort) -> Handlers:
                 400, "this needs the query dest", fix="give a member's name or node id, or an address"
             )
         return json(node.explain(dest))
+
+    async def acl() -> Response:
+        return json(await node.acl())
+
+    async def acl_check() -> Response:
+        asked = {name: request.args.get(name, "") for name in ("from", "to", "port")}
+        if missing := [name for name, value in asked.items() if not value]:
+            raise ProblemError(
+                400,
+                f"this needs the query {missing[0]}",
+                fix="give from and to, by name or address, and port",
+            )
+        if (family := request.args.get("family", "4")) not in ("4", "6"):
+            raise ProblemError(400, "family is not usable", fix="give 4 or 6")
+        try:
+            protocol, port = parse_service(asked["port"])
+        except ValueError as error:
+            raise ProblemError(400, "port is not usable", fix=str(error)) from None
+        return json(node.acl_check(asked["from"], asked["to"], protocol, port, family=int(family)))
 
     async def threats() -> Response:
         return json(await node.threats())
@@ -136,6 +156,8 @@ def reads(node: NodePort) -> Handlers:
         "explain_route": explain_route,
         "drain": drain,
         "topology": topology,
+        "acl": acl,
+        "acl_check": acl_check,
         "threats": threats,
         "bans": bans,
         "scatter": paged(node.scatter),
