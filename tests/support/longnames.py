@@ -72,30 +72,29 @@ def node_id(number: int) -> str:
     return "".join(HEX[(number * 7 + at * 11) % 32] for at in range(26))
 
 
+_CLIENT: Final = "2001:db8:4f2a:91c3:7b5e:1234:abcd:ef01"
+_ASKED: Final = (
+    Write(
+        who="uid 0", address=None, method="POST", path="/v1/rotations", asked={"peer": LONGEST}, status=200
+    ),
+    Write(
+        who="token 0a1b2c3d4e5f (ci)", address=_CLIENT, method="POST", path="/v1/bans",
+        asked={"network": "192.0.2.7", "seconds": 600.0, "force": True}, status=403,
+        detail="only root may ban by force, for more than a day, or more than a /24 or /48",
+    ),
+    Write(
+        who="nobody (unknown token)", address="192.0.2.99", method="POST", path="/v1/drain", status=401,
+        detail="the token does not count, or not any more",
+    ),
+)  # fmt: skip
+
+
 class FixedAudit(FakeAudit):
     """What was asked, always the same."""
 
     def __init__(self) -> None:
         super().__init__()
-        for seq, (who, address, method, path, asked, status, detail) in enumerate(
-            (
-                ("uid 0", None, "POST", "/v1/rotations", {"peer": LONGEST}, 200, ""),
-                ("token 0a1b2c3d4e5f (ci)", "2001:db8:4f2a:91c3:7b5e:1234:abcd:ef01", "POST",
-                 "/v1/bans", {"network": "192.0.2.7", "seconds": 600.0, "force": True}, 403,
-                 "only root may ban by force, for more than a day, or more than a /24 or /48"),
-                ("nobody (unknown token)", "192.0.2.99", "POST", "/v1/drain", {}, 401,
-                 "the token does not count, or not any more"),
-            )
-        ):  # fmt: skip
-            self.entries.append(
-                entry(
-                    Write(
-                        who=who, address=address, method=method, path=path, asked=asked, status=status,
-                        detail=detail,
-                    ),
-                    seq + 1, NOW + seq,
-                )
-            )  # fmt: skip
+        self.entries = [entry(one, seq + 1, NOW + seq) for seq, one in enumerate(_ASKED)]
 
     async def wrote(self, write: Write) -> None:
         pass

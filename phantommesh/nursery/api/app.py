@@ -15,6 +15,7 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEven
 from hypercorn.typing import Scope as AsgiScope
 from quart import Request, Response, Websocket, g, request, websocket
 from quart_trio import QuartTrio
+from werkzeug.exceptions import NotFound
 
 from phantommesh.errors import shortened
 from phantommesh.management.audit import MOST_DETAIL, MOST_PATH, Write
@@ -152,6 +153,9 @@ def _check_clients(app: QuartTrio, gate: Gate) -> None:
     def check(asked: Request | Websocket) -> None:
         endpoint = _ENDPOINTS.get(asked.endpoint or "")
         gate.check(asked, endpoint)
+        if asked.scope["path"].startswith("//"):
+            # The router takes it for one slash; a proxy that filters paths does not.
+            raise NotFound
         if endpoint is not None:
             _check_query(asked, endpoint)
 

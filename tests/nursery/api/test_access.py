@@ -13,6 +13,7 @@ from quart import Response
 from quart.testing import WebsocketResponseError
 from quart.testing.connections import WebsocketDisconnectError
 from quart_trio import QuartTrio
+from werkzeug.datastructures import Headers
 
 from phantommesh.management.docspage import POLICY
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
@@ -107,9 +108,7 @@ async def send(
     app: QuartTrio, endpoint: Endpoint[Any], headers: list[tuple[str, str]], **options: Any
 ) -> Response | None:
     """None: a WebSocket was opened."""
-    from werkzeug.datastructures import Headers
-
-    options = {"scope_base": FAR, "headers": Headers(headers)} | options
+    options = {"scope_base": FAR, "headers": Headers(headers), **options}
     client = app.test_client()
     if endpoint.method != "WS":
         return await client.open(path_of(endpoint), method=endpoint.method, **options)
@@ -443,7 +442,7 @@ async def test_what_is_asked_is_on_record_once_and_without_secrets() -> None:
 
 async def test_the_page_for_people_has_every_path_and_nothing_from_elsewhere() -> None:
     response = await create_app(FakeNode(), Door(trusted=True)).test_client().get("/docs")
-    text = (await response.get_data()).decode()
+    text = await response.get_data(as_text=True)
     assert response.headers["Content-Security-Policy"] == POLICY and "'none'" in POLICY
     assert all(endpoint.path in text for endpoint in ENDPOINTS)
     assert "<script" not in text and "http://" not in text and "https://" not in text
