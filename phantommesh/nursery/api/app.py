@@ -24,6 +24,7 @@ from phantommesh.nursery.api import problems
 from phantommesh.nursery.api.events import events
 from phantommesh.nursery.api.problems import BODY_TIMEOUT_S, MAX_BODY_BYTES, MOST_NAMED, ProblemError
 from phantommesh.nursery.api.routes import Handlers
+from phantommesh.nursery.api.routes.dashboard import dashboard
 from phantommesh.nursery.api.routes.reads import reads
 from phantommesh.nursery.api.routes.writes import writes
 
@@ -93,7 +94,7 @@ def create_app(node: NodePort, *, trusted: bool, shutdown: trio.Event | None = N
     _time_requests(app, node)
     _check_clients(app, trusted=trusted)
     ending = trio.Event() if shutdown is None else shutdown
-    _add_routes(app, {**reads(node), **writes(node), **events(node, ending)})
+    _add_routes(app, {**reads(node), **writes(node), **events(node, ending), **dashboard(node)})
     return app
 
 
