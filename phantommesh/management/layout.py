@@ -22,7 +22,9 @@ AGAIN: Final = 6  # and for one that has most of its places already, so that the
 STEP: Final = (
     0.9  # the part of its error that a pair mends in the first sweep; the last mends a tenth of that
 )
-APART: Final = 12  # sweeps in which members that stand too near each other are moved apart
+SMALL_STEP: Final = 0.1  # the same for such a map
+CALM: Final = 0.2  # of the way to a better place that a member on the map goes at a time: eyes follow that
+APART: Final = 24  # sweeps in which members that stand too near each other are moved apart
 MARGIN: Final = 0.04  # of the picture, left free at each edge
 ROOM: Final = 0.55  # of the distance that members would have if they stood on a square lattice
 SHORTEST_S: Final = 0.0005  # round trips below that are the same on the map
@@ -53,16 +55,22 @@ def lay_out(
 ) -> dict[str, Place]:
     """Return a place for each member. ``regions`` are the members by node id; pairs of others are ignored.
     ``before`` are the places of the last map. The same input gives the same map."""
-    known = before or {}
+    regions, known = dict(sorted(regions.items())), before or {}
     spots = {node: [known[node].x, known[node].y] for node in regions if node in known}
     fresh = len(spots) * 2 < len(regions)
     seeds = _seeds(regions)
     spots = seeds if fresh else {node: spots.get(node, seeds[node]) for node in regions}
     wanted = _wanted(regions, pairs)
-    _fit(spots, wanted, SWEEPS if fresh else AGAIN, STEP if fresh else STEP / 4)
     if fresh:
+        _fit(spots, wanted, SWEEPS, STEP)
         _into_the_square(spots)
+    else:
+        _fit(spots, _to_the_scale_of(spots, wanted), AGAIN, SMALL_STEP)
     _apart(spots)
+    if not fresh:
+        for node in spots.keys() & known.keys():
+            x, y = known[node].x, known[node].y
+            spots[node] = [x + CALM * (spots[node][0] - x), y + CALM * (spots[node][1] - y)]
     return {node: Place(round(_within(x), 4), round(_within(y), 4)) for node, (x, y) in spots.items()}
 
 
@@ -96,10 +104,22 @@ def _wanted(regions: Mapping[str, str], pairs: Sequence[Pair]) -> list[tuple[str
     return [(one, two, (1 - 2 * MARGIN) * distance / longest) for one, two, distance in found]
 
 
+def _to_the_scale_of(
+    spots: Mapping[str, list[float]], wanted: Sequence[tuple[str, str, float]]
+) -> list[tuple[str, str, float]]:
+    """The same distances, in the scale at which they fit these places best by least squares."""
+    there = sum(
+        distance * math.hypot(spots[one][0] - spots[two][0], spots[one][1] - spots[two][1])
+        for one, two, distance in wanted
+    )
+    scale = there / (sum(distance * distance for _, _, distance in wanted) or 1.0)
+    return [(one, two, distance * scale) for one, two, distance in wanted]
+
+
 def _fit(
     spots: Mapping[str, list[float]], wanted: Sequence[tuple[str, str, float]], sweeps: int, step: float
 ) -> None:
-    order, chance = list(wanted), Random(len(wanted))  # noqa: S311  # the same map each time, and no secret
+    order, chance = sorted(wanted), Random(len(wanted))  # noqa: S311  # the same map each time, and no secret
     for sweep in range(sweeps):
         part = step * 0.1 ** (sweep / sweeps) / 2
         chance.shuffle(order)

@@ -464,7 +464,9 @@ async def test_a_full_disk_is_a_fault_and_stops_no_agent(at: Path, monkeypatch: 
 async def test_a_rotation_of_the_operator_is_done_and_on_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phantommesh.nursery.reporting.report.ROTATE_WAIT", PATIENCE)  # however slow the machine
+    monkeypatch.setattr(
+        "phantommesh.nursery.reporting.report.ROTATE_WAIT", PATIENCE
+    )  # however slow the machine
     state = make_authority(tmp_path / "alpha")
     async with serving(tmp_path / "alpha") as alpha:
         await join(tmp_path / "beta", make_invite(state), "beta")

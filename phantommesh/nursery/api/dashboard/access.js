@@ -10,7 +10,7 @@ export function showAccess(view) {
   const rules = view.rules ?? [];
   show(document.getElementById("access-list"),
     el("p", {}, `What no rule names is ${view.default === "deny" ? "refused" : "let through"}.`),
-    rules.length ? table("Access rules", [["Rule", ""], ["Packets", ""]], rules.slice(0, 100).map((rule, index) => [
+    rules.length ? table("Access rules", ["Rule", "Packets"], rules.slice(0, 100).map((rule, index) => [
       `${index} ${rule.name}`, [rule.name, String(rule.packets ?? "–")],
     ])) : el("p", {}, "There are no rules."));
 }

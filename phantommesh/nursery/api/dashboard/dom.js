@@ -78,17 +78,20 @@ function become(node, next) {
   show(node, [...next.childNodes]);
 }
 
-// A table that can be scrolled sideways by keyboard where it is wider than the screen. `columns` are
-// [heading, class]; a class `minor` goes first where there is little room.
+// A table, which can be scrolled sideways by keyboard where it is wider than its place. On a phone each row is
+// a card, and each cell has its heading before it; the roles say that it is a table all the same. `columns`
+// are headings, `rows` are [key, cells].
 export function table(label, columns, rows) {
   return el("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": label },
-    el("table", {},
-      el("thead", {}, el("tr", {}, columns.map(([text, kind]) => el("th", { scope: "col", class: kind }, text)))),
-      el("tbody", {}, rows.map(([key, cells]) => el("tr", { "data-key": key }, cells.map((cell, index) => (
-        index === 0
-          ? el("th", { scope: "row", class: columns[index][1] }, cell)
-          : el("td", { class: columns[index][1] }, cell)
-      )))))));
+    el("table", { role: "table" },
+      el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, columns.map((text) => (
+        el("th", { scope: "col", role: "columnheader" }, text))))),
+      el("tbody", { role: "rowgroup" }, rows.map(([key, cells]) => el("tr", { "data-key": key, role: "row" },
+        cells.map((cell, index) => (
+          index === 0
+            ? el("th", { scope: "row", role: "rowheader" }, cell)
+            : el("td", { role: "cell", "data-label": columns[index] }, cell)
+        )))))));
 }
 
 export function pager(name, page, pages, total) {

@@ -9,7 +9,7 @@ const MOST_EVENTS = 50;
 const ROWS = 20;
 const SEVERITIES = ["critical", "high", "medium", "low"];
 
-// The worst first, each with what to do. Returns how many there are.
+// The worst first, each with what to do.
 export function showAttention({ status, agents, incidents, map }) {
   const items = (status?.faults ?? []).map((fault) => ({
     key: `${fault.code} ${fault.subject}`, severity: fault.severity, text: fault.text, fix: fault.fix, code: fault.code,
@@ -32,6 +32,10 @@ export function showAttention({ status, agents, incidents, map }) {
     items.push({ key: `advice ${advice.kind} ${advice.text}`, severity: "low", text: advice.text, fix: advice.fix, code: advice.kind });
   }
   items.sort((a, b) => SEVERITIES.indexOf(a.severity) - SEVERITIES.indexOf(b.severity));
+  const count = SEVERITIES.map((severity) => [severity, items.filter((item) => item.severity === severity).length]);
+  const said = count.filter(([, many]) => many).map(([severity, many]) => `${many} ${severity}`).join(", ");
+  const place = document.getElementById("attention-count");
+  if (place.textContent !== said) place.textContent = said; // read out only when it changes
   show(document.getElementById("attention-list"), items.length === 0
     ? el("p", { "data-key": "none", class: "fine" }, "Nothing. All is well as far as this node sees.")
     : el("ol", { "data-key": "some", class: "items" }, items.slice(0, MOST_ITEMS).map((item) => el("li", { "data-key": item.key, class: `card ${item.severity}` },
@@ -40,7 +44,6 @@ export function showAttention({ status, agents, incidents, map }) {
       item.story ? el("ul", {}, item.story.slice(0, 5).map((line) => el("li", {}, line))) : null,
       item.code ? el("p", { class: "quiet" }, item.code) : null))),
     items.length > MOST_ITEMS ? el("p", {}, `and ${items.length - MOST_ITEMS} more: phantommesh status has all`) : null);
-  return items.length;
 }
 
 export function showAgents(agents) {
@@ -54,7 +57,7 @@ export function showAgents(agents) {
     }, agent.phase === "running" ? "Pause…" : "Resume…"),
   ]]);
   show(document.getElementById("agent-list"), table("Agents", [
-    ["Agent", ""], ["State", ""], ["Accepted", ""], ["Refused", "minor"], ["Standing", ""], ["As expected", "minor"], ["About", "minor"], ["Action", ""],
+    "Agent", "State", "Accepted", "Refused", "Standing", "As expected", "About", "Action",
   ], rows));
   const select = document.getElementById("decision-agent");
   show(select, el("option", { value: "", "data-key": "" }, "all agents"),
@@ -95,10 +98,10 @@ export function showThreats(view, pages) {
   ]]);
   show(document.getElementById("threat-list"),
     el("p", {}, `${view.unknown_s.toFixed(0)} datagrams a second of strangers, ${view.shed_s.toFixed(0)} of them shed; ${view.odd_s.toFixed(0)} a second at WireGuard's ports that are none of its own.`),
-    rows.length ? table("Threats", [["Source", ""], ["Severity", ""], ["Kind", ""], ["Count", ""], ["Shown by", "minor"], ["Last", "minor"], ["Banned", ""]], rows) : el("p", {}, "No attack was seen."),
+    rows.length ? table("Threats", ["Source", "Severity", "Kind", "Count", "Shown by", "Last", "Banned"], rows) : el("p", {}, "No attack was seen."),
     rows.length ? pager("threats", at, turn, threats.length) : null,
     el("h3", {}, "Bans"),
-    bans.length ? table("Bans", [["Network", ""], ["By", "minor"], ["Why", "minor"], ["Ends", ""], ["Dropped", ""], ["Action", ""]], bans) : el("p", {}, "Nobody is banned."),
+    bans.length ? table("Bans", ["Network", "By", "Why", "Ends", "Dropped", "Action"], bans) : el("p", {}, "Nobody is banned."),
     bans.length ? pager("bans", banAt, banPages, view.bans.length) : null);
 }
 

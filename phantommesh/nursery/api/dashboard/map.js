@@ -4,6 +4,7 @@
 import { el, seconds, show, svg } from "./dom.js";
 
 const LABELS = 40; // members that all have their names beside them; of more, those that are down or chosen
+const MANY = 150; // links, of which more are drawn faintly
 const HEALTHS = ["good", "unknown", "poor", "down"]; // drawn in this order, so that the worst are on top
 const WORDS = { good: "good", unknown: "not known", poor: "poor", down: "down" };
 const CUT = 22; // characters of a name on the map; the list has all of it
@@ -16,7 +17,7 @@ export function drawMap(view, chosen) {
   picture.setAttribute("viewBox", `0 0 ${width} ${height}`);
   picture.setAttribute("aria-label", summary(view));
   show(picture,
-    edges(view, spots), regions(view, spots, width), members(view, spots, chosen, width));
+    edges(view, spots), members(view, spots, chosen, width), regions(view, spots, width));
   show(document.getElementById("map-said"), legend(), el("p", { class: "quiet" }, survey(view)));
 }
 
@@ -52,7 +53,7 @@ function edges(view, spots) {
   }
   const order = ["told", "own"].flatMap((who) => HEALTHS.map((health) => `${who} ${health}`));
   return order.filter((key) => lines.has(key)).map((key) => (
-    svg("path", { "data-key": `links ${key}`, class: `edge ${key}`, d: lines.get(key) })
+    svg("path", { "data-key": `links ${key}`, class: `edge ${key}${view.links.length > MANY ? " many" : ""}`, d: lines.get(key) })
   ));
 }
 
@@ -85,7 +86,7 @@ function members(view, spots, chosen, width) {
       transform: `translate(${x.toFixed(1)} ${y.toFixed(1)})`,
     },
     svg("title", {}, `${member.name}: ${self ? "this node" : tell(member)}`),
-    member.relay ? svg("circle", { class: "ring", r: all ? 11 : 7 }) : null,
+    member.relay ? svg("circle", { class: "ring", r: all ? 11 : 6 }) : null,
     svg("path", { class: "dot", d: shape(self ? "self" : member.health, all ? 6 : 3.5) }),
     named ? svg("text", { x: end ? -10 : 10, y: 4, "text-anchor": end ? "end" : "start" }, short(member.name)) : null);
   });

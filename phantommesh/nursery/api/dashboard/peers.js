@@ -28,8 +28,8 @@ export function showPeers(view, chosen, filter, health, page) {
     seconds(member.psk_age_s), due(member.rotates_in_s), member.region || "–",
   ]]);
   const columns = [
-    ["Name", ""], ["Traffic", ""], ["Dim.", ""], ["RTT", ""], ["Loss", ""], ["Way", "minor"], ["PSK age", "minor"],
-    ["Rotates", ""], ["Region", "minor"],
+    "Name", "Traffic", "Dim.", "RTT", "Loss", "Way", "PSK age",
+    "Rotates", "Region",
   ];
   const hidden = view.members_total - view.members.length;
   show(document.getElementById("peer-list"),
@@ -48,8 +48,8 @@ export function showLink(seen) {
     el("p", {}, badge(peer.traffic === "up" ? "good" : peer.traffic === "joining" ? "unknown" : "down", peer.traffic), " ",
       `${peer.ip4}, ${peer.ip6}. Gossip says ${peer.membership}.`,
       peer.through.length ? ` Reached by way of ${peer.through.join(", ")}.` : "",
-      link ? ` Keys are ${link.state}, epoch ${link.epoch}, ${seconds(link.psk_age_s)} old; rotation ` : "",
-      link ? due(link.rotates_in_s) : null, "."),
+      link ? ` Keys are ${link.state}, epoch ${link.epoch}, ${seconds(link.psk_age_s)} old` : "",
+      link && link.rotates_in_s !== null ? ["; they rotate ", due(link.rotates_in_s)] : null, link ? "." : ""),
     link?.last_error ? el("p", { class: "bad" }, link.last_error) : null,
     dimensions(peer, paths, scatter),
     el("h4", {}, "Scattering"), scattering(scatter),
@@ -61,8 +61,8 @@ export function showLink(seen) {
 
 function dimensions(peer, paths, scatter) {
   const columns = [
-    ["Dimension", ""], ["State", ""], ["Way", ""], ["RTT", ""], ["Jitter", "minor"], ["Loss", ""], ["MTU", ""],
-    ["Weight", ""], ["PSK age", ""], ["Endpoint", "minor"], ["Why", "minor"],
+    "Dimension", "State", "Way", "RTT", "Jitter", "Loss", "MTU",
+    "Weight", "PSK age", "Endpoint", "Why",
   ];
   const rows = paths.map((path) => {
     const dealt = scatter?.dimensions.find((one) => one.index === path.dimension);
