@@ -55,7 +55,7 @@ class BigMesh(FakeNode):
         }
         self.decided_on = 200
         self.banned = {
-            f"203.0.113.{n}/32": ban_view(f"203.0.113.{n}/32", "own", 597.0 - n)
+            f"203.0.113.{n}/32": ban_view(f"203.0.113.{n}/32", "operator" if n % 2 else "own", 597.0 - n)
             for n in range(1, min(peers, 50))
         }
 

@@ -20,7 +20,7 @@ from typing import Any, Final
 import pytest
 import trio
 
-PATIENCE: Final = 60.0  # s for one step; a machine that runs all tests at once is slow
+PATIENCE: Final = 120.0  # s for one step; a machine that runs all tests at once is slow
 GOODBYE: Final = 5.0  # s that the browser has to end by itself
 LOOK: Final = 0.05  # s between looks at a page that is waited for
 
@@ -117,12 +117,11 @@ class Page:
     async def until(self, script: str) -> None:
         """Wait until an expression is true."""
         with trio.move_on_after(PATIENCE) as scope:
-            while not await self.run(script):
+            while not await self.run(f"Boolean({script})"):
                 await trio.sleep(LOOK)
         if scope.cancelled_caught:
-            raise AssertionError(
-                f"never came true: {script}\n{self.errors}\n{await self.run('document.body.innerText')}"
-            )
+            there = str(await self.run("document.body.innerText"))[:2000]
+            raise AssertionError(f"never came true: {script}\n{self.errors}\n{there}")
 
     async def text(self, selector: str) -> str:
         return str(await self.run(f"document.querySelector({json.dumps(selector)}).innerText"))

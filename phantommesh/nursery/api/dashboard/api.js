@@ -59,7 +59,7 @@ export class Events {
     this.stop();
     const query = this.#place === null ? "" : `?since=${this.#place.seq}&run=${encodeURIComponent(this.#place.run)}`;
     const scheme = location.protocol === "https:" ? "wss:" : "ws:";
-    const protocols = token ? ["phantommesh", `bearer.${token}`] : [];
+    const protocols = token ? ["phantommesh.events", `phantommesh.bearer.${token}`] : [];
     const socket = new WebSocket(`${scheme}//${location.host}/v1/events${query}`, protocols);
     let opened = false;
     this.#socket = socket;

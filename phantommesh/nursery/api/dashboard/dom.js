@@ -82,7 +82,7 @@ function become(node, next) {
 // a card, and each cell has its heading before it; the roles say that it is a table all the same. `columns`
 // are headings, `rows` are [key, cells].
 export function table(label, columns, rows) {
-  return el("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": label },
+  return el("div", { class: "scroll", role: "region", tabindex: 0, "aria-label": `Table: ${label}` },
     el("table", { role: "table" },
       el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, columns.map((text) => (
         el("th", { scope: "col", role: "columnheader" }, text))))),
