@@ -102,13 +102,14 @@ async def test_a_map_is_made_once_however_many_ask(
 
 async def test_pages_of_paths_have_every_dimension_once() -> None:
     """Seven rows have one node id: a page may end between them."""
-    node, seen, cursor = FakeNode(peers=3), list[PathView](), ""
+    node, seen = FakeNode(peers=3), list[PathView]()
+    cursor: str | None = ""
     client = create_app(node, trusted=True).test_client()
     while cursor is not None:
         response = await client.get(f"/v1/paths?limit=4&cursor={cursor}")
         page = msgspec.json.decode(await response.get_data(), type=Page[PathView])
         seen += page.items
-        cursor = page.next_cursor  # type: ignore[assignment]
+        cursor = page.next_cursor
     assert seen == node.paths()
 
 

@@ -10,12 +10,14 @@ import { drawMap } from "./map.js";
 import { showLink, showPeers } from "./peers.js";
 
 const SOON_MS = 300; // after an event, so that a burst of them is one question
-const MOST_EVENTS = 200;
+const DRAW_MS = 100; // between two drawings of the events, however fast they come
+const MOST_EVENTS = 50;
 const at = (id) => document.getElementById(id);
 const known = { status: null, map: null, agents: null, incidents: null, decisions: [], threats: null, events: [], link: null };
 const pages = { peers: 0, threats: 0, bans: 0 };
 let chosen = null;
 let asking = false; // for a token
+let drawing = 0; // the timer of the events' next drawing
 let coming = "asking"; // how events come
 
 // Each read: how often it is asked again by itself, the events after which it is asked at once, and what is
@@ -148,8 +150,11 @@ at("ask-token").addEventListener("cancel", (event) => event.preventDefault());
 
 const events = new Events((event) => {
   known.events.push(event);
-  known.events.splice(0, known.events.length - MOST_EVENTS);
-  showEvents(known.events);
+  if (known.events.length > 2 * MOST_EVENTS) known.events.splice(0, known.events.length - MOST_EVENTS);
+  drawing ||= setTimeout(() => {
+    drawing = 0;
+    showEvents(known.events);
+  }, DRAW_MS);
   const family = event.type.split(".")[0];
   hurry(...Object.keys(READS).filter((name) => family === "gap" || READS[name].after.includes(family)));
 }, (how) => {
