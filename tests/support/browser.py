@@ -72,8 +72,9 @@ class Browser:
         for domain in ("Page", "Runtime", "Log", "Network", "Audits"):
             await page.ask(f"{domain}.enable")
         await page.resize(width, height)
-        scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
-        await page.ask("Emulation.setEmulatedMedia", features=scheme)
+        media = {"prefers-color-scheme": "dark" if dark else "light", "prefers-reduced-motion": "reduce"}
+        features = [{"name": name, "value": value} for name, value in media.items()]
+        await page.ask("Emulation.setEmulatedMedia", features=features)
         await page.ask("Page.navigate", url=url)
         await page.until("document.readyState === 'complete' && location.href !== 'about:blank'")
         return page

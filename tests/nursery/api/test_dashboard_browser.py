@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 import trio
 from hypercorn.trio.worker_context import WorkerContext
-from quart import Response, request
+from quart import Response, request, websocket
 from quart_trio import QuartTrio
 
 from phantommesh.nursery.api.app import create_app
+from phantommesh.nursery.api.problems import ProblemError
 from phantommesh.nursery.api.server import connection_handler
 from tests.support.bigmesh import DISK, BigMesh
 from tests.support.browser import Browser, Page, chromium
@@ -330,6 +331,55 @@ async def test_a_mesh_of_500_keeps_the_page_small(tmp_path: Path) -> None:
         await page.until("document.querySelector('#peer-list').innerText.includes('Page 2 of 25')")
 
 
+async def test_a_token_is_asked_for_once_and_kept_nowhere(tmp_path: Path) -> None:
+    right, wrong = "pmt_right", "pmt_wrong"
+    app, given = create_app(BigMesh(3), trusted=True), list[str]()
+
+    @app.before_request
+    async def check() -> None:
+        if request.path.startswith("/v1/"):
+            given.append(request.headers.get("Authorization", "none"))
+            if given[-1] != f"Bearer {right}":
+                raise ProblemError(401, "this needs a token", fix="make one with `phantommesh token create`")
+
+    @app.before_websocket
+    async def check_websocket() -> None:
+        offered = list(websocket.scope.get("subprotocols", ()))
+        given.extend(offered)
+        if offered != ["phantommesh.events", f"phantommesh.bearer.{right}"]:
+            raise ProblemError(401, "this needs a token", fix="")
+
+    async with serving(app) as url, chromium(tmp_path / "browser") as browser:
+        page = await browser.open(url)
+        await page.until("document.querySelector('#ask-token').open")
+        assert "this needs a token" in await page.text("#token-why")
+        assert given == ["none"]  # one question: a token that is wrong is counted against the reader
+        await page.press("Escape")
+        assert await page.run("document.querySelector('#ask-token').open")
+        await page.write(wrong)
+        await page.press("Enter")
+        with trio.fail_after(60):
+            while len(given) < 2:
+                await trio.sleep(0.05)
+        await page.until("document.querySelector('#ask-token').open")
+        assert given == ["none", f"Bearer {wrong}"]
+        await page.write(right)
+        await page.press("Enter")
+        await page.until(SHOWN)
+        assert f"phantommesh.bearer.{right}" in given and set(given[2:]) == {
+            f"Bearer {right}",
+            "phantommesh.events",
+            f"phantommesh.bearer.{right}",
+        }
+        kept = (
+            "document.documentElement.outerHTML + document.cookie + location.href + "
+            "JSON.stringify({...localStorage, ...sessionStorage}) + "
+            "[...document.querySelectorAll('input')].map(one => one.value)"
+        )
+        assert right not in str(await page.run(kept))
+        assert not any(right in asked for asked in page.asked)
+
+
 async def test_a_node_that_is_away_is_said_and_found_again(tmp_path: Path) -> None:
     node = BigMesh(3)
     app = create_app(node, trusted=True)
@@ -383,13 +433,16 @@ async def test_axe_finds_nothing(tmp_path: Path, width: int, dark: bool) -> None
 async def test_pictures(tmp_path: Path) -> None:
     """PHANTOMMESH_PICTURES=docs writes those in docs/ anew."""
     folder = Path(os.environ.get("PHANTOMMESH_PICTURES", tmp_path))
-    async with watched(tmp_path, create_app(BigMesh(24), trusted=True)) as (browser, url):
-        page = await shown(browser, url, width=1280, height=1024)
+    node = BigMesh(16)
+    node.phases["stream"] = "running"
+    async with watched(tmp_path, create_app(node, trusted=True)) as (browser, url):
+        page = await shown(browser, url, width=1280, height=1280)
         await page.until("document.querySelector('#live').innerText === 'Live.'")
         await page.picture(folder / "dashboard.png")
         phone = await shown(browser, url, width=360, height=740, dark=True)
         await phone.until("document.querySelector('#live').innerText === 'Live.'")
         await opened(phone)
+        await phone.until("document.activeElement.id === 'link-title'")
         await phone.run("document.querySelector('#link').scrollIntoView({behavior: 'instant'})")
         await phone.picture(folder / "dashboard-phone.png")
     for name in ("dashboard.png", "dashboard-phone.png"):

@@ -13,9 +13,10 @@ const SOON_MS = 300; // after an event, so that a burst of them is one question
 const DRAW_MS = 100; // between two drawings of the events, however fast they come
 const MOST_EVENTS = 50;
 const at = (id) => document.getElementById(id);
-const known = { status: null, map: null, agents: null, incidents: null, decisions: [], threats: null, events: [], link: null };
-const pages = { peers: 0, threats: 0, bans: 0 };
+const known = { status: null, map: null, agents: null, incidents: null, decisions: [], threats: null, events: [], link: null, access: null };
+const pages = { peers: 0, threats: 0, bans: 0, access: 0 };
 let chosen = null;
+let admitted = false; // whether the node has answered: one question alone finds out whether a token is needed
 let asking = false; // for a token
 let drawing = 0; // the timer of the events' next drawing
 let coming = "asking"; // how events come
@@ -23,18 +24,29 @@ let coming = "asking"; // how events come
 // Each read: how often it is asked again by itself, the events after which it is asked at once, and what is
 // done with the answer.
 const READS = {
-  status: { every: 5000, after: ["health", "peer", "config"], ask: () => get("/v1/status"), take: (answer) => { known.status = answer; showStatus(); attention(); } },
+  status: { every: 5000, after: ["health", "peer", "config"], ask: () => get("/v1/status"), take: takeStatus },
   map: { every: 10000, after: ["peer", "link", "path", "topology"], ask: () => get("/v1/map"), take: (answer) => { known.map = answer; drawn(); attention(); } },
   link: { every: 3000, after: ["link", "path", "scatter"], ask: askLink, take: (answer) => { known.link = answer; showLink(answer); } },
   agents: { every: 10000, after: ["agent"], ask: () => get("/v1/agents?limit=100"), take: (answer) => { known.agents = answer.items; showAgents(answer.items); attention(); } },
   decisions: { every: 15000, after: ["agent"], ask: askDecisions, take: (answer) => { known.decisions = answer.items; showDecisions(answer.items); } },
   incidents: { every: 15000, after: ["agent"], ask: () => get("/v1/incidents?limit=1000"), take: (answer) => { known.incidents = answer.items; showIncidents(answer.items); attention(); } },
   threats: { every: 5000, after: ["threat"], ask: () => get("/v1/threats"), take: (answer) => { known.threats = answer; showThreats(answer, pages); } },
-  access: { every: 10000, after: ["config"], ask: askAccess, take: showAccess },
+  access: { every: 10000, after: ["config"], ask: askAccess, take: (answer) => { known.access = answer; showAccess(answer, pages); } },
 };
 const next = Object.fromEntries(Object.keys(READS).map((name) => [name, 0]));
 const under = new Set();
 const failed = new Map();
+
+function takeStatus(answer) {
+  known.status = answer;
+  showStatus();
+  attention();
+  if (admitted) return;
+  admitted = true;
+  for (const name of Object.keys(next)) if (name !== "status") next[name] = 0;
+  events.start();
+  tick();
+}
 
 async function askLink() {
   if (chosen === null) return null;
@@ -82,7 +94,7 @@ function tick() {
   countDown();
   if (document.hidden || asking) return;
   const now = performance.now();
-  for (const name of Object.keys(READS)) if (next[name] <= now) refresh(name);
+  for (const name of admitted ? Object.keys(READS) : ["status"]) if (next[name] <= now) refresh(name);
 }
 
 function hurry(...names) {
@@ -130,6 +142,7 @@ function choose(peer) {
 function askToken(error) {
   if (asking) return;
   asking = true;
+  admitted = false;
   events.stop();
   at("token-why").textContent = `${error.message}${error.fix ? `: ${error.fix}` : ""}`;
   at("token").value = "";
@@ -142,11 +155,10 @@ at("token-form").addEventListener("submit", (event) => {
   at("token").value = "";
   asking = false;
   at("ask-token").close();
-  for (const name of Object.keys(next)) next[name] = 0;
-  events.start();
+  next.status = 0;
   tick();
 });
-at("ask-token").addEventListener("cancel", (event) => event.preventDefault());
+at("ask-token").addEventListener("close", () => { if (asking) at("ask-token").showModal(); });
 
 const events = new Events((event) => {
   known.events.push(event);
@@ -176,6 +188,7 @@ document.addEventListener("click", (event) => {
     pages[about.list] = Number(about.page);
     drawn();
     if (known.threats !== null) showThreats(known.threats, pages);
+    if (known.access !== null) showAccess(known.access, pages);
   } else if (act === "survey") {
     survey(by);
   } else if (act in ACTIONS) {
@@ -217,6 +230,5 @@ for (const id of ["decision-agent", "decision-accepted"]) at(id).addEventListene
 document.addEventListener("visibilitychange", tick);
 addEventListener("resize", drawn);
 showEvents(known.events);
-events.start();
 setInterval(tick, 1000);
 tick();
