@@ -11,6 +11,8 @@ from pathlib import Path
 import click
 
 from phantommesh import __version__
+from phantommesh.cli.access import audit, token
+from phantommesh.cli.acl import acl
 from phantommesh.cli.agents import agents, decisions, incidents, memory
 from phantommesh.cli.bans import ban, threats, unban
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept_globals
@@ -71,8 +73,8 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 for _verb in (
     init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, doctor, topology,
-    scatter, route, federation, proofs, agents, decisions, incidents, memory, threats, ban, unban, events,
-    rotate, revoke, rename, drain, undrain, identity, config, lab,
+    scatter, route, acl, federation, proofs, agents, decisions, incidents, memory, threats, ban, unban,
+    events, rotate, revoke, rename, drain, undrain, identity, config, token, audit, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

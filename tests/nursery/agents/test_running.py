@@ -354,6 +354,11 @@ async def test_an_edited_configuration_is_followed(at: Path) -> None:
         assert node.parts.settings.waiting == ()
         node.reload(structs.replace(config, agents=structs.replace(config.agents, enabled=False)), {})
         assert phase("nexus") == "paused"
+        node.reload(config, {})
+        assert phase("nexus") == phase("omniscient") == "running"
+        node.parts.decisions.pause("nexus")
+        node.reload(structs.replace(config, agents=structs.replace(config.agents, dry_run=True)), {})
+        assert phase("nexus") == "paused" and phase("omniscient") == "dry-run"
 
 
 async def test_what_stands_is_lifted_when_the_node_stops(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,14 @@ from phantommesh.management.agentview import DecisionView
 from phantommesh.management.mapview import MapView
 from phantommesh.management.views import Page, PathView, Problem
 from phantommesh.nursery.api.app import create_app
+from phantommesh.nursery.api.auth import Door
 from phantommesh.nursery.api.routes.dashboard import MAP_S, read_files
 from tests.support.bigmesh import BigMesh
 from tests.support.fakenode import FakeNode
 
 
 async def test_the_page_is_open_to_all_and_strict() -> None:
-    app = create_app(FakeNode(), trusted=False)
+    app = create_app(FakeNode(), Door(trusted=False))
     response = await app.test_client().get("/", headers={"Host": "127.0.0.1"})
     assert response.status_code == 200 and response.content_type == "text/html; charset=utf-8"
     policy = dict(
@@ -31,7 +32,7 @@ async def test_the_page_is_open_to_all_and_strict() -> None:
 
 
 async def test_all_that_the_page_names_is_served_with_its_type() -> None:
-    app, page = create_app(FakeNode(), trusted=False), read_files()["index.html"].decode()
+    app, page = create_app(FakeNode(), Door(trusted=False)), read_files()["index.html"].decode()
     named = re.findall(r'(?:src|href)="/dashboard/([\w.]+)"', page)
     for source in [body.decode() for name, body in read_files().items() if name.endswith(".js")]:
         named += re.findall(r'from "\./([\w.]+)"', source)
@@ -48,7 +49,7 @@ async def test_all_that_the_page_names_is_served_with_its_type() -> None:
 )
 async def test_nothing_else_is_served(name: str) -> None:
     response = (
-        await create_app(FakeNode(), trusted=False)
+        await create_app(FakeNode(), Door(trusted=False))
         .test_client()
         .get(f"/dashboard/{name}", headers={"Host": "localhost"})
     )
@@ -84,7 +85,7 @@ async def test_a_map_is_made_once_however_many_ask(
             return super().measured()
 
     node = Counted(30)
-    client = create_app(node, trusted=True).test_client()
+    client = create_app(node, Door(trusted=True)).test_client()
     for _ in range(5):
         response = await client.get("/v1/map")
         found = msgspec.json.decode(await response.get_data(), type=MapView)
@@ -104,7 +105,7 @@ async def test_pages_of_paths_have_every_dimension_once() -> None:
     """Seven rows have one node id: a page may end between them."""
     node, seen = FakeNode(peers=3), list[PathView]()
     cursor: str | None = ""
-    client = create_app(node, trusted=True).test_client()
+    client = create_app(node, Door(trusted=True)).test_client()
     while cursor is not None:
         response = await client.get(f"/v1/paths?limit=4&cursor={cursor}")
         page = msgspec.json.decode(await response.get_data(), type=Page[PathView])
@@ -114,7 +115,7 @@ async def test_pages_of_paths_have_every_dimension_once() -> None:
 
 
 async def test_a_list_can_be_of_one_peer() -> None:
-    client = create_app(FakeNode(peers=3), trusted=True).test_client()
+    client = create_app(FakeNode(peers=3), Door(trusted=True)).test_client()
     for path in ("peers", "links", "paths", "scatter", "proofs"):
         for wanted in ("pm-2", "id002"):
             response = await client.get(f"/v1/{path}?peer={wanted}")
@@ -127,6 +128,8 @@ async def test_a_list_can_be_of_one_peer() -> None:
 async def test_the_newest_decisions_are_to_be_had_at_once() -> None:
     node = FakeNode()
     node.decided_on = 900
-    response = await create_app(node, trusted=True).test_client().get("/v1/decisions?newest=true&limit=3")
+    response = (
+        await create_app(node, Door(trusted=True)).test_client().get("/v1/decisions?newest=true&limit=3")
+    )
     page = msgspec.json.decode(await response.get_data(), type=Page[DecisionView])
     assert [one.seq for one in page.items] == [898, 899, 900] and page.next_cursor is None

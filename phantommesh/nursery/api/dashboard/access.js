@@ -8,9 +8,6 @@ const ROWS = 20;
 const words = (list) => (list.length ? list.join(", ") : "any");
 
 export function showAccess(view, pages) {
-  document.getElementById("access").hidden = view === null;
-  document.getElementById("to-access").hidden = view === null;
-  if (view === null) return;
   const many = Math.max(1, Math.ceil(view.rules.length / ROWS));
   const at = Math.min(pages.access, many - 1);
   const rows = view.rules.slice(at * ROWS, (at + 1) * ROWS).map((rule, index) => [`${at * ROWS + index} ${rule.name}`, [
@@ -22,6 +19,6 @@ export function showAccess(view, pages) {
     view.filtered && !view.held ? el("p", { class: "bad" }, "The kernel does not have these rules now.") : null,
     el("p", {}, `What no rule names is ${view.default === "deny" ? "denied" : "allowed"}.`,
       view.denied === null ? "" : ` ${view.denied} packets were denied since the node started.`),
-    table("Access rules", ["Rule", "Action", "From", "To", "Ports", "Packets", "Of"], rows),
+    rows.length ? table("Access rules", ["Rule", "Action", "From", "To", "Ports", "Packets", "Of"], rows) : null,
     pager("access", at, many, view.rules.length));
 }

@@ -31,7 +31,7 @@ const READS = {
   decisions: { every: 15000, after: ["agent"], ask: askDecisions, take: (answer) => { known.decisions = answer.items; showDecisions(answer.items); } },
   incidents: { every: 15000, after: ["agent"], ask: () => get("/v1/incidents?limit=1000"), take: (answer) => { known.incidents = answer.items; showIncidents(answer.items); attention(); } },
   threats: { every: 5000, after: ["threat"], ask: () => get("/v1/threats"), take: (answer) => { known.threats = answer; showThreats(answer, pages); } },
-  access: { every: 10000, after: ["config"], ask: askAccess, take: (answer) => { known.access = answer; showAccess(answer, pages); } },
+  access: { every: 10000, after: ["config"], ask: () => get("/v1/acl"), take: (answer) => { known.access = answer; showAccess(answer, pages); } },
 };
 const next = Object.fromEntries(Object.keys(READS).map((name) => [name, 0]));
 const under = new Set();
@@ -61,14 +61,6 @@ function askDecisions() {
   const agent = at("decision-agent").value;
   const accepted = at("decision-accepted").checked ? "&accepted=true" : "";
   return get(`/v1/decisions?newest=true&limit=20${accepted}${agent ? `&agent=${encodeURIComponent(agent)}` : ""}`);
-}
-
-// A node whose version has no access rules has no such section.
-let offered = null;
-
-async function askAccess() {
-  offered ??= (await get("/openapi.json")).paths;
-  return "/v1/acl" in offered ? get("/v1/acl") : null;
 }
 
 async function refresh(name) {
