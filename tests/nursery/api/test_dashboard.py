@@ -45,7 +45,7 @@ async def test_all_that_the_page_names_is_served_with_its_type() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["app.py", "..%2fapp.py", "%2e%2e%2fapp.py", "..", "no.js", "\\..\\app.py", "a%00.js"]
+    "name", ["app.py", "..%2fapp.js", "%2e%2e%2fapp.js", "..", "no.js", "\\..\\app.py", "a%00.js"]
 )
 async def test_nothing_else_is_served(name: str) -> None:
     response = (
