@@ -7,13 +7,13 @@ BIN := .venv/bin
 ROOM := $(shell df -k --output=avail /dev/shm 2>/dev/null | tail -1)
 TESTS := $(SUDO) env PHANTOMMESH_LAB_BACKEND=userspace $(shell [ "$(ROOM)" -gt 2000000 ] 2>/dev/null && echo TMPDIR=/dev/shm) $(BIN)/python -m pytest
 
-.PHONY: lab test test-kernel bench lint clean setup lock
+.PHONY: lab test test-kernel bench lint clean setup setup-test lock
 
 lab: setup
 	$(SUDO) $(BIN)/phantommesh lab run
 
 # Two labs at a time, of different files: a lab waits more than it computes. Those that count losses come after.
-test: setup lint
+test: setup-test lint
 	$(TESTS) -m "not kernel and not slow and not lab" -n auto --dist loadscope
 	$(TESTS) -m "lab and not alone and not kernel and not slow" -n 2 --dist loadfile
 	$(TESTS) -m "lab and alone and not kernel and not slow"
@@ -41,6 +41,9 @@ lint: setup
 
 setup:
 	scripts/setup
+
+setup-test:
+	scripts/setup test
 
 # Write the pinned requirements anew from pyproject.toml, with the hashes of every file of every version.
 lock:

@@ -41,6 +41,7 @@ from phantommesh.management.bodies import (
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
+from phantommesh.management.mapview import MapView
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -68,6 +69,7 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 JSON = "application/json"
 BYTES = "application/octet-stream"
 HTML = "text/html"
+ANY = "*/*"  # one of several
 TEXT = "text/plain"  # Prometheus' text format, or OpenMetrics where the client accepts that
 
 # RFC 9110. Any endpoint may answer these: 400 the request cannot be read, 403 a page of another site makes
@@ -337,10 +339,10 @@ RESUMES = Endpoint(
 
 
 def _list(name: str, item: Any, summary: str) -> Endpoint[Any]:
-    """A list in pages, by order of node id."""
+    """A list in pages, by order of node id, of all peers or of one by name or node id."""
     return Endpoint(
         name=name, method="GET", path=f"/v1/{name}", summary=summary, scope=Scope.READ,
-        answer=Page[item], query=PAGE,
+        answer=Page[item], query=(*PAGE, "peer"), errors=frozenset({404, 409}),
     )  # fmt: skip
 
 
@@ -368,6 +370,14 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         name="status", method="GET", path="/v1/status", summary="This node at a glance.",
         scope=Scope.READ, answer=Status,
     ),
+    Endpoint(
+        name="dashboard", method="GET", path="/", summary="The dashboard, a page for a browser.",
+        scope=None, content=HTML,
+    ),
+    Endpoint(
+        name="dashboard_file", method="GET", path="/dashboard/{file}", summary="What the page consists of.",
+        scope=None, content=ANY, errors=frozenset({404}),
+    ),
     _list("peers", PeerView, "The other members of the mesh."),
     Endpoint(
         name="peer", method="GET", path="/v1/peers/{peer}", summary="One of them, by name or node id.",
@@ -383,6 +393,11 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         name="topology", method="GET", path="/v1/topology",
         summary="The mesh as its members measure it, which they are asked, and what is weak about it.",
         scope=Scope.READ, answer=TopologyView,
+    ),
+    Endpoint(
+        name="map", method="GET", path="/v1/map",
+        summary="The members and links of the mesh with places to draw them at; members are not asked.",
+        scope=Scope.READ, answer=MapView,
     ),
     Endpoint(
         name="routes", method="GET", path="/v1/routes",
@@ -448,7 +463,7 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     Endpoint(
         name="decisions", method="GET", path="/v1/decisions", scope=Scope.READ, answer=Page[DecisionView],
         summary="The latest decisions on what agents proposed, by number, with what came of them.",
-        query=(*PAGE, "agent", "accepted"), errors=frozenset({404}),
+        query=(*PAGE, "agent", "accepted", "newest"), errors=frozenset({404}),
     ),
     Endpoint(
         name="incidents", method="GET", path="/v1/incidents", scope=Scope.READ, answer=Page[IncidentView],

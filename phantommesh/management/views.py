@@ -158,6 +158,9 @@ class LinkView(msgspec.Struct, frozen=True, kw_only=True):
     """Dimensions keyed and answering, 0 to 7."""
     handshake_age_s: float | None
     psk_age_s: float | None
+    rotates_in_s: float | None = None
+    """Seconds until the keys are due to be replaced by this node's `link.rotate_seconds`; None: there are
+    none. An agent, an operator or the other end may do it sooner."""
     chain_reset: bool
     """True when the last handshake could not build on the chain of the one before it."""
     last_error: str | None
@@ -433,12 +436,20 @@ class NodePort(Protocol):
 
     def paths(self) -> list[PathView]: ...
 
+    def measured(self) -> list[PathView]:
+        """The same without reasons (``why``), for what is read all the time."""
+        ...
+
     async def ping(self, peer: str, *, count: int, size: int | None) -> PingResult:
         """Ping one peer, by node id, inside each dimension; ``size`` is that of each ping in bytes."""
         ...
 
     async def topology(self) -> TopologyView:
         """The mesh as its members measure it, and what is weak about it."""
+        ...
+
+    def surveyed(self) -> TopologyView:
+        """The same as it was found last; nobody is asked."""
         ...
 
     def routes(self) -> RoutesView:
@@ -534,9 +545,16 @@ class NodePort(Protocol):
         ...
 
     def decisions(
-        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+        self,
+        after: int,
+        limit: int,
+        *,
+        agent: str | None = None,
+        accepted: bool = False,
+        newest: bool = False,
     ) -> list[DecisionView]:
-        """At most so many decisions of this run with a number above ``after``, oldest first."""
+        """At most so many decisions of this run with a number above ``after``: the oldest of these, or the
+        newest. Oldest first."""
         ...
 
     def incidents(self) -> list[IncidentView]:

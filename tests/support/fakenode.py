@@ -151,6 +151,7 @@ def link_view(number: int) -> LinkView:
         dimensions=7,
         handshake_age_s=12.0,
         psk_age_s=11.0,
+        rotates_in_s=79.0,
         chain_reset=False,
         last_error=None,
     )
@@ -451,10 +452,17 @@ class FakeNode:
         raise UnknownMemberError(f"no such agent: {name!r}", fix=f"give one of {', '.join(self.phases)}")
 
     def decisions(
-        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+        self,
+        after: int,
+        limit: int,
+        *,
+        agent: str | None = None,
+        accepted: bool = False,
+        newest: bool = False,
     ) -> list[DecisionView]:
         found = [decision_view(n) for n in range(after + 1, self.decided_on + 1) if n % 2 or not accepted]
-        return [one for one in found if agent in (None, one.agent)][:limit]
+        found = [one for one in found if agent in (None, one.agent)]
+        return found[-limit:] if newest else found[:limit]
 
     def incidents(self) -> list[IncidentView]:
         story = [
@@ -524,6 +532,9 @@ class FakeNode:
 
     def paths(self) -> list[PathView]:
         return [path_view(number, i) for number in range(1, self.count + 1) for i in range(7)]
+
+    def measured(self) -> list[PathView]:
+        return [msgspec.structs.replace(path, why="") for path in self.paths()]
 
     async def ping(self, peer: str, *, count: int, size: int | None) -> PingResult:
         if self.failure is not None:
@@ -619,6 +630,9 @@ class FakeNode:
         return UnbanResult(lifted=[one for key, one in self.banned.items() if network == key or by == one.by])
 
     async def topology(self) -> TopologyView:
+        return self.surveyed()
+
+    def surveyed(self) -> TopologyView:
         members = [
             StationView(
                 name=view.name,

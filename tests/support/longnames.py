@@ -194,9 +194,15 @@ class LongNames(FakeNode):
         )
 
     def decisions(
-        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+        self,
+        after: int,
+        limit: int,
+        *,
+        agent: str | None = None,
+        accepted: bool = False,
+        newest: bool = False,
     ) -> list[DecisionView]:
-        found = super().decisions(after, limit, agent=agent, accepted=accepted)
+        found = super().decisions(after, limit, agent=agent, accepted=accepted, newest=newest)
         return [decision_view(one.seq, LONGEST) for one in found]
 
     def peers(self) -> list[PeerView]:
@@ -268,7 +274,7 @@ class LongNames(FakeNode):
             why=WHYS[dimension % 3] if up else "no answer from 3 addresses",
         )
 
-    async def topology(self) -> TopologyView:
+    def surveyed(self) -> TopologyView:
         return TopologyView(
             age_s=0.2, asked=5, heard=4, sweep_s=3.25, analysis_s=0.031,
             members=[
@@ -407,7 +413,13 @@ class Alone(LongNames):
         pass
 
     def decisions(
-        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+        self,
+        after: int,
+        limit: int,
+        *,
+        agent: str | None = None,
+        accepted: bool = False,
+        newest: bool = False,
     ) -> list[DecisionView]:
         return []
 

@@ -27,6 +27,7 @@ from phantommesh.nursery.api.events import events
 from phantommesh.nursery.api.problems import BODY_TIMEOUT_S, MAX_BODY_BYTES, MOST_NAMED, ProblemError
 from phantommesh.nursery.api.routes import Handlers
 from phantommesh.nursery.api.routes.access import access
+from phantommesh.nursery.api.routes.dashboard import dashboard
 from phantommesh.nursery.api.routes.reads import reads
 from phantommesh.nursery.api.routes.writes import writes
 
@@ -96,7 +97,10 @@ def create_app(node: NodePort, door: Door, *, shutdown: trio.Event | None = None
     _record_writes(app, node)
     _check_clients(app, Gate(door, node.tokens, node.metrics, clock=trio.current_time, wall=time))
     ending = trio.Event() if shutdown is None else shutdown
-    _add_routes(app, {**reads(node), **writes(node), **access(node), **events(node, ending)})
+    _add_routes(
+        app,
+        {**reads(node), **writes(node), **access(node), **events(node, ending), **dashboard(node)},
+    )
     return app
 
 

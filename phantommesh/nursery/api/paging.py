@@ -4,7 +4,7 @@
 import base64
 import binascii
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 from phantommesh.management.views import Page
 from phantommesh.nursery.api.problems import ProblemError
@@ -29,17 +29,13 @@ class HasNumber(Protocol):
     def seq(self) -> int: ...
 
 
-Item = TypeVar("Item", bound=HasNodeId)
+Item = TypeVar("Item")
 Numbered = TypeVar("Numbered", bound=HasNumber)
 
 
-def paginate(items: Sequence[Item], args: Mapping[str, str]) -> Page[Item]:
-    """Return the page that ``args`` ask for, in order of node id. Raises ProblemError (400)."""
-    return paginate_by(items, args, lambda item: item.node_id)
-
-
-def paginate_by(items: Sequence[Any], args: Mapping[str, str], key: Callable[[Any], str]) -> Page[Any]:
-    """The same in order of another key, which no two items have."""
+def paginate_by(items: Sequence[Item], args: Mapping[str, str], key: Callable[[Item], str]) -> Page[Item]:
+    """Return the page that ``args`` ask for, in order of a key, which no two items have. Raises ProblemError
+    (400)."""
     limit = limit_of(args.get("limit"))
     after = decode_cursor(args.get("cursor")) or ""
     rest = sorted((item for item in items if key(item) > after), key=key)

@@ -93,21 +93,28 @@ def agent(parts: Parts, wanted: str) -> AgentDetail:
 
 
 def decisions(
-    parts: Parts, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+    parts: Parts,
+    after: int,
+    limit: int,
+    *,
+    agent: str | None = None,
+    accepted: bool = False,
+    newest: bool = False,
 ) -> list[DecisionView]:
-    """At most so many decisions of this run with a number above ``after``, oldest first. Raises
-    UnknownMemberError for an agent that there is not."""
+    """At most so many decisions of this run with a number above ``after``: the oldest of these, or the
+    newest. Oldest first. Raises UnknownMemberError for an agent that there is not."""
     if agent is not None and agent != PRECEDENCE[0]:
         _seat(parts, agent)
     name = name_of(parts)
     wanted = (
         one
-        for one in parts.council.decisions
+        for one in (reversed(parts.council.decisions) if newest else parts.council.decisions)
         if one.seq > after
         and agent in (None, one.verdict.proposal.agent)
         and (one.verdict.accepted or not accepted)
     )
-    return [_decision(parts, one, name) for one in islice(wanted, limit)]
+    found = [_decision(parts, one, name) for one in islice(wanted, limit)]
+    return found[::-1] if newest else found
 
 
 def incidents(parts: Parts) -> list[IncidentView]:

@@ -210,6 +210,10 @@ class Reporter(Rows):
         await self._parts.surveying.ask(topology.PATIENCE)
         return topology.view(self._parts.surveying)
 
+    def surveyed(self) -> TopologyView:
+        """The same as it was found last; nobody is asked."""
+        return topology.view(self._parts.surveying)
+
     def routes(self) -> RoutesView:
         """Prefixes beyond the mesh: who may route them, and what this node takes."""
         return routing.view(self._parts)
@@ -290,10 +294,16 @@ class Reporter(Rows):
         return agentrows.agent(self._parts, name)
 
     def decisions(
-        self, after: int, limit: int, *, agent: str | None = None, accepted: bool = False
+        self,
+        after: int,
+        limit: int,
+        *,
+        agent: str | None = None,
+        accepted: bool = False,
+        newest: bool = False,
     ) -> list[DecisionView]:
         """At most so many decisions with a number above ``after``. Raises UnknownMemberError."""
-        return agentrows.decisions(self._parts, after, limit, agent=agent, accepted=accepted)
+        return agentrows.decisions(self._parts, after, limit, agent=agent, accepted=accepted, newest=newest)
 
     def incidents(self) -> list[IncidentView]:
         """What several agents did about one thing."""

@@ -141,6 +141,7 @@ class Rows:
             for i, _, peer in self.devices(entry)
         )
         age = None if state.age is None else round(state.age, 1)
+        due = self._parts.config.link.rotate_seconds
         return LinkView(
             peer=entry.member.name,
             node_id=format_node_id(entry.member.node_id),
@@ -150,6 +151,7 @@ class Rows:
             dimensions=answering,
             handshake_age_s=age,
             psk_age_s=age if bound else None,
+            rotates_in_s=None if age is None or not bound else max(0.0, round(due - age, 1)),
             chain_reset=state.chain_reset,
             last_error=state.last_error,
         )

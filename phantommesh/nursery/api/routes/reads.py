@@ -2,6 +2,7 @@
 """The endpoints that only look: probes, metrics, and the node's views."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -15,10 +16,12 @@ from phantommesh.management.docspage import POLICY, page
 from phantommesh.management.endpoints import BYTES, ENDPOINTS, HTML, JSON
 from phantommesh.management.finding import find
 from phantommesh.management.openapi import document
-from phantommesh.management.views import NodePort, PeerView
-from phantommesh.nursery.api.paging import HasNodeId, page_after, paginate, paginate_by
+from phantommesh.management.views import NodePort, Page, PeerView
+from phantommesh.nursery.api.paging import HasNodeId, limit_of, page_after, paginate_by
 from phantommesh.nursery.api.problems import ProblemError, flag
 from phantommesh.nursery.api.routes import Handlers
+
+Row = TypeVar("Row", bound=HasNodeId)
 
 
 def reads(node: NodePort) -> Handlers:
@@ -121,6 +124,10 @@ def reads(node: NodePort) -> Handlers:
 
     async def decisions() -> Response:
         of, accepted = request.args.get("agent"), flag("accepted")
+        if flag("newest"):
+            limit = limit_of(request.args.get("limit"))
+            found = node.decisions(0, limit, agent=of, accepted=accepted, newest=True)
+            return json(Page(items=found, next_cursor=None))
 
         def read(after: int, limit: int) -> list[DecisionView]:
             return node.decisions(after, limit, agent=of, accepted=accepted)
@@ -133,9 +140,15 @@ def reads(node: NodePort) -> Handlers:
     async def memory() -> Response:
         return json(await node.memory())
 
-    def paged(read: Callable[[], Sequence[HasNodeId]]) -> Callable[[], Awaitable[Response]]:
+    def paged(
+        read: Callable[[], Sequence[Row]], key: Callable[[Row], str] = lambda row: row.node_id
+    ) -> Callable[[], Awaitable[Response]]:
         async def page() -> Response:
-            return json(paginate(read(), request.args))
+            rows: Sequence[Row] = read()
+            if (wanted := request.args.get("peer")) is not None:
+                chosen = find_peer(node.peers(), wanted).node_id
+                rows = [row for row in rows if row.node_id == chosen]
+            return json(paginate_by(rows, request.args, key))
 
         return page
 
@@ -149,7 +162,7 @@ def reads(node: NodePort) -> Handlers:
         "peers": paged(node.peers),
         "peer": peer,
         "links": paged(node.links),
-        "paths": paged(node.paths),
+        "paths": paged(node.paths, lambda path: f"{path.node_id} {path.dimension}"),
         "netcheck": netcheck,
         "routes": routes,
         "federation": federation,
