@@ -11,9 +11,11 @@ from pathlib import Path
 import click
 
 from phantommesh import __version__
+from phantommesh.cli.addresses import ip, whois
 from phantommesh.cli.agents import agents, decisions, incidents, memory
 from phantommesh.cli.bans import ban, threats, unban
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept_globals
+from phantommesh.cli.completing import completion
 from phantommesh.cli.configuring import config
 from phantommesh.cli.doctor import doctor
 from phantommesh.cli.draining import drain, undrain
@@ -21,6 +23,7 @@ from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
 from phantommesh.cli.federation import federation
 from phantommesh.cli.inspect import identity, revoke, rotate, status
+from phantommesh.cli.inviting import invite
 from phantommesh.cli.lab import lab
 from phantommesh.cli.lists import links, paths, peers, scatter
 from phantommesh.cli.output import flush_streams, prepare_streams
@@ -28,8 +31,10 @@ from phantommesh.cli.prefixes import route
 from phantommesh.cli.proofs import proofs
 from phantommesh.cli.reach import netcheck, ping
 from phantommesh.cli.renaming import rename
-from phantommesh.cli.setup import init, invite, join, run
+from phantommesh.cli.setting import set_keys
+from phantommesh.cli.setup import init, join, run
 from phantommesh.cli.topology import topology
+from phantommesh.cli.waiting import wait
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -70,9 +75,9 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 
 for _verb in (
-    init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, doctor, topology,
-    scatter, route, federation, proofs, agents, decisions, incidents, memory, threats, ban, unban, events,
-    rotate, revoke, rename, drain, undrain, identity, config, lab,
+    init, invite, join, run, wait, down, leave, status, ip, whois, peers, links, paths, ping, netcheck,
+    doctor, topology, scatter, route, federation, proofs, agents, decisions, incidents, memory, threats, ban,
+    unban, events, rotate, revoke, rename, drain, undrain, identity, config, set_keys, completion, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

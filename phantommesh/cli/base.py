@@ -173,7 +173,8 @@ def accept_globals(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for each in command.commands.values():
             accept_globals(each)
-        return
+        if not command.invoke_without_command:
+            return
     taken = {option for param in command.params for option in param.opts}
     for option, attribute in (("--state-dir", "state_dir"), ("--socket", "socket"), ("--config", "config")):
         if option not in taken:

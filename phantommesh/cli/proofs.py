@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from phantommesh.cli.base import EXIT_TOO_LITTLE, CliError, Options, client_of, json_option
 from phantommesh.cli.lists import PROOFS
 from phantommesh.cli.output import emit, say, size
+from phantommesh.cli.peering import PEER, node_of
 from phantommesh.cli.tables import table
 from phantommesh.errors import shortened
 
@@ -32,7 +33,7 @@ MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions
 @click.command()
 @click.option("--verify", type=click.Path(path_type=Path), metavar="FILE", help="Check a file of proofs.")
 @click.option("--export", type=click.Path(path_type=Path), metavar="FILE", help="Write the proofs to a file.")
-@click.option("--peer", help="Those with one peer (a name or node id) only; not with --verify.")
+@click.option("--peer", type=PEER, help="Those with one PEER only; not with --verify.")
 @click.option("--root", metavar="HASH", help="With --verify: the hash of the mesh's root key, in hex.")
 @click.option(
     "--unpinned",
@@ -113,7 +114,11 @@ def _refuse_without_verify(*names: str) -> None:
 
 
 def _list(options: Options, peer: str | None) -> None:
-    PROOFS.show(options, _of(PROOFS.fetch(options), peer))
+    PROOFS.show(options, _of(PROOFS.fetch(options), _named(options, peer)))
+
+
+def _named(options: Options, peer: str | None) -> str | None:
+    return None if peer is None else node_of(client_of(options), peer)
 
 
 def _of(views: list[ProofsView], peer: str | None) -> list[ProofsView]:
@@ -139,6 +144,7 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
     from phantommesh.state.files import atomic_write
     from phantommesh.trust.certificates import describe_mesh, load_root
 
+    peer = _named(options, peer)
     query = "" if peer is None else "?" + urlencode({"peer": peer})
     views = _of(PROOFS.fetch(options), peer)
     data = client_of(options, EXPORT_TIMEOUT_S).request("GET", f"/v1/proofs/export{query}")

@@ -90,12 +90,14 @@ class Node:
                 self._weaving.route_by(done.config.routes)
             self._weaving.peers_changed()
         log.info("configuration taken over", changed=list(done.taken))
+        parts.events.publish("config.taken", None, {"keys": list(done.taken), "restart": list(done.waiting)})
         if done.waiting:
             log.warning("the node has to be restarted for the rest", settings=list(done.waiting))
 
     def keep_config(self, error: PhantomMeshError) -> None:
         """The configuration in the file does not hold: the node runs on with the one that it has."""
         self.parts.settings.refused = error
+        self.parts.events.publish("config.refused", None, {"why": str(error), "fix": error.fix})
         log.error(
             "the configuration is not taken over, the node goes on as before", error=str(error), fix=error.fix
         )

@@ -106,6 +106,7 @@ def every_command(group: click.Group = cli, prefix: tuple[str, ...] = ()) -> lis
     for name, command in group.commands.items():
         path = (*prefix, name)
         found += every_command(command, path) if isinstance(command, click.Group) else [path]
+        found += [path] if isinstance(command, click.Group) and command.invoke_without_command else []
     return found
 
 

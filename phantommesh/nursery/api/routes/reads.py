@@ -65,6 +65,9 @@ def reads(node: NodePort) -> Handlers:
     async def bans() -> Response:
         return json(await node.bans())
 
+    async def invites() -> Response:
+        return json(await node.invites())
+
     async def drain() -> Response:
         return json(node.drain_state())
 
@@ -127,6 +130,7 @@ def reads(node: NodePort) -> Handlers:
         "routes": routes,
         "federation": federation,
         "explain_route": explain_route,
+        "invites": invites,
         "drain": drain,
         "topology": topology,
         "threats": threats,
