@@ -31,6 +31,7 @@ from phantommesh.cli.prefixes import route
 from phantommesh.cli.proofs import proofs
 from phantommesh.cli.reach import netcheck, ping
 from phantommesh.cli.renaming import rename
+from phantommesh.cli.service import service, up
 from phantommesh.cli.setting import set_keys
 from phantommesh.cli.setup import init, join, run
 from phantommesh.cli.topology import topology
@@ -75,9 +76,10 @@ def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: P
 
 
 for _verb in (
-    init, invite, join, run, wait, down, leave, status, ip, whois, peers, links, paths, ping, netcheck,
-    doctor, topology, scatter, route, federation, proofs, agents, decisions, incidents, memory, threats, ban,
-    unban, events, rotate, revoke, rename, drain, undrain, identity, config, set_keys, completion, lab,
+    init, invite, join, run, up, wait, down, leave, service, status, ip, whois, peers, links, paths, ping,
+    netcheck, doctor, topology, scatter, route, federation, proofs, agents, decisions, incidents, memory,
+    threats, ban, unban, events, rotate, revoke, rename, drain, undrain, identity, config, set_keys,
+    completion, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

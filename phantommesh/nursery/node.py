@@ -70,6 +70,8 @@ class Node:
         self._weaving = Weaving(self.parts, self.reporter, self.recorder)
         teller.listen(self._weaving.react)
         self.agents = Agents(self.parts)
+        self.up = trio.Event()
+        """Set once what has to come first is done, and the API answers."""
         self._health = SOUND
         self.parts.drainer.told = self._draining
 
@@ -124,6 +126,7 @@ class Node:
                 nursery.start_soon(self._work)
                 stop_api, api_stopped = trio.Event(), trio.Event()
                 await nursery.start(self._serve_api, socket_path, stop_api, api_stopped)
+                self.up.set()
                 log.info(
                     "node is up",
                     node=parts.own.member.name,
