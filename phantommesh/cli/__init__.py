@@ -13,8 +13,10 @@ import click
 from phantommesh import __version__
 from phantommesh.cli.addresses import ip, whois
 from phantommesh.cli.agents import agents, decisions, incidents, memory
+from phantommesh.cli.backing import backup, restore
 from phantommesh.cli.bans import ban, threats, unban
 from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept_globals
+from phantommesh.cli.bugreporting import bugreport
 from phantommesh.cli.completing import completion
 from phantommesh.cli.configuring import config
 from phantommesh.cli.doctor import doctor
@@ -35,6 +37,7 @@ from phantommesh.cli.service import service, up
 from phantommesh.cli.setting import set_keys
 from phantommesh.cli.setup import init, join, run
 from phantommesh.cli.topology import topology
+from phantommesh.cli.upgrading import upgrade_check
 from phantommesh.cli.waiting import wait
 
 
@@ -79,7 +82,7 @@ for _verb in (
     init, invite, join, run, up, wait, down, leave, service, status, ip, whois, peers, links, paths, ping,
     netcheck, doctor, topology, scatter, route, federation, proofs, agents, decisions, incidents, memory,
     threats, ban, unban, events, rotate, revoke, rename, drain, undrain, identity, config, set_keys,
-    completion, lab,
+    completion, backup, restore, bugreport, upgrade_check, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from phantommesh.cli.output import columns_of, folded, one_line, say
+from phantommesh.cli.output import columns_of, folded, one_line, say, waiting
 from phantommesh.errors import PhantomMeshError, first_of
 
 if TYPE_CHECKING:
@@ -251,9 +251,15 @@ def _is_closed(path: Path) -> bool:
 
 
 def client_of(options: Options, timeout: float = 10.0) -> "NodeClient":
+    """A client of the node, which says on a terminal that it waits for an answer."""
     from phantommesh.client.http import NodeClient
 
-    return NodeClient(socket_of(options), timeout=timeout)
+    class Patient(NodeClient):
+        def request(self, method: str, path: str, **given: Any) -> bytes:
+            with waiting("the node is at work on it"):
+                return super().request(method, path, **given)
+
+    return Patient(socket_of(options), timeout=timeout)
 
 
 def default_name() -> str:

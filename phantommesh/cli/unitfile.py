@@ -16,9 +16,7 @@ MARK: Final = "X-PhantomMesh-StateDir"
 """A key of ours, by which a unit is known as a node's. systemd reads over keys that begin with X-."""
 
 # Tuning.
-WATCHDOG_S: Final = (
-    60  # of a loop that does not turn, then it is started anew; busy machines have below 5 s
-)
+WATCHDOG_S: Final = 60  # of a loop that does not turn, then it is started anew; busy machines have below 5 s
 RESTART_S: Final = 5  # above systemd's limit of 5 starts in 10 s, so that it never gives up
 STOP_S: Final = 60  # the node says goodbye for a few seconds, and is given 30 s by `down`
 
