@@ -26,8 +26,8 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from time import time
@@ -45,8 +45,9 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery.lab import net, up
 from phantommesh.nursery.lab.mesh import converged, kill, phantommesh, pid_file, start
 from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from tests.support.lan import HOST, LAN, ip, network_behind
 
-LAN, HOST, PORT = "192.168.50.0/24", "192.168.50.10", 9900
+PORT = 9900
 PATIENCE = 120.0  # s
 FOLLOW = 0.3  # s between looks at who carries the network, for the route back
 PACE = 0.1  # s between an echo and the next number
@@ -140,32 +141,6 @@ def make_spec(backend: str) -> LabSpec:
     return LabSpec(f"dr{os.getpid() % 10000}", nodes=5, uplinks=1, backend=backend, patience_s=PATIENCE)
 
 
-def ip(*words: str) -> None:
-    """Run `ip`."""
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-@contextmanager
-def network(spec: LabSpec, routers: Sequence[LabNode]) -> Iterator[str]:
-    """The network beyond the mesh; the routers have .2 and .3 there. Yields its namespace."""
-    lan = f"{spec.name}-lan"
-    ip("netns", "add", lan)
-    try:
-        ip("-n", lan, "link", "add", "br0", "type", "bridge")
-        for device in ("br0", "lo"):
-            ip("-n", lan, "link", "set", device, "up")
-        ip("-n", lan, "address", "add", f"{HOST}/24", "dev", "br0")
-        for number, router in enumerate(routers, 2):
-            cable = f"l{number}"
-            ip("-n", lan, "link", "add", cable, "type", "veth", "peer", "name", "lan0", "netns", router.name)
-            ip("-n", lan, "link", "set", cable, "master", "br0", "up")
-            ip("-n", router.name, "address", "add", f"192.168.50.{number}/24", "dev", "lan0")
-            ip("-n", router.name, "link", "set", "lan0", "up")
-        yield lan
-    finally:
-        ip("netns", "delete", lan)
-
-
 def back_by(lan: str, number: int) -> None:
     """Have the network answer members by the router with this number."""
     ip("-n", lan, "route", "replace", "100.64.0.0/10", "via", f"192.168.50.{number}")
@@ -211,7 +186,7 @@ async def meshed(spec: LabSpec, *, keep: bool) -> AsyncIterator[tuple[list[LabNo
         nodes = nodes_of(spec)
         routers, takers = nodes[1:3], [nodes[0], *nodes[3:]]
         with ExitStack() as stack:
-            lan = stack.enter_context(network(spec, routers))
+            lan = stack.enter_context(network_behind(spec, *routers))
             back_by(lan, 2)
             for node in nodes:
                 edit(node, wireguard={"keep_interfaces": keep})

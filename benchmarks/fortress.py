@@ -11,8 +11,10 @@ all the time. The attacker sends junk to the control port, and every twentieth d
 ports (`tests/attacks/junk.py`).
 
 Turns: calm, the attacker under its own address, calm, the attacker under forged addresses (members', free
-ones of the segment, and others). ``banned_s`` runs from the attacker's first datagram to the ban in the
-kernel, ``ratio`` is the median handshake of an attack's turns over that of the calm turns between.
+ones of the segment, and others), and the same datagrams to ports that nothing uses (``elsewhere``).
+``banned_s`` runs from the attacker's first datagram to the ban in the kernel, ``ratio`` is the median
+handshake of an attack's turns over that of the calm turns between. ``ratio_forged_to_elsewhere`` is what the
+attack costs beside the work that its sender, and this machine's kernel, have with so many packets anyhow.
 """
 
 from __future__ import annotations
@@ -59,6 +61,7 @@ from phantommesh.trust.identity import Identity
 
 MEMBERS = 20
 CONTROL, WIREGUARD = 51800, 51820
+UNUSED = 9, 40000  # ports where nothing listens, in place of these two
 VICTIM, ATTACKER = "10.98.0.1", "10.98.0.250"
 ADDRESSES = [f"10.98.0.{11 + i}" for i in range(MEMBERS)]
 IDENTITIES = [Identity.from_seed(bytes([i + 1]) * 32) for i in range(MEMBERS + 1)]
@@ -318,7 +321,7 @@ def standing() -> Iterator[tuple[Rig, subprocess.Popen[str], subprocess.Popen[st
 
 
 def turn(rig: Rig, node: Any, members: Any, how: str, pace: float, seconds: float) -> dict[str, Any]:
-    """One turn: calm, own or forged."""
+    """One turn: calm, own, forged or elsewhere."""
     ask(node, "reset")
     time.sleep(0.5)
     before, _ = ask(node, "look"), ask(members, "look")
@@ -326,8 +329,9 @@ def turn(rig: Rig, node: Any, members: Any, how: str, pace: float, seconds: floa
     if how == "calm":
         time.sleep(seconds)
     else:
-        words = [how, VICTIM, str(CONTROL), str(WIREGUARD), str(pace), str(seconds)]
-        flood = rig.start(rig.attacker, "tests.attacks.junk", *words, *(FORGED if how == "forged" else ()))
+        control, wireguard = UNUSED if how == "elsewhere" else (CONTROL, WIREGUARD)
+        words = ["own" if how == "own" else "forged", VICTIM, *map(str, (control, wireguard, pace, seconds))]
+        flood = rig.start(rig.attacker, "tests.attacks.junk", *words, *(() if how == "own" else FORGED))
         assert flood.stdout is not None
         began, sent = ask(flood)["began"], ask(flood)
         flood.wait()
@@ -349,11 +353,12 @@ def measure(pace: float, turns: int, seconds: float) -> dict[str, Any]:
         turn(rig, node, members, "calm", pace, 3.0)
         for _ in range(turns):
             found += [
-                turn(rig, node, members, how, pace, seconds) for how in ("calm", "own", "calm", "forged")
+                turn(rig, node, members, how, pace, seconds)
+                for how in ("calm", "own", "calm", "forged", "elsewhere")
             ]
     walls = {
         how: [w for one in found if one["how"] == how for w in one["walls"]]
-        for how in ("calm", "own", "forged")
+        for how in ("calm", "own", "forged", "elsewhere")
     }
     medians = {how: statistics.median(each) * 1e3 for how, each in walls.items()}
     own = [one for one in found if one["how"] == "own"]
@@ -374,7 +379,9 @@ def measure(pace: float, turns: int, seconds: float) -> dict[str, Any]:
         "own_ms_median": round(medians["own"], 3),
         "forged_ms_median": round(medians["forged"], 3),
         "ratio": round(medians["own"] / medians["calm"], 3),
+        "elsewhere_ms_median": round(medians["elsewhere"], 3),
         "ratio_forged": round(medians["forged"] / medians["calm"], 3),
+        "ratio_forged_to_elsewhere": round(medians["forged"] / medians["elsewhere"], 3),
         "first_second_ms_median": round(
             statistics.median([w for one in own for w in one["early"]] or [math.nan]) * 1e3, 3
         ),
@@ -408,7 +415,8 @@ def main() -> None:
         f"handshakes {found['calm_ms_median']} ms in calm, {found['own_ms_median']} ms beside the attack "
         f"({found['ratio']}x); {found['forged_sent']} datagrams of forged sources: "
         f"{len(found['banned_of_forged'])} banned, {found['forged_shed']} shed, handshakes "
-        f"{found['forged_ms_median']} ms ({found['ratio_forged']}x)"
+        f"{found['forged_ms_median']} ms ({found['ratio_forged']}x; {found['ratio_forged_to_elsewhere']}x "
+        "of what the same datagrams to unused ports cost)"
     )
     if given.json:
         print(json.dumps(document))

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 
 from phantommesh.management.views import Problem
 from phantommesh.nursery.api.app import create_app
+from phantommesh.nursery.api.auth import Door
 from phantommesh.nursery.api.server import connection_handler
 from tests.support.fakenode import FakeNode
 
@@ -154,7 +155,7 @@ def ask(
     logging.getLogger().addHandler(complaints)
     stopping = trio.Event()
     stopping.set()
-    app = create_app(FakeNode(), trusted=trusted, shutdown=stopping)
+    app = create_app(FakeNode(), Door(trusted=trusted), shutdown=stopping)
     try:
         answer = trio.run(partial(exchange, app, data, head=head, ends=ends))
     finally:
@@ -224,7 +225,7 @@ def test_any_http2_is_survived(data: bytes) -> None:
 
     async def go() -> None:
         ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
-        serve = connection_handler(create_app(FakeNode(), trusted=True), WorkerContext(None))
+        serve = connection_handler(create_app(FakeNode(), Door(trusted=True)), WorkerContext(None))
 
         async def serving() -> None:
             await serve(theirs)
@@ -285,7 +286,7 @@ def test_any_frames_are_survived(early: bool, frames: list[bytes], deflate: bool
 
     async def go() -> None:
         ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
-        serve = connection_handler(create_app(node, trusted=True), WorkerContext(None))
+        serve = connection_handler(create_app(node, Door(trusted=True)), WorkerContext(None))
         with trio.fail_after(20):
             async with trio.open_nursery() as nursery:
 

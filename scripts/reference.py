@@ -27,7 +27,7 @@ from phantommesh.cli import cli  # noqa: E402
 from phantommesh.config.changes import AT_ONCE  # noqa: E402
 from phantommesh.config.meanings import meaning  # noqa: E402
 from phantommesh.config.refusing import wanted  # noqa: E402
-from phantommesh.config.sections import SECTIONS, IntentSection, is_section  # noqa: E402
+from phantommesh.config.sections import SECTIONS, IntentSection, is_section, is_tables  # noqa: E402
 from phantommesh.config.writing import toml  # noqa: E402
 from phantommesh.faults import FaultKind  # noqa: E402
 from phantommesh.management.endpoints import COMMON, ENDPOINTS  # noqa: E402
@@ -54,15 +54,15 @@ def configuration() -> str:
 def _keys(section: str, kind: type[msgspec.Struct]) -> str:
     rows = ["| key | meaning | value | default | at once | example |\n|---|---|---|---|---|---|\n"]
     for field in msgspec.structs.fields(kind):
-        if is_section(field.type):
+        if is_section(field.type) or is_tables(field.type):
             continue
-        key = f"{section}.{field.name}"
+        key = f"{section}.{field.encode_name}"
         value = wanted(field.type)
         default = _default(field)
         at_once = "yes" if key in AT_ONCE or section == "intent" else ""
         said = meaning(section, field.name) if section in SECTIONS else ""
         rows.append(
-            f"| `{field.name}` | {_cell(said)} | {_cell(value)} | {default} | {at_once} | "
+            f"| `{field.encode_name}` | {_cell(said)} | {_cell(value)} | {default} | {at_once} | "
             f"{_example(field, value)} |\n"
         )
     return "".join(rows)

@@ -34,6 +34,9 @@ NEAR: Final = "near4"
 FAR: Final = {4: "far4", 6: "far6"}
 """The sets whose elements count, by port: datagrams of unknown sources that came to the control port, those
 to WireGuard's ports that are none of its protocol, and those that were shed."""
+HELD: Final = tuple(f"{origin}{version}" for origin in ORIGINS for version in (4, 6))
+KNOWN: Final = ("known4", "known6")
+"""The sets of bans, and those of known sources."""
 
 # Specification (WireGuard, section 5.4): payload bytes of each message by type, without UDP's header of 8.
 _UDP: Final = 8
@@ -48,6 +51,7 @@ KNOWN_RATE: Final = 500  # datagrams a second of one known address; fifty member
 MOST_KNOWN: Final = 16_384  # known addresses with a pace of their own
 SHED_BURST: Final = 50  # datagrams
 MOST_TIMEOUT: Final = 30 * 86_400  # s of an element; nft 1.0.6 refuses a script that has 1158 days
+ENDING: Final = 5.0  # s before its end from which a ban may be gone from the kernel, whose clock is another
 MOST_BANS: Final = 8192  # elements of a set of bans, twice what there may be: elements end a little late
 
 _FAMILIES: Final = ((4, "ip", "ipv4_addr"), (6, "ip6", "ipv6_addr"))
@@ -122,7 +126,7 @@ def render(ports: Ports, bans: Iterable[Ban], known: Iterable[Network], now: flo
 def refill(device: str, bans: Iterable[Ban], now: float) -> str:
     """Make these the bans, in one transaction."""
     table = f"{FAMILY} {table_name(device)}"
-    flush = [f"flush set {table} {origin}{version}" for origin in ORIGINS for version, _, _ in _FAMILIES]
+    flush = [f"flush set {table} {name}" for name in HELD]
     return "\n".join([*flush, *_fill(table, bans, now)]) + "\n"
 
 
@@ -134,7 +138,7 @@ def insert(device: str, bans: Iterable[Ban], now: float) -> str:
 def reknow(device: str, known: Iterable[Network]) -> str:
     """Make these the known sources, in one transaction."""
     table = f"{FAMILY} {table_name(device)}"
-    flush = [f"flush set {table} known{version}" for version, _, _ in _FAMILIES]
+    flush = [f"flush set {table} {name}" for name in KNOWN]
     return "\n".join([*flush, *_known(table, known)]) + "\n"
 
 
@@ -222,6 +226,17 @@ def _known(table: str, known: Iterable[Network]) -> list[str]:
         if elements := [_plain(network) for network in found if network.version == version]:
             commands.append(add_elements(table, f"known{version}", elements))
     return commands
+
+
+def holds(held: Mapping[str, Mapping[bytes, object]], bans: Iterable[Ban], now: float) -> bool:
+    """Whether the sets `HELD`, as read by key, have these bans. One that ends soon may be gone."""
+    listed = list(bans)
+    return all(
+        ban.parsed.network_address.packed in held[f"{origin}{ban.parsed.version}"]
+        for origin in ORIGINS
+        for ban in for_kernel(one for one in listed if one.origin == origin).values()
+        if ban.until > now + ENDING
+    )
 
 
 @dataclass(frozen=True, slots=True, order=True)

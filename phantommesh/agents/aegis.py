@@ -12,7 +12,8 @@ as the rule goes on finding it: `LASTS` looks, so that one look that fails lifts
 allows it (``mend``, off by default) and all that a rule found has a safe fix, `Mend` in its place: once, and
 if the finding is there again at the next look, `Raise` as usual.
 
-**Bounds.** A look every ``every`` seconds (ten minutes: these things change by people's hands). At most as
+**Bounds.** A look every ``every`` seconds (ten minutes: these things change by people's hands), and one each
+minute while anything is found, so that a finding that was mended stands for two minutes at most. At most as
 many proposals as there are rules. A safe fix takes permissions from files of the node's own, or sets a
 setting of an interface of the node's own (`nursery/host/mending.py` checks both again when it is carried
 out).
@@ -34,6 +35,7 @@ from phantommesh.hostcheck.seen import HostSeen
 
 # Tuning.
 EVERY: Final = 600.0  # s between two scans, of some 0.1 s of CPU each
+AGAIN: Final = 60.0  # s between scans while something is found: 0.2 % of a core
 LASTS: Final = 1.6  # looks that a finding stands without being found again
 MENDED_WITHIN: Final = 1.2  # looks after which a mended finding has to be gone
 
@@ -47,13 +49,14 @@ class Aegis(Agent[HostSeen]):
     name: ClassVar[AgentName] = "aegis"
 
     def __init__(self, *, every: float = EVERY, mend: bool = False) -> None:
-        self.every = every
+        self.every = self._every = every
         self.mend = mend
         self._tried: set[str] = set()
 
     def observe(self, observation: Observation[HostSeen]) -> Iterable[Proposal]:
         """Propose a finding, or a safe fix, for each rule that found something."""
         found = _by_rule(scan(observation.seen))
+        self.every = min(AGAIN, self._every) if found else self._every
         self._tried &= found.keys()  # what is gone may be mended again when it comes back
         for rule, findings in found.items():
             safe = self.mend and rule not in self._tried and all(one.mend is not None for one in findings)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The record of decisions: one JSON line for each decision and outcome, chained by hashes.
+"""The record of decisions, and that of what was asked of the API: one JSON line each, chained by hashes.
 
 Each line has the BLAKE2s hash of the line before it as ``prev``, also across files: the first line of a file
 has the last hash of the file before. So a line that was changed, taken out or put in shows, unless all lines
 after it were written anew. The last line may be torn by a crash, and is dropped then; a whole line never is.
 
-A line holds what was decided and why. Neither proposals nor outcomes have secrets in them.
+A line holds what was decided and why. Neither proposals nor outcomes have secrets in them, and what was asked
+of the API is written without its secrets.
 """
 
 from __future__ import annotations
@@ -82,7 +83,24 @@ class MissedLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", ta
     lines: int
 
 
-Line = DecisionLine | OutcomeLine | StartLine | MissedLine
+class WriteLine(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="write"):
+    """Somebody asked the API for a change. ``seq`` goes on over all runs. ``who``: ``uid 0``, ``token ID`` or
+    ``nobody``; ``address``: of the client, None for the Unix socket; ``asked``: the body without secrets;
+    ``status``: HTTP's; ``detail``: why it was refused."""
+
+    prev: str
+    seq: int
+    at: float
+    who: str
+    address: str | None
+    method: str
+    path: str
+    asked: dict[str, object]
+    status: int
+    detail: str
+
+
+Line = DecisionLine | OutcomeLine | StartLine | MissedLine | WriteLine
 
 _encode: Final = msgspec.json.Encoder().encode
 _decoder: Final[msgspec.json.Decoder[Line]] = msgspec.json.Decoder(Line)
@@ -139,6 +157,10 @@ def _cut(line: Line) -> Line:
         )  # fmt: skip
     if isinstance(line, OutcomeLine):
         return msgspec.structs.replace(line, error=line.error[:MOST_TEXT])
+    if isinstance(line, WriteLine):
+        return msgspec.structs.replace(
+            line, path=line.path[:MOST_TEXT], detail=line.detail[:MOST_TEXT], asked={"cut": True}
+        )
     return line
 
 

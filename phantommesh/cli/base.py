@@ -45,6 +45,17 @@ _FIXES = {
     errno.EDQUOT: "make room on that file system, then run this again",
     errno.EROFS: "give a path on a file system that can be written to",
 }
+# The verbs by what they are for.
+GROUPS = {
+    "set up": "init invite join service up down run wait leave",
+    "look": "status ip whois peers links paths topology scatter events proofs",
+    "ask": "ping netcheck doctor",
+    "do": "rotate revoke rename drain undrain identity",
+    "others": "route federation acl token audit threats ban unban",
+    "agents": "agents decisions incidents memory",
+    "keep": "config set backup restore upgrade-check bugreport completion",
+    "try": "lab",
+}
 _CAP_NET_ADMIN = 12  # linux/capability.h
 
 
@@ -85,6 +96,14 @@ class Cli(click.Group):
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with _folding():
             return super().make_context(*args, **extra)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Name the verbs by what they are for, so that all of them fit a screen."""
+        named = {name for names in GROUPS.values() for name in names.split()}
+        rest = " ".join(name for name in self.list_commands(ctx) if name not in named)
+        rows = [*GROUPS.items(), *([("more", rest)] if rest else [])]
+        with formatter.section("Verbs (`phantommesh VERB --help` says more)"):
+            formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

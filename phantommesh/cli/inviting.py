@@ -12,7 +12,7 @@ import click
 from phantommesh.cli.base import CliError, Duration, Options, client_of, json_option, need_access
 from phantommesh.cli.output import age, emit, say
 from phantommesh.cli.peering import Called, address_in, label_of, matching
-from phantommesh.cli.setup import naming_options
+from phantommesh.cli.setup import naming_options, tags_option
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
@@ -31,15 +31,15 @@ _SHOWN = 12  # characters of an id that a table has: enough to withdraw by
     "--replace",
     "lost",
     metavar="NODE",
-    help="For a machine that takes the place of a lost one: its name, role and IPv4 address. Its use revokes "
-    "the lost one.",
+    help="For a machine in the place of a lost one, which it revokes.",
 )
+@tags_option("A tag that it gets, for access rules; may be repeated.")
 @click.option(
     "--endpoint",
     "given",
     multiple=True,
     metavar="HOST[:PORT]",
-    help="Where the machine reaches this authority by TCP, in place of `node.endpoints`; up to three times.",
+    help="Where it reaches this authority, in place of `node.endpoints`.",
 )
 @json_option
 @click.pass_context
@@ -50,16 +50,10 @@ def invite(
     role: str,
     uses: int,
     lost: str | None,
+    tags: tuple[str, ...],
     given: tuple[str, ...],
 ) -> None:
-    """Print one line that lets a machine join. It is a secret until it is used.
-
-    Run it on an authority, as root. `invite list` shows the open ones, `invite withdraw` takes one back.
-
-    \b
-    Example:
-      phantommesh invite --name nas --ttl 10m
-    """
+    """Print one line that lets a machine join: a secret until it is used. As root, on an authority."""
     if ctx.invoked_subcommand is not None:
         return
     options: Options = ctx.obj
@@ -105,6 +99,7 @@ def invite(
             raise CliError("--replace says name, role and uses", fix="leave out --name, --role and --uses")
         place = place_of(node, _in_roster(node, lost))
         name, role, replaces, ip4 = place.name, place.role.value, place.replaces, str(place.ip4)
+        tags = tags or place.tags
     if Role(role) is Role.AUTHORITY:
         node.root_key()  # else the joiner would find out
     endpoints = tuple(
@@ -127,6 +122,7 @@ def invite(
         uses=uses,
         replaces=replaces,
         ip4=ip4,
+        tags=tags,
     )
     if replaces is not None:
         click.echo(f"note: the use of this invite revokes the present {name} for ever", err=True)

@@ -34,12 +34,11 @@ MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions
 @click.option("--verify", type=click.Path(path_type=Path), metavar="FILE", help="Check a file of proofs.")
 @click.option("--export", type=click.Path(path_type=Path), metavar="FILE", help="Write the proofs to a file.")
 @click.option("--peer", type=PEER, help="Those with one PEER only; not with --verify.")
-@click.option("--root", metavar="HASH", help="With --verify: the hash of the mesh's root key, in hex.")
+@click.option("--root", metavar="HASH", help="Its hash, in hex. [default: this machine's mesh's]")
 @click.option(
     "--unpinned",
     is_flag=True,
-    help="With --verify: believe the root in the file. That shows that the file agrees with itself, not "
-    "whose it is.",
+    help="Believe the root in the file: not whose it is, then.",
 )
 @click.option(
     "--max-loss",
@@ -47,7 +46,7 @@ MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions
     default=5.0,
     show_default=True,
     metavar="PERCENT",
-    help="With --verify: how much of what was sent may be lost, of each dimension and epoch.",
+    help="What may be lost, of each dimension and epoch.",
 )
 @click.option(
     "--min-coverage",
@@ -55,7 +54,7 @@ MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions
     default=50.0,
     show_default=True,
     metavar="PERCENT",
-    help="With --verify: how much of each link's time and bytes has to be proved.",
+    help="Of each link's time and bytes, what has to be proved.",
 )
 @click.option(
     "--min-entropy",
@@ -63,8 +62,7 @@ MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions
     default=0.5,
     show_default=True,
     metavar="BITS",
-    help="With --verify: the least entropy of each link's plans, and of its bytes as received; at most "
-    f"{MOST_ENTROPY}, which is seven equal shares.",
+    help="The least of each link's plans, and of its bytes as received.",
 )
 @json_option
 @click.pass_obj
@@ -81,10 +79,8 @@ def proofs(
 ) -> None:
     """Show the scatter proofs of this node, export them, or check an exported file.
 
-    --verify needs no running node. It believes the root of this machine's mesh, or the one that --root names.
-    Anybody can make a file that agrees with itself under another root, so it fails where there is neither.
-    Each direction of a link gets a verdict, and all have to hold: it exits 1 where one fails or the file is
-    not genuine, and 4 where nothing is wrong but a link shows too little.
+    --verify, to which the last five options belong, needs no running node. It exits 1 where a link fails or
+    the file is not genuine, 4 where nothing is wrong but a link shows too little.
     """
     if verify is not None and export is not None:
         raise click.UsageError("give --verify or --export, not both")

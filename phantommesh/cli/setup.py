@@ -3,11 +3,11 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -23,8 +23,24 @@ from phantommesh.cli.base import (
 )
 from phantommesh.cli.output import emit, field, say
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 if TYPE_CHECKING:
     from phantommesh.config.sections import Config
+
+
+def tags_option(text: str) -> Callable[[F], F]:
+    """The option ``--tag``, whose values a certificate can have."""
+
+    def check(ctx: click.Context, param: click.Parameter, given: tuple[str, ...]) -> tuple[str, ...]:
+        from phantommesh.trust.tags import TagError, check_tags
+
+        try:
+            return check_tags(given)
+        except TagError as error:
+            raise click.BadParameter(f"{error}: {error.fix}") from None
+
+    return click.option("--tag", "tags", multiple=True, metavar="TAG", callback=check, help=text)
 
 
 @click.command()
@@ -43,6 +59,7 @@ if TYPE_CHECKING:
     help="How long after its certificate's end a member comes back by itself, for good.",
 )
 @endpoints_option
+@tags_option("This node has the tag, for access rules; may be given several times.")
 @click.option(
     "--one-machine", is_flag=True, help="All nodes are to run on this machine: allow loopback endpoints."
 )
@@ -55,6 +72,7 @@ def init(
     cidr: str | None,
     grace: float,
     endpoints: tuple[str, ...],
+    tags: tuple[str, ...],
     one_machine: bool,
 ) -> None:
     """Make a mesh: its authority, this node's identity and config.
@@ -95,6 +113,7 @@ def init(
             now=datetime.now(UTC).timestamp(),
             config=config,
             grace=grace,
+            tags=tags,
             check=check,
         )
     _report(options, summary, options.command("run"))
@@ -185,6 +204,7 @@ def _report(options: Options, summary: Any, then: str) -> None:
         "role": str(summary.role),
         "ip4": str(summary.ip4),
         "ip6": str(summary.ip6),
+        **({"tags": ", ".join(summary.tags)} if summary.tags else {}),
         "state_dir": str(summary.state_dir),
         "config": str(summary.config),
     }
@@ -200,9 +220,12 @@ def _report(options: Options, summary: Any, then: str) -> None:
 @click.argument("token", envvar="PHANTOMMESH_INVITE")
 @click.option("--name", help="This node's name. [default: the host name]")
 @endpoints_option
+@tags_option("Ask for this one of the invite's tags only; may be given several times. [default: all]")
 @json_option
 @click.pass_obj
-def join(options: Options, token: str, name: str | None, endpoints: tuple[str, ...]) -> None:
+def join(
+    options: Options, token: str, name: str | None, endpoints: tuple[str, ...], tags: tuple[str, ...]
+) -> None:
     """Enrol this machine with an invite.
 
     TOKEN is the line that `phantommesh invite` printed. `-` reads it from stdin, which other users of this
@@ -236,6 +259,7 @@ def join(options: Options, token: str, name: str | None, endpoints: tuple[str, .
                 name=config.node.name,
                 endpoints=config.node.endpoints,
                 config=config,
+                tags=tags,
             )
         )
     _report(options, summary, options.command("run"))

@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.aclview import AclCheckView, AclView
 from phantommesh.management.agentview import AgentDetail, AgentsResult, MemoryView
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
@@ -27,6 +28,7 @@ from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.threatsview import BanResult, ThreatsView, UnbanResult
+from phantommesh.management.tokens import TokenMade, TokensView, TokenView
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     IdentityResult,
@@ -190,6 +192,13 @@ class NodeClient:
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
         return decode(self.request("POST", path, body=msgspec.json.encode(body), headers=headers), kind)
 
+    def acl(self) -> AclView:
+        return self.get("/v1/acl", AclView)
+
+    def acl_check(self, source: str, target: str, port: str, *, family: int = 4) -> AclCheckView:
+        asked = {"from": source, "to": target, "port": port, "family": str(family)}
+        return self.get(f"/v1/acl/check?{urlencode(asked, quote_via=quote)}", AclCheckView)
+
     def threats(self) -> ThreatsView:
         return self.get("/v1/threats", ThreatsView)
 
@@ -290,6 +299,19 @@ class NodeClient:
             ),
             RouteResult,
         )
+
+    def make_token(
+        self, *, scope: str, seconds: float, name: str, dry_run: bool, idempotency_key: str
+    ) -> TokenMade:
+        body = {"scope": scope, "seconds": seconds, "name": name}
+        path = "/v1/tokens" + ("?dry_run=true" if dry_run else "")
+        return self._do(path, body, TokenMade, idempotency_key)
+
+    def tokens(self) -> TokensView:
+        return self.get("/v1/tokens", TokensView)
+
+    def revoke_token(self, token_id: str) -> TokenView:
+        return decode(self.request("DELETE", f"/v1/tokens/{_segment(token_id)}"), TokenView)
 
     def new_identity(self, *, idempotency_key: str) -> IdentityResult:
         return decode(

@@ -5,12 +5,15 @@ Each agent's tunables are keys of its own section, one a line, with the reason f
 section's docstring.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
 from phantommesh.config.kinds import Port, Switch
+
+LEAST_HOP_HOURS: Final = 1.2  # `agents.phantom.HOP_APART` for each of seven dimensions, and a little
+LEAST_COVER: Final = 1000.0  # bytes a second: the least that one peer may be given
 
 
 class AgentSection(msgspec.Struct, frozen=True):

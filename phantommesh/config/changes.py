@@ -17,6 +17,7 @@ NEEDS_RESTART = FaultKind("config-needs-restart", "low")
 
 AT_ONCE: Final = frozenset(
     {"log.level", "log.format", "gossip.seeds", "scatter.goal", "scatter.peers", "scatter.scheduler"}
+    | {"acl.default", "acl.rule"}
     | {f"dns.{key}" for key in ("serve", "port", "mode", "hosts")}
     | {f"routes.{key}" for key in ("advertise", "accept", "sites", "masquerade", "probe")}
     | {f"{section}.{key}" for section in SECTIONS if section.startswith("agents") for key in keys(section)}

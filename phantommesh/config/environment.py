@@ -15,7 +15,7 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
 
 import msgspec
 
-from phantommesh.config.sections import RENAMED, SECTIONS, ConfigError, is_section
+from phantommesh.config.sections import RENAMED, SECTIONS, ConfigError, is_section, is_tables
 from phantommesh.errors import PhantomMeshError
 
 PREFIX: Final = "PHANTOMMESH_"
@@ -32,10 +32,11 @@ def variable(section: str, key: str) -> str:
 
 
 def variables() -> Iterator[tuple[str, str, str, Any]]:
-    """Yield every key of the configuration: its variable, its section, itself and its type."""
+    """Yield every key of the configuration that is no list of tables: its variable, its section, itself and
+    its type."""
     for section, settings in SECTIONS.items():
         for field in msgspec.structs.fields(settings):
-            if not is_section(field.type):
+            if not is_section(field.type) and not is_tables(field.type):
                 yield variable(section, field.name), section, field.name, field.type
 
 
@@ -56,6 +57,11 @@ def read(environment: Mapping[str, str]) -> Settings:
                 raise ConfigError(
                     f"the variable {name[:64]} sets nothing: intents have no variables",
                     fix=f"unset {name[:64]}, and write each [[intent]] into the file",
+                )
+            if name.startswith(variable("acl", "rule")):
+                raise ConfigError(
+                    f"the variable {name[:64]} sets nothing: access rules have no variables",
+                    fix=f"unset {name[:64]}, and write each [[acl.rule]] into the file",
                 )
             if name.startswith(sections):
                 near = difflib.get_close_matches(name, known, 1)

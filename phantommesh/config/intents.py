@@ -73,11 +73,15 @@ def protocols(intent: IntentSection) -> tuple[int, ...]:
 
 
 def ports(intent: IntentSection) -> tuple[tuple[int, int], ...]:
-    """The ranges of ports that an intent is for, both ends included, in order; ranges that touch are one.
-    Raises ValueError."""
-    ranges = sorted(map(_range, intent.ports))
+    """The ranges of ports that an intent is for, as `ranges` has them. Raises ValueError."""
+    return ranges(intent.ports)
+
+
+def ranges(given: Sequence[int | str]) -> tuple[tuple[int, int], ...]:
+    """Ports and ranges of ports, both ends included, in order; ranges that touch are one. Raises
+    ValueError."""
     joined: list[tuple[int, int]] = []
-    for first, last in ranges:
+    for first, last in sorted(map(_range, given)):
         if joined and first <= joined[-1][1] + 1:
             joined[-1] = joined[-1][0], max(joined[-1][1], last)
         else:

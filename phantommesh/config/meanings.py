@@ -37,6 +37,8 @@ MEANINGS: Final = {
     "relay.rate": "the most bytes a second that this relay forwards, each direction of a lease",
     "relay.quota": "the most bytes that this relay forwards in a day, each lease",
     "relay.members": "those between whom this relay forwards; none: all",
+    "relay.port": "the UDP port at which this relay forwards, which has to be open to others",
+    "relay.regions": "regions whose members alone may pass on this node's packets; none: all",
     "relay.direct_only": "no member passes on this node's packets",
     "relay.only": "the members that may pass on this node's packets; none: all",
     "relay.never_regions": "regions whose members never pass on this node's packets",

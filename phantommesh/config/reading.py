@@ -14,7 +14,9 @@ from typing import Any, Final
 
 import msgspec
 
-from phantommesh.config import constraints, environment, intents, routes
+from phantommesh.config import aclchecks, constraints, environment, intents, routes
+from phantommesh.config.acl import MAX_RULES, RuleSection
+from phantommesh.config.agents import LEAST_COVER, LEAST_HOP_HOURS
 from phantommesh.config.refusing import bad, kind_of, show, wanted
 from phantommesh.config.sections import (
     LABEL,
@@ -47,6 +49,9 @@ _INTERFACE: Final = re.compile(
     r"[A-Za-z0-9._@:-]{1,15}"
 )  # of the kernel's names, those that nft text can hold
 _TWICE: Final = re.compile(r"Cannot declare \((.{1,200})\) twice")  # tomllib's words: it has no codes
+_ACL: Final = re.compile(r"(?m)^\s*(\[acl\]|acl\s*\.)")
+_RULES: Final = re.compile(r"(?m)^\s*\[\[acl\]\]")
+_RULES_APART: Final = "write each rule as [[acl.rule]], not as [[acl]], in a file that has [acl]"
 _QUOTED: Final = re.compile(r"'([a-z0-9_]{1,32})'")
 _SPECIAL: Final = {  # RFC 6890: addresses that never are a member's
     IPv4Network("0.0.0.0/8"): "unspecified",
@@ -112,8 +117,11 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
         document = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         # also: an integer of thousands of digits is a plain ValueError, deep nesting a RecursionError
-        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix=_mended(str(error))) from None
+        fix = _RULES_APART if re.search(_RULES, text) and re.search(_ACL, text) else _mended(str(error))
+        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix=fix) from None
     _refuse_unknown("", document, {field.name: field for field in msgspec.structs.fields(Config)})
+    if isinstance(document.get("acl"), list):  # `[[acl]]`: a file with rules and no more to say
+        document["acl"] = {"rule": document["acl"]}
     for name, settings in given.items():
         _put(document, name.split("."), settings)
     values = {
@@ -170,16 +178,34 @@ def _intents(given: Any) -> tuple[IntentSection, ...]:
     return found
 
 
+def _rules(given: Any) -> tuple[RuleSection, ...]:
+    if not isinstance(given, list) or not all(isinstance(table, dict) for table in given):
+        raise ConfigError(
+            f"acl.rule = {show(given)} is not a list of tables",
+            fix="write [[acl.rule]] on a line of its own before each rule",
+        )
+    if len(given) > MAX_RULES:
+        raise ConfigError(f"there are {len(given)} access rules", fix=f"have at most {MAX_RULES}")
+    found = tuple(
+        _filled(f"acl.rule.{aclchecks.called(table.get('name'), number)}", RuleSection, table)
+        for number, table in enumerate(given, 1)
+    )
+    aclchecks.check(found)
+    return found
+
+
 def _filled(name: str, kind: Any, given: dict[str, Any]) -> Any:
     """A table's keys as its Struct; ``name`` is what errors call the table."""
-    fields = {field.name: field for field in msgspec.structs.fields(kind)}
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
     _refuse_unknown(f"{name}.", given, fields)
     values = {}
     for key, field in fields.items():
         if is_section(field.type):
-            values[key] = _section(f"{name}.{key}", field.type, given.get(key, {}))
+            values[field.name] = _section(f"{name}.{key}", field.type, given.get(key, {}))
+        elif field.type == tuple[RuleSection, ...]:
+            values[field.name] = _rules(given.get(key, []))
         elif key in given:
-            values[key] = _value(f"{name}.{key}", field.type, given[key])
+            values[field.name] = _value(f"{name}.{key}", field.type, given[key])
         elif field.required:
             raise ConfigError(f"{name}.{key} is missing", fix=f"set {name}.{key} to {wanted(field.type)}")
     return kind(**values)
@@ -315,16 +341,59 @@ def _check(config: Config) -> None:
                 f"{low_key} = {low:g} is not below {high_key} = {high:g}",
                 fix=f"lower {low_key} or raise {high_key}",
             )
+    phantom = config.agents.phantom
+    for key, value, least, why in (
+        ("hop_hours", phantom.hop_hours, LEAST_HOP_HOURS, "seven dimensions hop in turn, ten minutes apart"),
+        ("cover_bytes_per_second", phantom.cover_bytes_per_second, LEAST_COVER, "less hides nothing"),
+    ):
+        if 0 < value < least:
+            raise ConfigError(
+                f"agents.phantom.{key} = {value:g} is neither 0 nor at least {least:g}: {why}",
+                fix=f"set agents.phantom.{key} to 0, or to {least:g} or more",
+            )
     if not config.api.socket.startswith("/"):
         raise bad("api.socket", config.api.socket, kind_of(ApiSection, "socket"))
-    if config.api.listen is not None:
+    _check_api(config.api)
+
+
+def _check_api(api: ApiSection) -> None:
+    if api.listen is not None:
         try:
-            host, _ = parse_endpoint(config.api.listen)
-            loopback = host == "localhost" or ip_address(host).is_loopback
+            host, _ = parse_endpoint(api.listen)
+            if host != "localhost":
+                ip_address(host)
         except ValueError:
-            loopback = False
-        if not loopback:
-            raise bad("api.listen", config.api.listen, kind_of(ApiSection, "listen"))
+            raise bad("api.listen", api.listen, kind_of(ApiSection, "listen")) from None
+        if not (api.loopback or api.encrypted):
+            raise ConfigError(
+                f'api.listen = "{api.listen}" is not a loopback address, and api.tls = "off": tokens would '
+                "cross the network in clear",
+                fix='set api.tls to "auto", or api.listen to "127.0.0.1:PORT"',
+            )
+    for name in ("certificate", "key", "client_ca"):
+        path = getattr(api, name)
+        if path and not path.startswith("/"):
+            raise bad(f"api.{name}", path, kind_of(ApiSection, name))
+    if bool(api.certificate) != bool(api.key):
+        there, missing = ("certificate", "key") if api.certificate else ("key", "certificate")
+        raise ConfigError(f"api.{there} is set, and api.{missing} is not", fix=f"set api.{missing}, too")
+    for name in ("certificate", "client_ca"):
+        if getattr(api, name) and (api.listen is None or not api.encrypted):
+            raise ConfigError(
+                f"api.{name} is set, and the API does not use TLS",
+                fix=f'set api.listen, and api.tls to "on"; or remove api.{name}',
+            )
+    for host in api.hosts:
+        if not _is_host(host):
+            raise bad("api.hosts", host, kind_of(ApiSection, "hosts"))
+
+
+def _is_host(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return len(text) <= 253 and all(LABEL.fullmatch(part) for part in text.split("."))
+    return True
 
 
 def _check_reach(key: str, endpoint: str, host: str) -> None:

@@ -3,11 +3,13 @@
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal
+from ipaddress import ip_address
+from typing import Annotated, Any, Final, Literal, get_args, get_origin
 
 import msgspec
 from msgspec import Meta
 
+from phantommesh.config.acl import AclSection
 from phantommesh.config.agents import AgentsSection
 from phantommesh.config.kinds import Port, Switch
 from phantommesh.config.memory import MemorySection
@@ -332,14 +334,42 @@ class PathsSection(msgspec.Struct, frozen=True):
 
 
 class ApiSection(msgspec.Struct, frozen=True):
-    """The API's sockets: a Unix socket always, TCP on loopback if `listen` is set."""
+    """The API's sockets: a Unix socket always, TCP if `listen` is set.
+
+    `tls`: whether TCP is encrypted; `"auto"`: beyond loopback, where it has to be, and wherever `certificate`
+    is set. `certificate` and `key`: PEM files, read again when they change; without them the node makes a
+    certificate for itself, and its log has the fingerprint. `client_ca`: a PEM file; then clients
+    need a certificate of one of these authorities, and a token as well. `hosts`: names by which clients call
+    the node, besides its address, its name and that name in the mesh's zone."""
 
     socket: Annotated[str, Meta(min_length=1, max_length=107, description="an absolute path")] = (
         "/run/phantommesh/api.sock"
     )
-    listen: Annotated[str | None, Meta(description='a loopback address and port, e.g. "127.0.0.1:8480"')] = (
-        None
-    )
+    listen: Annotated[
+        str | None, Meta(description='an address of this host and a port, e.g. "127.0.0.1:8480"')
+    ] = None
+    tls: Annotated[Literal["auto", "on", "off"], Meta(description='"auto", "on" or "off"')] = "auto"
+    certificate: Annotated[str, Meta(max_length=4096, description="an absolute path, or nothing")] = ""
+    key: Annotated[str, Meta(max_length=4096, description="an absolute path, or nothing")] = ""
+    client_ca: Annotated[str, Meta(max_length=4096, description="an absolute path, or nothing")] = ""
+    hosts: Annotated[
+        tuple[str, ...],
+        Meta(max_length=16, description='at most 16 DNS names and addresses, e.g. ["vpn.example.net"]'),
+    ] = ()
+
+    @property
+    def loopback(self) -> bool:
+        """Whether `listen` is reached from this machine only."""
+        host = "" if self.listen is None else self.listen.rpartition(":")[0].strip("[]")
+        try:
+            return host == "localhost" or ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether TCP is encrypted."""
+        return self.tls == "on" or (self.tls == "auto" and (bool(self.certificate) or not self.loopback))
 
 
 class DnsSection(msgspec.Struct, frozen=True):
@@ -386,6 +416,7 @@ class Config(msgspec.Struct, frozen=True):
     api: ApiSection = ApiSection()
     dns: DnsSection = DnsSection()
     memory: MemorySection = MemorySection()
+    acl: AclSection = AclSection()
     agents: AgentsSection = AgentsSection()
     log: LogSection = LogSection()
     intent: tuple[IntentSection, ...] = ()
@@ -394,6 +425,12 @@ class Config(msgspec.Struct, frozen=True):
 def is_section(kind: Any) -> bool:
     """Whether a key is a section within its section, as `[agents.fortress]` is."""
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
+
+
+def is_tables(kind: Any) -> bool:
+    """Whether a key is a list of tables, as `[[acl.rule]]` is."""
+    of = get_args(kind)
+    return get_origin(kind) is tuple and bool(of) and is_section(of[0])
 
 
 def _sections(prefix: str, kind: Any) -> Iterator[tuple[str, type[msgspec.Struct]]]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import msgspec
 
-from phantommesh.config.sections import SECTIONS, Config, is_section
+from phantommesh.config.sections import SECTIONS, Config, is_section, is_tables
 
 _NAME_LINE: Final = re.compile(r"""(\s*(?:node\s*\.\s*)?name\s*=\s*)("[^"\n]*"|'[^'\n]*')""")
 _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
@@ -18,14 +18,18 @@ _TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
 def render(config: Config) -> str:
     """Write a configuration that `parse` reads back equal; `init` and `join` write this."""
     lines = ["# PhantomMesh node. `phantommesh config check` says whether a change is good."]
-    tables = [(f"[{section}]", attrgetter(section)(config)) for section in SECTIONS]
-    for title, settings in (*tables, *(("[[intent]]", intent) for intent in config.intent)):
+    tables: list[tuple[str, msgspec.Struct]] = [
+        (f"[{section}]", attrgetter(section)(config)) for section in SECTIONS
+    ]
+    lists: list[tuple[str, msgspec.Struct]] = [("[[acl.rule]]", rule) for rule in config.acl.rule]
+    lists += [("[[intent]]", intent) for intent in config.intent]
+    for title, settings in (*tables, *lists):
         lines.append(f"\n{title}")
         values = msgspec.to_builtins(settings)
         for field in msgspec.structs.fields(settings):
-            if is_section(field.type):
+            if is_section(field.type) or is_tables(field.type):
                 continue
-            key, value = field.name, values[field.name]
+            key, value = field.encode_name, values[field.encode_name]
             lines.append(f"# {key} = not set" if value is None else f"{key} = {toml(value)}")
     return "\n".join(lines) + "\n"
 

@@ -21,6 +21,7 @@ from phantommesh.membership.messages import MAX_SYNC
 from phantommesh.records.antientropy import MAX_DIFFERENCE, MAX_WANTED
 from phantommesh.records.record import MAX_RECORD_BYTES
 from phantommesh.routable import MAX_ROUTES
+from phantommesh.trust.tags import MAX_TAGS
 
 MAX_STATEMENTS = 64  # in a question; an answer holds some 17, see `revocation.MAX_PART`
 MAX_PARTS = 12  # of about 4 kB each: a request has `channel.MAX_REQUEST` bytes at most
@@ -46,7 +47,8 @@ class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
 
     A newcomer that the invite makes an authority adds its authority key (SubjectPublicKeyInfo) and that key's
     signature of its node id, see `issuing.prove_authority`. ``chosen``: an operator gave the record's
-    endpoints; else the newcomer found the address by itself.
+    endpoints; else the newcomer found the address by itself. ``tags``: those that it asks for; none: all that
+    the invite grants.
     """
 
     csr: bytes
@@ -55,6 +57,9 @@ class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
     authority_spki: bytes = b""
     authority_proof: bytes = b""
     chosen: bool = False
+    tags: Annotated[
+        tuple[Annotated[str, msgspec.Meta(max_length=63)], ...], msgspec.Meta(max_length=MAX_TAGS)
+    ] = ()
 
 
 class Enrolled(msgspec.Struct, frozen=True, tag="enrolled"):

@@ -62,7 +62,7 @@ def ports_of(config: Config) -> tuple[tuple[str, int], ...]:
 
 
 def _api(seen: HostSeen, config: Config) -> Iterator[Finding]:
-    if config.api.listen is None:
+    if config.api.listen is None or config.api.encrypted:
         return
     _, port = parse_endpoint(config.api.listen, None)
     for one in seen.listeners:

@@ -10,6 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from phantommesh.management.aclview import AclCheckView, AclView
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsResult,
@@ -18,6 +19,7 @@ from phantommesh.management.agentview import (
     IncidentView,
     MemoryView,
 )
+from phantommesh.management.audit import AuditEntry
 from phantommesh.management.bodies import (
     BanRequest,
     DrainRequest,
@@ -45,6 +47,7 @@ from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
 from phantommesh.management.scopes import Scope
 from phantommesh.management.threatsview import BanResult, BansView, ThreatsView, UnbanResult
+from phantommesh.management.tokens import TokenMade, TokenRequest, TokensView, TokenView
 from phantommesh.management.topoview import TopologyView
 from phantommesh.management.views import (
     Event,
@@ -65,16 +68,18 @@ Body = TypeVar("Body", bound=msgspec.Struct)
 
 JSON = "application/json"
 BYTES = "application/octet-stream"
+HTML = "text/html"
 TEXT = "text/plain"  # Prometheus' text format, or OpenMetrics where the client accepts that
 
-# RFC 9110. Any endpoint may answer these: 400 the request cannot be read, 413 its body is above the limit,
-# 500 a bug. Clients by TCP also meet 401, and 421: the host name is not the node's.
-COMMON = frozenset({400, 401, 413, 421, 500})
+# RFC 9110. Any endpoint may answer these: 400 the request cannot be read, 403 a page of another site makes
+# it, 413 its body is above the limit, 500 a bug. Clients by TCP also meet 401 for no or a wrong token, 403
+# for one of too small a scope, 421: the host name is not the node's, 429: too many wrong tokens.
+COMMON = frozenset({400, 401, 403, 413, 421, 429, 500})
 
 
 @dataclass(frozen=True, slots=True)
 class RootOnly:
-    """The refusal of anybody but root and the node's own user."""
+    """The refusal of anybody but root, the node's own user and who has a token of scope `admin`."""
 
     refusal: str
     fix: str
@@ -85,9 +90,10 @@ class Endpoint(Generic[Body]):
     """One method of one path. ``path`` has parameters in braces, each a whole segment.
 
     ``scope`` None: open to all. ``root``: the scope is not enough, since there is no way back; ``root_for``
-    says for which bodies, None for all. ``answer`` is the type of the 200's body, None where that is not JSON
-    but ``content``. ``errors`` are the statuses
-    besides 200 (101 for a WebSocket) and `COMMON`. ``example`` is a usable body, to show in errors.
+    says for which bodies, None for all. ``local``: open to all on this machine. ``answer`` is the type of the
+    200's body, None where that is not JSON but ``content``. ``errors`` are the statuses besides 200 (101 for
+    a WebSocket) and `COMMON`. ``example`` is a usable body, to show in errors. ``secret``: fields of the body
+    that no record has. ``shown_once``: the answer has a secret, and is not kept for a repeated request.
     """
 
     name: str
@@ -104,6 +110,9 @@ class Endpoint(Generic[Body]):
     root: RootOnly | None = None
     root_for: Callable[[Body], bool] | None = None
     dry_run: bool = False
+    local: bool = False
+    secret: frozenset[str] = frozenset()
+    shown_once: bool = False
 
     @property
     def queries(self) -> tuple[str, ...]:
@@ -159,7 +168,7 @@ DRAINS = Endpoint(
     body=DrainRequest,
     example='{} or {"seconds": 3600, "force": false}',
     answer=DrainView,
-    errors=_WRITE | {403},
+    errors=_WRITE,
     dry_run=True,
 )
 UNDRAINS = Endpoint(
@@ -183,7 +192,7 @@ IDENTITIES = Endpoint(
     body=IdentityRequest,
     example="{}",
     answer=IdentityResult,
-    errors=_WRITE | {403},
+    errors=_WRITE,
 )
 NAMES = Endpoint(
     name="names",
@@ -195,7 +204,7 @@ NAMES = Endpoint(
     body=NameRequest,
     example='{"name": "NAME"}',
     answer=NameResult,
-    errors=_WRITE | {403},
+    errors=_WRITE,
 )
 APPROVALS = Endpoint(
     name="approve_routes",
@@ -207,7 +216,7 @@ APPROVALS = Endpoint(
     body=RouteRequest,
     example='{"node": "NAME", "prefixes": ["10.1.0.0/16"]}',
     answer=RouteResult,
-    errors=_WRITE | {403, 404},
+    errors=_WRITE | {404},
 )
 WITHDRAWALS = Endpoint(
     name="withdraw_routes",
@@ -219,7 +228,7 @@ WITHDRAWALS = Endpoint(
     body=RouteRequest,
     example='{"node": "NAME", "prefixes": ["10.1.0.0/16"]}',
     answer=RouteResult,
-    errors=_WRITE | {403, 404},
+    errors=_WRITE | {404},
 )
 _PACTS = RootOnly("only root may make and end pacts", fix="run this with sudo on an authority")
 FEDERATION_INVITES = Endpoint(
@@ -230,9 +239,10 @@ FEDERATION_INVITES = Endpoint(
     scope=Scope.ADMIN,
     root=_PACTS,
     body=FederationInviteRequest,
+    shown_once=True,
     example='{"services": ["db:tcp/5432:web"]}',
     answer=FederationInvited,
-    errors=_WRITE | {403, 404},
+    errors=_WRITE | {404},
 )
 FEDERATION_PACTS = Endpoint(
     name="accept_pact",
@@ -242,9 +252,10 @@ FEDERATION_PACTS = Endpoint(
     scope=Scope.ADMIN,
     root=_PACTS,
     body=FederationAcceptRequest,
+    secret=frozenset({"line"}),
     example='{"line": "pmf1_...", "members": ["web"]}',
     answer=PactResult,
-    errors=_WRITE | {403, 404},
+    errors=_WRITE | {404},
 )
 FEDERATION_ENDS = Endpoint(
     name="end_pact",
@@ -256,7 +267,7 @@ FEDERATION_ENDS = Endpoint(
     body=PactRequest,
     example='{"pact": "ID"}',
     answer=PactResult,
-    errors=_WRITE | {403},
+    errors=_WRITE,
 )
 BANS = Endpoint(
     name="ban",
@@ -273,7 +284,7 @@ BANS = Endpoint(
     example='{"network": "192.0.2.7", "seconds": 600}',
     dry_run=True,
     answer=BanResult,
-    errors=_WRITE | {403},
+    errors=_WRITE,
 )
 REVOCATIONS = Endpoint(
     name="revocations",
@@ -286,7 +297,21 @@ REVOCATIONS = Endpoint(
     example='{"node": "NAME"}',
     dry_run=True,
     answer=RevocationResult,
-    errors=_WRITE | {403, 404},
+    errors=_WRITE | {404},
+)
+TOKENS = Endpoint(
+    name="make_token",
+    method="POST",
+    path="/v1/tokens",
+    summary="Make a token for the API over TCP. The answer has the only copy of it.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may make tokens", fix="run this with sudo"),
+    body=TokenRequest,
+    example='{"scope": "read", "seconds": 86400, "name": "grafana"}',
+    dry_run=True,
+    answer=TokenMade,
+    errors=_WRITE,
+    shown_once=True,
 )
 WITHDRAWN_INVITES: Endpoint[Any] = Endpoint(
     name="withdraw_invite",
@@ -296,7 +321,7 @@ WITHDRAWN_INVITES: Endpoint[Any] = Endpoint(
     scope=Scope.ADMIN,
     root=RootOnly("only root may take an invite back", fix="run this with sudo on the authority"),
     answer=WithdrawnView,
-    errors=frozenset({403, 404, 409}),
+    errors=frozenset({404, 409}),
 )
 PAUSES = Endpoint(
     name="pause_agent",
@@ -341,10 +366,14 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     ),
     Endpoint(
         name="metrics", method="GET", path="/metrics", summary="The metrics, for Prometheus.",
-        scope=None, content=TEXT,
+        scope=Scope.READ, local=True, content=TEXT,
     ),
     Endpoint(
         name="openapi", method="GET", path="/openapi.json", summary="This description.", scope=None,
+    ),
+    Endpoint(
+        name="docs", method="GET", path="/docs", summary="This description, for people.", scope=None,
+        content=HTML,
     ),
     Endpoint(
         name="status", method="GET", path="/v1/status", summary="This node at a glance.",
@@ -382,6 +411,17 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         scope=Scope.READ, answer=Explanation, query=("dest",), errors=frozenset({404, 409}),
     ),
     Endpoint(
+        name="acl", method="GET", path="/v1/acl",
+        summary="The access rules: what may come to this node out of the mesh, and what came by each.",
+        scope=Scope.READ, answer=AclView,
+    ),
+    Endpoint(
+        name="acl_check", method="GET", path="/v1/acl/check",
+        summary="Whether one member may reach another at a port, and by which rule.",
+        scope=Scope.READ, answer=AclCheckView, query=("from", "to", "port", "family"),
+        errors=frozenset({404, 409}),
+    ),
+    Endpoint(
         name="threats", method="GET", path="/v1/threats",
         summary="Attacks that this node has seen, what it sheds, and who is banned.",
         scope=Scope.READ, answer=ThreatsView,
@@ -393,7 +433,7 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     Endpoint(
         name="unban", method="DELETE", path="/v1/bans",
         summary="Lift the bans of a network, or all by this node, by an operator or with hints (by).",
-        scope=Scope.OPERATE, answer=UnbanResult, query=("network", "by"), errors=frozenset({403, 409}),
+        scope=Scope.OPERATE, answer=UnbanResult, query=("network", "by"), errors=frozenset({409}),
     ),
     Endpoint(
         name="invites", method="GET", path="/v1/invites",
@@ -443,6 +483,20 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         name="follow_events", method="WS", path="/v1/events", summary="Each new event as it happens.",
         scope=Scope.READ, query=EVENTS, errors=frozenset({503}),
     ),
+    Endpoint(
+        name="tokens", method="GET", path="/v1/tokens", summary="The tokens of the API, without their text.",
+        scope=Scope.ADMIN, answer=TokensView,
+    ),
+    Endpoint(
+        name="revoke_token", method="DELETE", path="/v1/tokens/{id}",
+        summary="Revoke a token, from now on.", scope=Scope.ADMIN, answer=TokenView,
+        errors=frozenset({404, 409}),
+    ),
+    Endpoint(
+        name="audit", method="GET", path="/v1/audit", scope=Scope.ADMIN, answer=Page[AuditEntry], query=PAGE,
+        summary="Who asked for which change, and what came of it: the latest 1024.",
+    ),
+    TOKENS,
     ROTATIONS,
     BANS,
     PAUSES,

@@ -18,7 +18,7 @@ from phantommesh.moments import rfc3339
 
 FAMILIES = (
     "peer", "link", "path", "nat", "scatter", "route", "pact", "topology", "agent", "threat", "config",
-    "health",
+    "health", "audit",
 )  # fmt: skip
 GAP = "gap"
 

@@ -350,6 +350,12 @@ class Metrics:
             buckets=_API_BUCKETS,
             registry=self.registry,
         )
+        self.api_refused = Counter(
+            PREFIX + "api_refused",
+            "Requests to the API that were refused for who made them or from where, by status.",
+            ["status"],
+            registry=self.registry,
+        )
         self.service_restarts = Counter(
             PREFIX + "service_restarts_total",
             "Restarts of a supervised service.",

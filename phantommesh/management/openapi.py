@@ -50,7 +50,7 @@ def _operation(endpoint: Endpoint[Any], of: dict[Any, dict[str, Any]]) -> dict[s
             **{str(status): refused for status in sorted(endpoint.errors | COMMON)},
         },
         # OpenAPI 3.1 lets any scheme name the roles that it needs.
-        "security": [] if endpoint.scope is None else [{"token": [endpoint.scope.value]}],
+        "security": _security(endpoint),
     }
     if endpoint.body is not None:
         told["requestBody"] = {
@@ -58,6 +58,12 @@ def _operation(endpoint: Endpoint[Any], of: dict[Any, dict[str, Any]]) -> dict[s
             "content": {JSON: {"schema": of[endpoint.body]}},
         }
     return told
+
+
+def _security(endpoint: Endpoint[Any]) -> list[dict[str, list[str]]]:
+    """An empty requirement beside another stands for none."""
+    needed = [] if endpoint.scope is None else [{"token": [endpoint.scope.value]}]
+    return [{}, *needed] if endpoint.local else needed
 
 
 def _parameters(endpoint: Endpoint[Any]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from phantommesh.faults import Fault
+from phantommesh.management.aclview import AclCheckView, AclView
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsGlance,
@@ -34,8 +35,10 @@ from phantommesh.management.wayview import WayKind
 from phantommesh.management.whereview import Whereabouts
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
+    from phantommesh.management.audit import AuditTrail
     from phantommesh.management.events import EventLog
     from phantommesh.management.metrics import Metrics
+    from phantommesh.management.tokens import TokenDesk
 
 LinkState = Literal["fresh", "unsure", "stale", "random", "none"]
 LINK_STATES: tuple[LinkState, ...] = ("fresh", "unsure", "stale", "random", "none")
@@ -409,6 +412,12 @@ class NodePort(Protocol):
     @property
     def events(self) -> "EventLog": ...
 
+    @property
+    def tokens(self) -> "TokenDesk": ...
+
+    @property
+    def audit(self) -> "AuditTrail": ...
+
     def status(self) -> Status: ...
 
     def peers(self) -> list[PeerView]: ...
@@ -479,6 +488,14 @@ class NodePort(Protocol):
 
     async def end_pact(self, pact: str) -> PactResult:
         """End a pact, by its id or the beginning of it, for both meshes."""
+        ...
+
+    async def acl(self) -> AclView:
+        """The access rules, and what came by each."""
+        ...
+
+    def acl_check(self, source: str, target: str, protocol: int, port: int, *, family: int) -> AclCheckView:
+        """Whether a new connection passes, by which rule."""
         ...
 
     async def threats(self) -> ThreatsView:

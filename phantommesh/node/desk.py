@@ -64,6 +64,7 @@ RENEWALS, RENEWALS_LIFE = 6, 84  # at once, and in a life of `NODE_LIFE` after t
 RENAMES, RENAME_AGAIN = 3, 7200.0  # of one member at once, and s until each further one
 PROMISED = 600.0  # s that a name is kept for the member that was given it, until its record says so
 JOINS, JOIN_AGAIN = 4, 600.0  # enrolments of one node at once, and s until each further one
+MAX_SHOWN: Final = 63  # characters of a tag that an error repeats
 # s, a certificate's life: a member that died half-way may be off for days
 REPLACE_WITHIN: Final = 7 * 86_400.0
 
@@ -127,7 +128,8 @@ class Desk:
         if entry.role is Role.AUTHORITY:
             own_authority_cert = yield from self._make_authority(request, node_id, at)
         ip4 = self._choose(entry, node_id, others)
-        issue = partial(authority.issue, newcomer.spki, name, entry.role, ip4, at.wall)
+        tags = _granted(entry, request.tags)
+        issue = partial(authority.issue, newcomer.spki, name, entry.role, ip4, at.wall, tags=tags)
         node_cert: bytes = yield Compute(issue)
         signed = SignedRecord(request.record, request.signature, node_cert, authority.der)
         yield Compute(partial(self._check_endpoints, signed, name, at.wall, request.chosen))
@@ -250,6 +252,7 @@ class Desk:
             name=member.name,
             replaces=member.node_id,
             ip4=member.ip4,
+            tags=member.tags,
         )
         yield Told("authority", "a member is to get a new identity", {"name": member.name}, "warning")
         return messages.Replacement(invite.encode())
@@ -314,10 +317,10 @@ class Desk:
     def _certify(
         self, authority: Authority, spki: bytes, entry: Entry, name: str, ip4: IPv4Address, at: Moment
     ) -> Work[bytes]:
-        """Sign a certificate for a member, in its role and with the routes of `Granting.carried`."""
-        grants, role = self.granting.carried(entry), entry.member.role
+        """Sign a certificate for a member: for its role, its tags and the routes of `Granting.carried`."""
+        grants, role, tags = self.granting.carried(entry), entry.member.role, entry.member.tags
         node_cert: bytes = yield Compute(
-            partial(authority.issue, spki, name, role, ip4, at.wall, grants=grants)
+            partial(authority.issue, spki, name, role, ip4, at.wall, grants=grants, tags=tags)
         )
         return node_cert
 
@@ -337,6 +340,17 @@ def _check_invite(invite: InviteEntry, name: str) -> None:
         raise TrustError(
             f"the invite is for a node named {invite.name}", fix=f"join with --name {invite.name}"
         )
+
+
+def _granted(invite: InviteEntry, asked: Sequence[str]) -> tuple[str, ...]:
+    """The tags of the newcomer's certificate: those that it asks for, all of the invite's where it asks for
+    none. Raises TrustError where the invite does not have one of them."""
+    if missing := sorted(set(asked) - {*invite.tags}):
+        raise TrustError(
+            f"the invite does not grant the tag {missing[0][:MAX_SHOWN]}",
+            fix="leave it out, or get an invite that was made with --tag for it",
+        )
+    return tuple(asked) or invite.tags
 
 
 def _name_taken(name: str) -> TrustError:

@@ -120,9 +120,9 @@ class Granting:
                 return messages.Done()
             grants = merge(self.granted(now_in), due)
             name, ip4 = settle(self._node.roster, self._node.mesh, now_in.member, at.wall)
-            role = now_in.member.role
+            role, tags = now_in.member.role, now_in.member.tags
             node_cert: bytes = yield Compute(
-                partial(authority.issue, spki, name, role, ip4, at.wall, grants=grants)
+                partial(authority.issue, spki, name, role, ip4, at.wall, grants=grants, tags=tags)
             )
             said = {"name": name, "routes": [str(grant.prefix) for grant in grants]}
             yield Told("authority", "routes certified", said)

@@ -296,7 +296,9 @@ class Own:
             if early or self._aged(at.wall) or self.disputed(at.wall):
                 name, ip4 = settle(node.roster, node.mesh, member, at.wall)
                 spki, role, grants = node.identity.spki, member.role, self.routes.granted
-                issue = partial(node.authority.issue, spki, name, role, ip4, at.wall, grants=grants)
+                issue = partial(
+                    node.authority.issue, spki, name, role, ip4, at.wall, grants=grants, tags=member.tags
+                )
                 node_cert: bytes = yield Compute(issue)
                 yield from self._adopt_certificate(node_cert, node.authority.der, at)
             if self.forlorn(at.wall):

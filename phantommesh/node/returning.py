@@ -78,7 +78,9 @@ class Returning:
             else:
                 name, ip4 = settle(node.roster, node.mesh, member, at.wall)
                 grants = standing(member.grants, node_id, node.revocations)
-                issue = partial(authority.issue, spki, name, member.role, ip4, at.wall, grants=grants)
+                issue = partial(
+                    authority.issue, spki, name, member.role, ip4, at.wall, grants=grants, tags=member.tags
+                )
                 node_cert, authority_cert = (yield Compute(issue)), authority.der
             signed = SignedRecord(request.record, request.signature, node_cert, authority_cert)
             yield Keep(SignedRecord.decode_untrusted(signed.encode()))
@@ -145,6 +147,7 @@ class Place:
     role: Role
     ip4: IPv4Address
     replaces: NodeId | None
+    tags: tuple[str, ...] = ()
 
 
 def place_of(node: Holdings, wanted: str) -> Place:
@@ -155,4 +158,5 @@ def place_of(node: Holdings, wanted: str) -> Place:
     if target.node_id == node.identity.node_id:
         raise TrustError("this node cannot invite in place of itself", fix="run it on another authority")
     member = target.entry.member
-    return Place(member.name, member.role, member.ip4, None if target.revoked else target.node_id)
+    replaces = None if target.revoked else target.node_id
+    return Place(member.name, member.role, member.ip4, replaces, member.tags)

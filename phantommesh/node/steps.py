@@ -130,6 +130,7 @@ class MakeInvite:
     name: str
     replaces: NodeId
     ip4: IPv4Address
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

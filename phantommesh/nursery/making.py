@@ -23,6 +23,7 @@ from phantommesh.link.machine import Links
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.membership.presets import PRESETS
+from phantommesh.node.access import situation
 from phantommesh.node.carrying import Carrier
 from phantommesh.node.draining import Work
 from phantommesh.node.peers import Peers, generation_of
@@ -30,6 +31,7 @@ from phantommesh.node.policy import policy
 from phantommesh.node.regions import nearness
 from phantommesh.node.routes import really_there
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.access import Access
 from phantommesh.nursery.dataplane.banning import Banning
 from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.calm import Calm
@@ -53,11 +55,13 @@ from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.host.vitals import VitalSigns
+from phantommesh.nursery.keeping.audit import Audit
 from phantommesh.nursery.keeping.configfile import ConfigFile
 from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.memory import MemoryKeeper
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.keeping.tokens import TokenKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.calling import Caller
@@ -407,6 +411,12 @@ def make_parts(
     )  # fmt: skip
     banning = Banning(shielding, state.state)
     shielding.offended = banning.offended
+    access = Access(
+        lambda: situation(
+            settings.config.acl, own.member, keeper.roster, time(), (config.paths.port, config.routes.port)
+        ),
+        master, names,
+    )  # fmt: skip
     memory.shields = banning.shields
     links.blame_by(banning.blame)
     gossip.gossip.blame = partial(banning.blame, proved=False)
@@ -486,6 +496,7 @@ def make_parts(
         tuning=Tuning(state.state, measured, config.paths.probe_seconds),
         guarding=guarding,
         banning=banning,
+        access=access,
         failover=failover,
         beyond=beyond,
         gateway=gateway,
@@ -504,6 +515,8 @@ def make_parts(
         hinting=hinting,
         council=council,
         decisions=Decisions(council, metrics, events, state.state.path / directory.DECISIONS),
+        audit=Audit(state.state.path / directory.AUDIT, events),
+        tokens=TokenKeeper(state.state),
         services=Services(),
         configfile=ConfigFile(state.state.path),
         vitals=VitalSigns(state.state.path, metrics.loop_lag_seconds.observe),

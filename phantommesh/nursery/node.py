@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from time import time
 
 import structlog
 import trio
@@ -18,6 +19,7 @@ import trio
 from phantommesh.config.changes import change
 from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.servercert import TlsFiles
 from phantommesh.nursery.agents.running import Agents
 from phantommesh.nursery.due import alive
 from phantommesh.nursery.host.backend import Backend
@@ -35,6 +37,7 @@ from phantommesh.nursery.weaving import Weaving
 from phantommesh.records.record import SOUND
 from phantommesh.records.runs import NOBODY, Run
 from phantommesh.scatter.intents import Intents
+from phantommesh.state import apicert
 from phantommesh.state.start import NodeState
 
 # Tuning.
@@ -113,6 +116,7 @@ class Node:
         await self._weaving.begin_routes()
         await parts.guarding.converge()
         await parts.banning.begin()
+        await parts.access.begin()
         if parts.config.control.tcp:
             await parts.tcp.listen()
             parts.driver.tcp = parts.tcp
@@ -194,22 +198,38 @@ class Node:
             nursery.start_soon(parts.guarding.run)
             await parts.scattering.close()
             await parts.backend.close(remove=parts.names)
+            await parts.access.close()
             nursery.cancel_scope.cancel()
 
     async def _serve_api(
         self, path: Path, stop: trio.Event, stopped: trio.Event, *, task_status: trio.TaskStatus[list[str]]
     ) -> None:
         # Half of the node's imports are the web framework's: peers need not wait for them.
+        await self.parts.tokens.begin()
+        await self.parts.audit.begin()
         api = await trio.to_thread.run_sync(import_module, "phantommesh.nursery.api.server")
         await api.serve_api(
             self.reporter,
             socket_path=path,
             listen=self.parts.config.api.listen,
+            tls=await trio.to_thread.run_sync(self._api_files) if self.parts.config.api.listen else None,
+            hosts=self._api_names(),
             shutdown=stop,
             grace=GRACE,
             task_status=task_status,
         )
         stopped.set()
+
+    def _api_names(self) -> tuple[str, ...]:
+        """The names by which clients may call the API over TCP, besides its address."""
+        name, mesh = self.parts.own.member.name, self.parts.state.mesh.name
+        return (*self.parts.config.api.hosts, name, f"{name}.{mesh}.internal")
+
+    def _api_files(self) -> TlsFiles | None:
+        """The files of the API's certificate. Blocks. Raises StateError."""
+        member, state = self.parts.own.member, self.parts.state.state
+        hosts = (*self._api_names(), "localhost", "127.0.0.1", "::1", str(member.ip4), str(member.ip6))
+        return apicert.files_of(self.parts.config.api, state, member.name, hosts, time())
 
     def _services(self) -> dict[str, Callable[[], Awaitable[None]]]:
         parts = self.parts
@@ -217,6 +237,7 @@ class Node:
             "overlay": parts.overlay.run,
             "guard": parts.guarding.run,
             "bans": parts.banning.run,
+            "access-rules": parts.access.run,
             "changes": parts.changes.run,
             "whereabouts": parts.finding.run,
             "port-mapping": parts.mapping.run,
@@ -239,6 +260,7 @@ class Node:
             "federation": parts.federating.run,
             "roster-disk": parts.keeper.keep,
             "decisions-disk": parts.decisions.keep,
+            "audit-disk": parts.audit.keep,
             "standing": partial(ask_standing, parts.state, parts.keeper, parts.gossip.quiet, parts.places.of),
             "group-keys": parts.keys.run,
             "runs": parts.runs.run,

@@ -19,6 +19,7 @@ from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.node.peers import Peers
 from phantommesh.node.wiring import Wiring
+from phantommesh.nursery.dataplane.access import Access
 from phantommesh.nursery.dataplane.banning import Banning
 from phantommesh.nursery.dataplane.beyond import BeyondMesh
 from phantommesh.nursery.dataplane.borrowing import Borrower
@@ -40,11 +41,13 @@ from phantommesh.nursery.dataplane.tuning import Tuning
 from phantommesh.nursery.host.backend import Backend
 from phantommesh.nursery.host.changes import Changes
 from phantommesh.nursery.host.vitals import VitalSigns
+from phantommesh.nursery.keeping.audit import Audit
 from phantommesh.nursery.keeping.configfile import ConfigFile
 from phantommesh.nursery.keeping.decisions import Decisions
 from phantommesh.nursery.keeping.groupkeys import GroupKeys
 from phantommesh.nursery.keeping.memory import MemoryKeeper
 from phantommesh.nursery.keeping.roster import RosterKeeper
+from phantommesh.nursery.keeping.tokens import TokenKeeper
 from phantommesh.nursery.members.attending import Attending
 from phantommesh.nursery.members.authority import AuthorityDesk
 from phantommesh.nursery.members.bridging import Bridging
@@ -146,6 +149,7 @@ class Parts:
     tuning: Tuning
     guarding: Guarding
     banning: Banning
+    access: Access
     failover: Failover
     beyond: BeyondMesh
     gateway: GatewayDriver
@@ -164,6 +168,8 @@ class Parts:
     hinting: Hinting
     council: Council
     decisions: Decisions
+    audit: Audit
+    tokens: TokenKeeper
     services: Services
     vitals: VitalSigns
     configfile: ConfigFile

@@ -128,6 +128,7 @@ class Weaving:
         parts.tcp.callable = parts.peers.tcp_ports({peer: auth.endpoints for peer, auth in auths.items()})
         parts.driver.carry_out(effects)
         parts.guarding.kick()
+        parts.access.kick()
         parts.naming.update([parts.own.member, *(entry.member for entry in parts.peers.entries)])
         parts.gossip.roster_changed()
         parts.carrying.look()

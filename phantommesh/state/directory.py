@@ -60,6 +60,12 @@ PACTS: Final = "pacts.bin"  # with other meshes, their secrets among them; there
 SUCCESSION: Final = "successor.invite"  # what a new identity is got by; there while one is under way
 SUCCESSOR: Final = "successor"  # a directory: the whole state of the new identity, until it is put in place
 DECISIONS: Final = "decisions"  # a directory: what agents did and why; no loss but of that if it is lost
+AUDIT: Final = (
+    "audit"  # a directory: what was asked of the API, and by whom; no loss but of that if it is lost
+)
+TOKENS: Final = "tokens.json"  # the API's, as hashes; there from the first one on; no loss but of them
+API_CERT: Final = "api.crt"  # the API's own where no other is configured; another is made if it is lost
+API_KEY: Final = "api.key"
 PROOFS: Final = "proofs"  # a directory; no loss but of evidence if it is lost
 
 # Files that every node has from its first moment.

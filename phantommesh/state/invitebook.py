@@ -20,6 +20,7 @@ from phantommesh.state.files import StateError, atomic_write, cannot
 from phantommesh.trust.certificates import Role, TrustError, check_label
 from phantommesh.trust.identity import IdentityError, NodeId, format_node_id, parse_node_id
 from phantommesh.trust.invites import INVITE_ID_BYTES, MAX_ENDPOINTS, SECRET_BYTES, Invite
+from phantommesh.trust.tags import check_tags
 
 MAX_NAMES: Final = 2  # under which one node may join by one invite
 _ENTRY_NAME: Final = re.compile(r"[0-9a-f]{32}\.json")
@@ -31,6 +32,8 @@ class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     `replaces` is the node id of the member whose place the invite is for: that identity is revoked when the
     invite is used. `ip4` is the member's address, which its new identity keeps. Both are empty otherwise.
+
+    `tags` are those that it grants.
 
     `names` has the names under which each node of `enrolled` joined, with a space between two; an older
     version kept none.
@@ -45,6 +48,7 @@ class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     replaces: str = ""
     ip4: str = ""
     names: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
 
     def admits(self, node_id: NodeId) -> bool:
         """Say whether this node used the invite before; it may do so again, e.g. after a crash."""
@@ -100,8 +104,9 @@ class InviteBook:
         uses: int = 1,
         replaces: NodeId | None = None,
         ip4: str = "",
+        tags: tuple[str, ...] = (),
     ) -> Invite:
-        """Make an invite and keep it. Raises TrustError for arguments no joiner could use.
+        """Make an invite and keep it. Raises TrustError or TagError for arguments no joiner could use.
 
         One that `replaces` a member takes the place of those made before for the same member and never used.
         """
@@ -138,7 +143,9 @@ class InviteBook:
             for path, older in self._readable():
                 if older.replaces == replaced and not older.enrolled:
                     path.unlink(missing_ok=True)
-        entry = InviteEntry(role, name, expires, uses, invite.secret, replaces=replaced, ip4=ip4)
+        entry = InviteEntry(
+            role, name, expires, uses, invite.secret, replaces=replaced, ip4=ip4, tags=check_tags(tags)
+        )
         self._write(invite.invite_id, entry)
         return invite
 

@@ -71,6 +71,7 @@ class Summary:
     ip6: IPv6Address
     state_dir: Path
     config: Path
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +97,14 @@ def init_mesh(
     config: Config | None = None,
     cidr4: str | None = None,
     grace: float = GRACE,
+    tags: tuple[str, ...] = (),
     check: Check = lambda networks, members: None,
 ) -> Summary:
     """Make a mesh: root, authority, and this machine as its first node. All of it, or nothing.
 
     `config` gives the other settings (a lab's ports and names); its node section is replaced. `cidr4` is the
-    IPv4 overlay, by default the settings'; `grace` is `Mesh.grace`, seconds. `check` is called before
-    anything is written. Raises PhantomMeshError: StateError, ConfigError or TrustError.
+    IPv4 overlay, by default the settings'; `grace` is `Mesh.grace`, seconds; `tags` are this node's. `check`
+    is called before anything is written. Raises PhantomMeshError: StateError, ConfigError or TrustError.
     """
     check_label("mesh name", mesh)
     check_label("node name", name)
@@ -118,7 +120,7 @@ def init_mesh(
     authority_cert = issue_authority(root, root_key, authority_key.spki, identity.node_id, now)
     authority = Authority(root, authority_cert, authority_key)
     ip4 = choose_ip4(described, identity.node_id, ())
-    node_cert = authority.issue(identity.spki, name, Role.AUTHORITY, ip4, now)
+    node_cert = authority.issue(identity.spki, name, Role.AUTHORITY, ip4, now, tags=tags)
     member = verify_chain(root, authority.der, node_cert, now)
     check((described.network4, described.network6), {member.ip4: name, member.ip6: name})
     wg_keys = WgKeys.generate()
@@ -222,7 +224,9 @@ def finish_join(
             raise TrustError("the authority certified another authority's key", fix=_NEW_INVITE)
         own = Authority(root, load_certificate(own_authority_cert, "authority"), draft.authority_key)
         authority_cert = own_authority_cert
-        node_cert = own.issue(draft.identity.spki, member.name, Role.AUTHORITY, member.ip4, now)
+        node_cert = own.issue(
+            draft.identity.spki, member.name, Role.AUTHORITY, member.ip4, now, tags=member.tags
+        )
     revoked = Revocations.decode(revocations, root, now)
     ring = Keyring()
     for key in decode_keys_untrusted(keys) if keys else ():
@@ -268,8 +272,9 @@ def finish_join(
 
 def _summary(member: Member, mesh: str, state_dir: Path, config_path: Path) -> Summary:
     return Summary(
-        mesh, member.name, member.node_id, member.role, member.ip4, member.ip6, state_dir, config_path
-    )
+        mesh, member.name, member.node_id, member.role, member.ip4, member.ip6, state_dir, config_path,
+        member.tags,
+    )  # fmt: skip
 
 
 def _config(

@@ -32,6 +32,8 @@ from phantommesh.trust.identity import (
     spki_of,
 )
 from phantommesh.trust.routes import Grant, RouteError, parse_grants
+from phantommesh.trust.tags import PREFIX as TAG
+from phantommesh.trust.tags import TagError, parse_uris
 
 DAY: Final = 86_400.0  # seconds
 NODE_LIFE: Final = 7 * DAY
@@ -106,6 +108,7 @@ class Member:
     not_before: float
     not_after: float
     grants: tuple[Grant, ...] = ()
+    tags: tuple[str, ...] = ()
 
     @property
     def routes(self) -> tuple[Network, ...]:
@@ -222,9 +225,10 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
 
     Beyond RFC 5280 (by `cryptography`'s verifier, name constraints included): every key and signature is
     ML-DSA-65; there is exactly one authority between; the SANs are one DNS name, one address of each family,
-    one URI and then the routes that the node may have (`routes.parse_grants`); the node id and the IPv6
-    address are those of the certified key. The node's certificate is good for `LONGEST_LIFE` at most. One
-    that begins within `EARLY` from now is good already: our clock may be behind. Raises TrustError.
+    one URI, then the routes that the node may have (`routes.parse_grants`) and its tags (`trust.tags`); the
+    node id and the IPv6 address are those of the certified key. The node's certificate is good for
+    `LONGEST_LIFE` at most. One that begins within `EARLY` from now is good already: our clock may be behind.
+    Raises TrustError.
     """
     mesh = describe_mesh(root)
     authority, node = load_certificate(authority_der, "authority"), load_certificate(node_der, "node")
@@ -280,11 +284,16 @@ def verify_chain(root: x509.Certificate, authority_der: bytes, node_der: bytes, 
         raise TrustError("the node certificate's IPv6 address is not the one of its key")
     if ip4 in (mesh.network4.network_address, mesh.network4.broadcast_address):
         raise TrustError("the node certificate's IPv4 address is no host's")
+    said = [str(uri) for _, uri in further]
+    routes = [uri for uri in said if not uri.startswith(TAG)]
     try:
-        grants = parse_grants([str(route) for _, route in further], (mesh.network4, mesh.network6))
-    except RouteError as error:
+        if said[: len(routes)] != routes:
+            raise TagError("tags before routes")
+        grants = parse_grants(routes, (mesh.network4, mesh.network6))
+        tags = parse_uris(said[len(routes) :])
+    except (RouteError, TagError) as error:
         raise TrustError(f"the node certificate has {error}") from error
-    return Member(node_id, name, role, ip4, ip6, public_key, not_before, not_after, grants)
+    return Member(node_id, name, role, ip4, ip6, public_key, not_before, not_after, grants, tags)
 
 
 def verify_authority(root: x509.Certificate, der: bytes, now: float) -> MLDSA65PublicKey:

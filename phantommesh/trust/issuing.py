@@ -39,6 +39,7 @@ from phantommesh.trust.identity import (
     spki_of,
 )
 from phantommesh.trust.routes import Grant, parse_grants
+from phantommesh.trust.tags import uris_of
 
 ROOT_LIFE: Final = 3_650 * DAY
 MAX_CSR_BYTES: Final = 8_192
@@ -134,9 +135,11 @@ class Authority:
         now: float,
         life: float = NODE_LIFE,
         grants: Iterable[Grant] = (),
+        tags: Iterable[str] = (),
     ) -> bytes:
         """Sign a node certificate (DER) for `life` seconds from `now`. ``grants`` are sorted, as
-        `routes.parse_grants` wants them. Raises TrustError, or RouteError for grants that nobody takes."""
+        `routes.parse_grants` wants them. Raises TrustError, or RouteError or TagError for grants or tags that
+        nobody takes."""
         mesh = describe_mesh(self.root)
         check_label("node name", name)
         routes = [grant.uri for grant in grants]
@@ -150,7 +153,7 @@ class Authority:
             x509.IPAddress(ip4),
             x509.IPAddress(overlay_ip6(mesh.root_spki, node_id)),
             x509.UniformResourceIdentifier(f"phantommesh:node:{format_node_id(node_id)}?role={role.value}"),
-            *map(x509.UniformResourceIdentifier, routes),
+            *map(x509.UniformResourceIdentifier, [*routes, *uris_of(tags)]),
         ]
         issuer = self.certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)[0].value
         until = min(now + life, mesh.not_after)

@@ -184,6 +184,8 @@ def _diff_peers(
             yield _new_peer(peer)
             continue
         astray = before.endpoint is not None and forbids(before.endpoint)
+        if not astray and _same(before, peer):  # as nearly all are, hundreds of times at each pass
+            continue
         if astray and peer.endpoint is None:
             yield PeerDiff(key, remove=True)
             continue
@@ -204,6 +206,16 @@ def _diff_peers(
         )
         if change != PeerDiff(key):
             yield replace(change, config=peer)
+
+
+def _same(have: PeerState, want: PeerConfig) -> bool:
+    """Whether a peer is as it should be, and where."""
+    return (
+        have.endpoint == want.endpoint
+        and have.allowed_ips == want.allowed_ips
+        and have.keepalive == want.keepalive
+        and have.psk == want.psk
+    )
 
 
 def _keyed_anew(have: PeerState, want: PeerConfig, now: float) -> bool:

@@ -146,6 +146,15 @@ CASES: Final[dict[str, list[Case]]] = {
     ],
     "route approve": [Case("route approve nas 10.1.0.0/16"), Case("route approve nas")],
     "route revoke": [Case("route revoke nas 10.1.0.0/16 2001:db8:1234:5678::/64")],
+    "acl show": [Case("acl show"), Case(f"acl show {ALONE}"), Case("acl show --json")],
+    "acl check": [
+        Case("acl check nas berlin-gw-1 80"),
+        Case("acl check nas berlin-gw-1 53/udp --exit-code"),
+        Case("acl check nas no-such-peer 80"),
+        Case("acl check nas berlin-gw-1 99999"),
+        Case("acl check nas"),
+        Case(f"acl check nas nas 22 {ALONE}"),
+    ],
     "federation list": [Case("federation list"), Case(f"federation list {ALONE}")],
     "federation invite": [
         Case("federation invite --service db:tcp/5432:web"),
@@ -212,6 +221,16 @@ CASES: Final[dict[str, list[Case]]] = {
         Case(f"drain {ALONE}", kept=False),
     ],
     "undrain": [Case("undrain"), Case("undrain --wait")],
+    # The group may not make tokens: it would have more rights by one than it has.
+    "token create": [
+        Case("token create --scope read --name grafana"),
+        Case("token create"),
+        Case(f"token create --scope admin {ALONE}", kept=False),
+        Case("token create --scope read --ttl soon"),
+    ],
+    "token list": [Case("token list"), Case(f"token list {ALONE}")],
+    "token revoke": [Case("token revoke 000000000000")],
+    "audit": [Case("audit"), Case(f"audit {ALONE}", kept=False)],
     "config write": [Case("config write"), Case("config write --state-dir none", kept=False)],
     "set": [
         Case("set log.level=debug --config copy.toml --dry-run"),
@@ -450,6 +469,8 @@ ASKING: Final = (
     "netcheck",
     "topology",
     "route explain",
+    "acl show",
+    "acl check",
     "federation list",
     "scatter",
     "proofs",

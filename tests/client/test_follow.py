@@ -33,6 +33,7 @@ from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.management.events import GAP, EventLog, Filter
 from phantommesh.management.views import Event, Page, Problem
 from phantommesh.nursery.api.app import create_app
+from phantommesh.nursery.api.auth import Door
 from phantommesh.nursery.api.server import MAX_MESSAGE_BYTES
 from tests.nursery.api.test_api import serving
 from tests.support.fakenode import FakeNode
@@ -58,7 +59,7 @@ def publish(node: FakeNode, count: int) -> None:
 
 
 async def ask(node: FakeNode, query: str, *, trusted: bool = True) -> Response:
-    client = create_app(node, trusted=trusted).test_client()
+    client = create_app(node, Door(trusted=trusted)).test_client()
     return await client.get(f"/v1/events{query}", headers={"Host": "localhost"})
 
 

@@ -26,7 +26,8 @@ from tests.attacks.rig import neighbour_of, run_inside
 from tests.lab.conftest import PATIENCE_S, make_spec
 from tests.lab.test_lab import run_in, until
 from tests.lab.test_node import edit
-from tests.lab.test_subnets import ip, stop
+from tests.lab.test_subnets import stop
+from tests.support.lan import ip
 from tests.support.spaces import within
 
 pytestmark = pytest.mark.lab

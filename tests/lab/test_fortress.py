@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import msgspec
 import pytest
@@ -146,6 +147,14 @@ def test_a_table_that_is_flushed_comes_back_with_its_bans(
     for command in (["flush", "ruleset"], ["delete", "table", *TABLE], ["flush", "table", *TABLE]):
         run_inside(victim.name, "nft", *command)
         eventually(lambda: "203.0.113.0/24" in held() and "goto control" in held(), f"nft {command}")
+    for emptied, back in (
+        ("operator4", "203.0.113.0/24"),
+        ("operator6", "2001:db8::/64"),
+        ("arrived", "51800"),
+    ):
+        run_inside(victim.name, "nft", "flush", "set", *TABLE, emptied)
+        listed = partial(run_inside, victim.name, "nft", "list", "set", *TABLE, emptied)
+        eventually(lambda listed=listed, back=back: back in listed().out, f"{emptied} emptied")  # type: ignore[misc]
     client.unban(network="203.0.113.0/24")
     assert "203.0.113.9" in held() and "203.0.113.0/24" not in held()
 

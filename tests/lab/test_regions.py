@@ -37,7 +37,7 @@ def pings(node: str, address: str) -> list[float]:
     """Round trips in ms, without the first one, which waits for ARP."""
     done = run_inside(node, "ping", "-c", "6", "-i", "0.05", "-w", "20", address)
     found = [float(text) for text in re.findall(r"time=([0-9.]+)", done.out)]
-    assert len(found) == 6, done.out
+    assert len(found) >= 6, done.out  # with a time limit it goes on sending until so many are answered
     return found[1:]
 
 

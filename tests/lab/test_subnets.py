@@ -30,11 +30,11 @@ from tests.attacks.rig import neighbour_of, run_inside, status_of
 from tests.lab.conftest import PATIENCE_S, make_spec
 from tests.lab.test_lab import is_gone, run_in, until
 from tests.lab.test_node import edit
+from tests.support.lan import HOST, LAN, ip, network_behind
 from tests.support.spaces import within
 
 pytestmark = pytest.mark.lab
 
-LAN, HOST = "192.168.50.0/24", "192.168.50.10"
 OTHER = "192.168.60.1"  # an address of the first router's that is in no prefix
 _ALL = 3  # ETH_P_ALL, linux/if_ether.h: with any other a socket hears nothing that leaves
 _FORCE, _ROOM = 33, 1 << 26  # SO_RCVBUFFORCE
@@ -51,34 +51,6 @@ for _ in range(10):
 """
 
 
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
-
-
-@contextmanager
-def network_behind(spec: LabSpec, *routers: LabNode) -> Iterator[str]:
-    """The network, with ``lan0`` on each router: .2, .3. Yields its namespace; the cable of the router with
-    .N is ``lN``."""
-    lan = f"{spec.name}-lan"
-    ip("netns", "add", lan)
-    try:
-        ip("-n", lan, "link", "add", "br0", "type", "bridge")
-        for device in ("br0", "lo"):
-            ip("-n", lan, "link", "set", device, "up")
-        ip("-n", lan, "address", "add", f"{HOST}/24", "dev", "br0")
-        for number, router in enumerate(routers, 2):
-            cable = f"l{number}"
-            ip("-n", lan, "link", "add", cable, "type", "veth", "peer", "name", "lan0", "netns", router.name)
-            ip("-n", lan, "link", "set", cable, "master", "br0", "up")
-            ip("-n", router.name, "address", "add", f"192.168.50.{number}/24", "dev", "lan0")
-            ip("-n", router.name, "link", "set", "lan0", "up")
-        ip("-n", lan, "route", "add", "100.64.0.0/10", "via", "192.168.50.3")
-        ip("-n", routers[0].name, "address", "add", f"{OTHER}/24", "dev", "lan0")
-        yield lan
-    finally:
-        ip("netns", "delete", lan)
-
-
 async def stop(node: LabNode) -> None:
     """Stop a node as a service manager does."""
     kill(node, signal.SIGTERM)
@@ -93,6 +65,8 @@ async def meshed(spec: LabSpec, *, hides: bool = False) -> AsyncIterator[tuple[l
     nodes = nodes_of(spec)
     authority, first, second, member = nodes
     with network_behind(spec, first, second) as lan:
+        ip("-n", lan, "route", "add", "100.64.0.0/10", "via", "192.168.50.3")
+        ip("-n", first.name, "address", "add", f"{OTHER}/24", "dev", "lan0")
         for router, masquerade in ((first, True), (second, hides)):
             probe = {LAN: HOST}
             edit(router.config, routes={"advertise": (LAN,), "masquerade": masquerade, "probe": probe})

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A NodePort that answers from memory."""
 
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Literal
 
 import msgspec
 
+from phantommesh.acl.rules import protocol_name
 from phantommesh.faults import Fault
+from phantommesh.management.aclview import AclCheckView, AclMemberView, AclRuleView, AclView
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsGlance,
@@ -22,6 +26,7 @@ from phantommesh.management.agentview import (
     PatternView,
     StandingView,
 )
+from phantommesh.management.audit import AuditEntry, Write, entry
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import (
@@ -54,6 +59,7 @@ from phantommesh.management.netview import (
 )
 from phantommesh.management.pingview import PingDimension, PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView, RouteView
+from phantommesh.management.scopes import Scope
 from phantommesh.management.threatsview import (
     BanResult,
     BansView,
@@ -62,6 +68,14 @@ from phantommesh.management.threatsview import (
     ThreatsView,
     ThreatView,
     UnbanResult,
+)
+from phantommesh.management.tokens import (
+    ID_BYTES,
+    RANDOM_BYTES,
+    Made,
+    Token,
+    TokenBook,
+    TokenRequest,
 )
 from phantommesh.management.topoview import Advice, MeasuredLink, StationView, TopologyView
 from phantommesh.management.views import (
@@ -293,12 +307,61 @@ def decision_view(number: int, peer: str = "pm-1") -> DecisionView:
     )
 
 
+def acl_rule(
+    name: str, source: list[str], protocol: str, ports: list[str], packets: int, *, builtin: bool = False,
+    action: Literal["allow", "deny"] = "allow", nobody: Sequence[str] = (),
+) -> AclRuleView:  # fmt: skip
+    return AclRuleView(
+        name=name, whose="node", action=action, source=source, target=["any"], protocol=protocol,
+        ports=ports, builtin=builtin, packets=packets, nobody=list(nobody),
+    )  # fmt: skip
+
+
+class FakeTokens:
+    """Tokens in memory."""
+
+    def __init__(self) -> None:
+        self.book = TokenBook()
+        self.used: dict[str, float] = {}
+
+    def grant(self, scope: Scope, seconds: float = 3600.0, *, now: float | None = None) -> str:
+        """Make a token and return its text."""
+        at = time.time() if now is None else now
+        random = os.urandom(ID_BYTES + RANDOM_BYTES)
+        self.book, made = self.book.make(TokenRequest(scope, seconds, "test"), random, by="uid 0", now=at)
+        return made.text.reveal().decode()
+
+    async def make(self, request: TokenRequest, *, by: str) -> Made:
+        random = os.urandom(ID_BYTES + RANDOM_BYTES)
+        self.book, made = self.book.make(request, random, by=by, now=time.time())
+        return made
+
+    async def revoke(self, token_id: str) -> Token:
+        self.book, token = self.book.revoke(token_id, time.time())
+        return token
+
+
+class FakeAudit:
+    """An audit trail in memory."""
+
+    def __init__(self) -> None:
+        self.entries: list[AuditEntry] = []
+
+    async def wrote(self, write: Write) -> None:
+        self.entries.append(entry(write, len(self.entries) + 1, time.time()))
+
+    def read(self, after: int, limit: int) -> list[AuditEntry]:
+        return self.entries[after : after + limit]
+
+
 class FakeNode:
     """Counts its rotations; ``reasons`` make it unready; ``on_rotate`` replaces what a rotation does."""
 
     def __init__(self, peers: int = 2) -> None:
         self.metrics = Metrics(version="0.0.1", clock=time.monotonic)
         self.events = EventLog(run="run1", clock=time.time)
+        self.tokens = FakeTokens()
+        self.audit = FakeAudit()
         self.count = peers
         self.name = "pm-1"
         self.result: RotationOutcome = "rotated"
@@ -509,6 +572,35 @@ class FakeNode:
                 ),
             ],
             bans=(await self.bans()).bans,
+        )  # fmt: skip
+
+    async def acl(self) -> AclView:
+        return AclView(
+            default="deny", held=True, filtered=True, denied=7,
+            rules=[
+                acl_rule("ssh", ["tag:ops"], "tcp", ["22"], 12, nobody=["tag:ops"]),
+                acl_rule("web", ["pm-1", "10.1.0.0/16"], "tcp", ["80", "8000-8010"], 419),
+                acl_rule("(icmp)", ["any"], "icmp", [], 3, builtin=True),
+                acl_rule("(default)", ["any"], "", [], 7, builtin=True, action="deny"),
+            ],
+            members=[
+                AclMemberView(name=one.name, node_id=one.node_id, tags=["web"], ip4=one.ip4, ip6=one.ip6)
+                for one in self.peers()
+            ],
+        )  # fmt: skip
+
+    def acl_check(self, source: str, target: str, protocol: int, port: int, *, family: int) -> AclCheckView:
+        peers = self.peers()
+        come, gone = (find(peers, one, lambda peer: (peer.name, peer.node_id)) for one in (source, target))
+        allowed = port in (22, 80)
+        return AclCheckView(
+            source=come.name, target=gone.name, family=6 if family == 6 else 4,
+            source_address=come.ip6 if family == 6 else come.ip4,
+            target_address=gone.ip6 if family == 6 else gone.ip4,
+            protocol=protocol_name(protocol), port=port or None, allowed=allowed,
+            rule="web" if allowed else "(default)", whose="node",
+            why=f"the rule web of this node's configuration {'allows' if allowed else 'denies'} it",
+            here=target != "pm-1",
         )  # fmt: skip
 
     async def bans(self) -> BansView:

@@ -8,6 +8,7 @@ import msgspec
 
 from phantommesh.faults import FaultKind
 from phantommesh.management.agentview import AgentsGlance, AgentsResult, DecisionView, IncidentView
+from phantommesh.management.audit import Write, entry
 from phantommesh.management.events import EventLog
 from phantommesh.management.netview import (
     ClockView,
@@ -19,6 +20,8 @@ from phantommesh.management.netview import (
     RelayView,
     UplinkView,
 )
+from phantommesh.management.scopes import Scope
+from phantommesh.management.tokens import ID_BYTES, RANDOM_BYTES, Made, Token, TokenBook, TokenRequest
 from phantommesh.management.topoview import Advice, MeasuredLink, StationView, TopologyView
 from phantommesh.management.views import (
     DimensionView,
@@ -34,7 +37,7 @@ from phantommesh.management.views import (
     Status,
 )
 from phantommesh.management.wayview import WayKind
-from tests.support.fakenode import FakeNode, decision_view, proofs_view, scatter_view
+from tests.support.fakenode import FakeAudit, FakeNode, FakeTokens, decision_view, proofs_view, scatter_view
 
 NOW: Final = 1_893_456_000.0  # 2030-01-01T00:00:00Z
 LONGEST: Final = "longest-name-that-a-member-may-have-which-is-of-63-characters-x"
@@ -69,12 +72,70 @@ def node_id(number: int) -> str:
     return "".join(HEX[(number * 7 + at * 11) % 32] for at in range(26))
 
 
+class FixedAudit(FakeAudit):
+    """What was asked, always the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for seq, (who, address, method, path, asked, status, detail) in enumerate(
+            (
+                ("uid 0", None, "POST", "/v1/rotations", {"peer": LONGEST}, 200, ""),
+                ("token 0a1b2c3d4e5f (ci)", "2001:db8:4f2a:91c3:7b5e:1234:abcd:ef01", "POST",
+                 "/v1/bans", {"network": "192.0.2.7", "seconds": 600.0, "force": True}, 403,
+                 "only root may ban by force, for more than a day, or more than a /24 or /48"),
+                ("nobody (unknown token)", "192.0.2.99", "POST", "/v1/drain", {}, 401,
+                 "the token does not count, or not any more"),
+            )
+        ):  # fmt: skip
+            self.entries.append(
+                entry(
+                    Write(
+                        who=who, address=address, method=method, path=path, asked=asked, status=status,
+                        detail=detail,
+                    ),
+                    seq + 1, NOW + seq,
+                )
+            )  # fmt: skip
+
+    async def wrote(self, write: Write) -> None:
+        pass
+
+
+class FixedTokens(FakeTokens):
+    """One token of each state, always the same: what is made is not kept."""
+
+    async def make(self, request: TokenRequest, *, by: str) -> Made:
+        return TokenBook().make(request, bytes(range(ID_BYTES + RANDOM_BYTES)), by=by, now=NOW)[1]
+
+
+def tokens() -> TokenBook:
+    """One of each state."""
+    long = "laptop of annemarie van der berg who is away"
+    rows = (
+        ("0a1b2c3d4e5f", "ci", Scope.OPERATE, 90.0, None),
+        ("00ff00ff00ff", "grafana", Scope.READ, 0.0, 1.0),
+        ("123456789abc", long, Scope.ADMIN, 365.0, None),
+    )
+    return TokenBook(
+        tuple(
+            Token(
+                id=token_id, name=name, scope=scope, hash=f"{number:064x}", made=NOW - 60.0 * number,
+                expires=NOW + days * 86_400, by="uid 0", revoked=revoked,
+            )
+            for number, (token_id, name, scope, days, revoked) in enumerate(rows)
+        )
+    )  # fmt: skip
+
+
 class LongNames(FakeNode):
     """Six peers, two of them gone; one of them was revoked, and one is reached by way of others."""
 
     def __init__(self) -> None:
         super().__init__(peers=len(NAMES))
         self.events = EventLog(run="run1", clock=lambda: NOW)
+        self.audit = FixedAudit()
+        self.tokens = FixedTokens()
+        self.tokens.book = tokens()
         self.faults = [
             UNREACHABLE.fault(
                 "laptop-of-annemarie-van-der-berg has not answered for 3 h on any of its seven paths, nor do "

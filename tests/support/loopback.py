@@ -75,6 +75,7 @@ def make_invite(
     ttl: float = 60,
     name: str | None = None,
     uses: int = 1,
+    tags: tuple[str, ...] = (),
 ) -> Invite:
     me = state.roster.get(state.identity.node_id)
     assert me is not None
@@ -87,6 +88,7 @@ def make_invite(
         role=Role.NODE,
         name=name,
         uses=uses,
+        tags=tags,
     )
 
 
@@ -97,16 +99,18 @@ def invite_in_place(state: NodeState, lost: str) -> Invite:
     return state.invites.create(
         root_hash=state.mesh.root_hash, authority=state.identity.node_id, mesh="pm",
         endpoints=mine.record.control, expires=int(time() + 60), role=place.role, name=place.name,
-        replaces=place.replaces, ip4=str(place.ip4),
+        replaces=place.replaces, ip4=str(place.ip4), tags=place.tags,
     )  # fmt: skip
 
 
-async def join(at: Path, invite: Invite, name: str, *, tcp: bool = True) -> Summary:
+async def join(
+    at: Path, invite: Invite, name: str, *, tcp: bool = True, tags: tuple[str, ...] = ()
+) -> Summary:
     at.mkdir(parents=True, exist_ok=True)
     port = free_port()
     return await enrolment.join(
         at / "state", at / "pm.toml", invite.encode(), name=name,
-        endpoints=(f"127.0.0.1:{port}",), config=settings(port, tcp=tcp),
+        endpoints=(f"127.0.0.1:{port}",), config=settings(port, tcp=tcp), tags=tags,
     )  # fmt: skip
 
 
@@ -144,6 +148,9 @@ async def serving(
         node.parts.scattering.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         node.parts.guarding.run = trio.sleep_forever  # type: ignore[method-assign]
         node.parts.guarding.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        node.parts.access.converge = trio.lowlevel.checkpoint  # type: ignore[method-assign]
+        node.parts.access.run = trio.sleep_forever  # type: ignore[method-assign]
+        node.parts.access.close = trio.lowlevel.checkpoint  # type: ignore[method-assign]
         federating = node.parts.federating
         federating.guarded = partial(getattr, federating, "networks")
         node.parts.beyond.run = trio.sleep_forever  # type: ignore[method-assign]

@@ -75,11 +75,13 @@ class Agents:
         return {"agent-hands": self._carry_out, "agent-lapses": self._lapse, **turns}
 
     def reload(self, before: AgentsSection, now: AgentsSection) -> None:
-        """Follow an edited configuration. An agent whose settings are as they were stays as it is."""
+        """Follow an edited configuration. An agent whose settings are as they were stays as it is, and one
+        that the operator paused by hand stays paused."""
         for name in self._council.seats:
             if getattr(before, name) != getattr(now, name):
                 self._council.anew(name, self._make(name))
-            if phase_of(before, name) != (phase := phase_of(now, name)):
+            by_hand = self._council.seats[name].phase == "paused" != phase_of(before, name)
+            if phase_of(before, name) != (phase := phase_of(now, name)) and not by_hand:
                 moment = trio.current_time()
                 self._decisions.order(follow(self._council, name, now, moment), moment)
                 self._decisions.phase(name, "paused" if phase == "paused" else "back", "by the configuration")

@@ -4,8 +4,8 @@
 `routes` has what they do, `problems` every error, `server` the sockets.
 """
 
-import ipaddress
 from collections.abc import Mapping
+from time import time
 from typing import Any, cast
 
 import msgspec
@@ -17,13 +17,15 @@ from quart import Request, Response, Websocket, g, request, websocket
 from quart_trio import QuartTrio
 
 from phantommesh.errors import shortened
+from phantommesh.management.audit import MOST_DETAIL, MOST_PATH, Write
 from phantommesh.management.endpoints import ENDPOINTS, Endpoint
-from phantommesh.management.scopes import Scope, allows
 from phantommesh.management.views import NodePort, Problem
 from phantommesh.nursery.api import problems
+from phantommesh.nursery.api.auth import Door, Gate, caller
 from phantommesh.nursery.api.events import events
 from phantommesh.nursery.api.problems import BODY_TIMEOUT_S, MAX_BODY_BYTES, MOST_NAMED, ProblemError
 from phantommesh.nursery.api.routes import Handlers
+from phantommesh.nursery.api.routes.access import access
 from phantommesh.nursery.api.routes.reads import reads
 from phantommesh.nursery.api.routes.writes import writes
 
@@ -76,12 +78,11 @@ async def _send_bad_request(send: ASGISendCallable, prefix: str) -> None:
         await send(cast("ASGISendEvent", message))
 
 
-def create_app(node: NodePort, *, trusted: bool, shutdown: trio.Event | None = None) -> QuartTrio:
+def create_app(node: NodePort, door: Door, *, shutdown: trio.Event | None = None) -> QuartTrio:
     """Return the ASGI application. ``shutdown`` ends what would otherwise go on for ever: WebSockets.
 
-    ``trusted``: whoever connects was let in by the socket's file mode and may do all but revoke and replace
-    the identity, which is for root and the node's own user. Otherwise (TCP) only the routes that need no
-    scope answer; API tokens come with a later version.
+    Whoever connects by a trusted ``door`` was let in by the socket's file mode and may do all but what there
+    is no way back from, which is for root and the node's own user. Else a token says what its bearer may.
     """
     app = _App("phantommesh", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
@@ -91,9 +92,10 @@ def create_app(node: NodePort, *, trusted: bool, shutdown: trio.Event | None = N
     app.url_map.merge_slashes = False
     problems.install(app)
     _time_requests(app, node)
-    _check_clients(app, trusted=trusted)
+    _record_writes(app, node)
+    _check_clients(app, Gate(door, node.tokens, node.metrics, clock=trio.current_time, wall=time))
     ending = trio.Event() if shutdown is None else shutdown
-    _add_routes(app, {**reads(node), **writes(node), **events(node, ending)})
+    _add_routes(app, {**reads(node), **writes(node), **access(node), **events(node, ending)})
     return app
 
 
@@ -126,16 +128,30 @@ def _time_requests(app: QuartTrio, node: NodePort) -> None:
         return response
 
 
-def _check_clients(app: QuartTrio, *, trusted: bool) -> None:
-    granted = Scope.ADMIN if trusted else None
+def _record_writes(app: QuartTrio, node: NodePort) -> None:
+    @app.after_request
+    async def record(response: Response) -> Response:
+        endpoint = _ENDPOINTS.get(request.endpoint or "")
+        if endpoint is None or endpoint.method == "GET" or request.args.get("dry_run") in ("true", "1"):
+            return response
+        if "Idempotency-Replayed" in response.headers:
+            return response  # it was done, and put on record, before
+        by, query = caller(), request.query_string.decode("ascii", "replace")
+        await node.audit.wrote(
+            Write(
+                who=by.called, address=by.address, method=endpoint.method,
+                path=shortened(f"{request.path}?{query}" if query else request.path, MOST_PATH),
+                asked=g.get("asked", {}), status=response.status_code,
+                detail=shortened(g.get("detail", ""), MOST_DETAIL),
+            )
+        )  # fmt: skip
+        return response
 
+
+def _check_clients(app: QuartTrio, gate: Gate) -> None:
     def check(asked: Request | Websocket) -> None:
-        # A web page that a browser on this machine has open can reach loopback under a name of its own.
-        if not trusted and not _is_loopback(asked.host):
-            raise ProblemError(421, "this host name is not the node's", fix="ask for 127.0.0.1 or localhost")
         endpoint = _ENDPOINTS.get(asked.endpoint or "")
-        if endpoint is not None and not allows(granted, endpoint.scope):
-            raise ProblemError(401, "this needs the node's Unix socket", fix="use api.socket")
+        gate.check(asked, endpoint)
         if endpoint is not None:
             _check_query(asked, endpoint)
 
@@ -159,13 +175,3 @@ def _check_query(asked: Request | Websocket, endpoint: Endpoint[Any]) -> None:
                 f"{shortened(name, MOST_NAMED)!r} is no query of {endpoint.path}",
                 fix=f"give one of {known}" if known else "leave the query out",
             )
-
-
-def _is_loopback(host: str) -> bool:
-    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -12,7 +12,9 @@ from werkzeug.datastructures import MultiDict
 from wsproto.frame_protocol import CloseReason
 
 from phantommesh.management.events import EventLog, Filter, FilterError
+from phantommesh.management.tokens import TokenDesk
 from phantommesh.management.views import NodePort, Page
+from phantommesh.nursery.api.auth import EVENTS_PROTOCOL, Caller, caller, still_good
 from phantommesh.nursery.api.paging import CURSOR_FIX, decode_cursor, encode_cursor, limit_of
 from phantommesh.nursery.api.problems import ProblemError
 from phantommesh.nursery.api.routes import Handlers
@@ -22,7 +24,8 @@ _MAX_DIGITS = 18
 
 # Tuning.
 SEND_TIMEOUT = 30.0  # s; over HTTP/2, where the client says when to send. Else server.py has a limit.
-MAX_READERS = 32  # WebSockets at a time
+MAX_READERS = 256  # WebSockets at a time, of each of the two sockets
+TOKEN_LOOK = 2.0  # s between looks at whether a reader's token still counts
 BATCH = 64  # events between looks at what else there is
 
 
@@ -46,14 +49,19 @@ def events(node: NodePort, shutdown: trio.Event) -> Handlers:
         except trio.WouldBlock:
             raise ProblemError(503, "too many are reading events", fix="end another reader") from None
         try:
-            await websocket.accept()
+            await websocket.accept(
+                subprotocol=EVENTS_PROTOCOL if EVENTS_PROTOCOL in websocket.requested_subprotocols else None
+            )
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_ignore_messages)
                 nursery.start_soon(_cancel_at, shutdown, nursery.cancel_scope)
+                nursery.start_soon(_cancel_without, node.tokens, caller(), nursery.cancel_scope)
                 await _send_events(log, place, wanted)
                 nursery.cancel_scope.cancel()  # the client takes nothing
             if shutdown.is_set():
                 await websocket.close(CloseReason.GOING_AWAY, "the node is stopping")
+            elif not still_good(node.tokens, caller()):
+                await websocket.close(CloseReason.POLICY_VIOLATION, "the token does not count any more")
         finally:
             free.release()
 
@@ -91,6 +99,13 @@ async def _ignore_messages() -> None:
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
+    scope.cancel()
+
+
+async def _cancel_without(tokens: TokenDesk, by: Caller, scope: trio.CancelScope) -> None:
+    """Cancel once the token does not count any more by which a reader came."""
+    while still_good(tokens, by):  # noqa: ASYNC110, a token's time runs out without an event
+        await trio.sleep(TOKEN_LOOK)
     scope.cancel()
 
 

@@ -33,9 +33,15 @@ class IdempotencyCache:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
 
     async def once(
-        self, key: str | None, request: bytes, act: Callable[[], Awaitable[bytes]]
+        self,
+        key: str | None,
+        request: bytes,
+        act: Callable[[], Awaitable[bytes]],
+        *,
+        shown_once: bool = False,
     ) -> tuple[bytes, bool]:
-        """Return the answer and whether it is a replay. Raises ProblemError for an unusable key."""
+        """Return the answer and whether it is a replay. ``shown_once``: the answer is a secret, which is not
+        kept; a replay is refused. Raises ProblemError, also for an unusable key."""
         if key is None:
             return await act(), False
         if not (0 < len(key) <= MAX_KEY_LENGTH and key.isascii() and key.isprintable()):
@@ -56,16 +62,23 @@ class IdempotencyCache:
                 raise ProblemError(
                     409, "the first request with this Idempotency-Key is still under way", fix="try again"
                 )
+            if shown_once:
+                raise ProblemError(
+                    409,
+                    "this was done, and its answer is shown once only",
+                    fix="make a new key to do it anew",
+                )
             return entry.answer, True
         if len(self._entries) >= MAX_KEYS:
             raise ProblemError(503, "too many writes are under way", fix="try again")
         entry = self._entries[key] = _Entry(fingerprint, trio.current_time())
         try:
-            entry.answer = await act()
+            answer = await act()
+            entry.answer = b"" if shown_once else answer
         finally:
             if entry.answer is None:
                 del self._entries[key]
-        return entry.answer, False
+        return answer, False
 
     def _expire(self, now: float) -> None:
         finished = [key for key, entry in self._entries.items() if entry.answer is not None]

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Every error of the API as problem details (RFC 9457), never HTML and never an exception's inside."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import msgspec
 import structlog
-from quart import Request, Response, Websocket, has_request_context, request, websocket
+from quart import Request, Response, Websocket, g, has_request_context, request, websocket
 from quart_trio import QuartTrio
 from werkzeug.exceptions import (
     BadRequest,
@@ -30,8 +31,12 @@ PROBLEM_TYPE = "application/problem+json"
 class ProblemError(Exception):
     """Raised by a route to answer with ``problem``."""
 
-    def __init__(self, status: int, detail: str, *, fix: str = "", unready: Readiness | None = None) -> None:
+    def __init__(
+        self, status: int, detail: str, *, fix: str = "", unready: Readiness | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(detail)
+        self.headers = dict(headers or {})
         self.problem = Problem(
             status=status,
             title=HTTPStatus(status).phrase,
@@ -55,6 +60,7 @@ def flag(name: str) -> bool:
 
 
 def problem_response(problem: Problem) -> Response:
+    g.detail = problem.detail
     return Response(msgspec.json.encode(problem), status=problem.status, content_type=PROBLEM_TYPE)
 
 
@@ -98,7 +104,9 @@ def install(app: QuartTrio) -> None:
     log = structlog.get_logger("phantommesh.api")
 
     async def on_problem(error: ProblemError) -> Response:
-        return problem_response(error.problem)
+        response = problem_response(error.problem)
+        response.headers.update(error.headers)
+        return response
 
     async def on_operator_error(error: PhantomMeshError) -> Response:
         problem = Problem(status=409, title="Conflict", detail=str(error), fix=error.fix)

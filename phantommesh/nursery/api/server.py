@@ -9,7 +9,9 @@ import contextlib
 import logging
 import math
 import socket
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -38,12 +40,19 @@ from quart_trio import QuartTrio
 from wsproto.connection import ConnectionState as WebSocketState
 
 from phantommesh.client.http import GROUP
+from phantommesh.management.servercert import TlsFiles
 from phantommesh.management.views import NodePort
 from phantommesh.nursery.api.app import create_app
+from phantommesh.nursery.api.auth import Door
 from phantommesh.nursery.api.sockets import ApiSocketError, UnixSocket, listen_tcp, listen_unix, peer_uid
+from phantommesh.nursery.api.tls import Tls
+from phantommesh.rates import source_block
 
 # Tuning.
-MAX_CONNECTIONS = 256
+MAX_LOCAL = 256  # connections of the Unix socket, which nobody over TCP can take away
+MAX_REMOTE = 384  # over TCP
+MAX_OF_BLOCK = 288  # of these, of one source block
+HANDSHAKE_TIMEOUT_S = 10.0  # for TLS; hypercorn then gives each request 5 s for its head
 MAX_MESSAGE_BYTES = 4096  # in a WebSocket, from a client, which has nothing to say
 SEND_TIMEOUT_S = 30.0  # for a client to take what is in one write
 SOCKET_LOOK_S = 2.0  # between looks whether the socket's file is still there
@@ -57,6 +66,8 @@ async def serve_api(
     *,
     socket_path: Path,
     listen: str | None = None,
+    tls: TlsFiles | None = None,
+    hosts: Collection[str] = (),
     group: str = GROUP,
     shutdown: trio.Event | None = None,
     grace: float = 2.0,
@@ -64,19 +75,37 @@ async def serve_api(
 ) -> None:
     """Serve until cancelled, or until ``shutdown`` is set: then accept nothing, give requests under way
     ``grace`` seconds, cut what is left, and return. ``started`` gets the addresses. The Unix socket's file
-    is gone afterwards. Raises ApiSocketError where it cannot listen.
+    is gone afterwards. ``tls``: for ``listen``, which else is in clear; ``hosts``: names by which clients may
+    call the node there. Raises ApiSocketError where it cannot listen.
     """
     listen_anew = partial(listen_unix, socket_path, group=group)
     unix = _Kept(await trio.to_thread.run_sync(listen_anew), listen_anew)
     try:
-        tcp = listen_tcp(listen) if listen is not None else None
-        try:
-            await _serve(node, unix, tcp, trio.Event() if shutdown is None else shutdown, grace, task_status)
-        finally:
-            if tcp is not None:
-                tcp.close()
+        ending = trio.Event() if shutdown is None else shutdown
+        if listen is None:
+            await _serve(node, unix, None, ending, grace, task_status)
+            return
+        secured = None if tls is None else await Tls.of(tls)
+        with listen_tcp(listen, encrypted=secured is not None) as listener:
+            tcp = _Tcp(listener, secured, frozenset(hosts))
+            await _serve(node, unix, tcp, ending, grace, task_status)
     finally:
         unix.socket.remove()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tcp:
+    """The socket over TCP. ``tls`` None: it is in clear."""
+
+    listener: socket.socket
+    tls: Tls | None
+    hosts: frozenset[str]
+
+    @property
+    def address(self) -> str:
+        """Where it listens, as a URL."""
+        host, port = self.listener.getsockname()[:2]
+        return f"http{'' if self.tls is None else 's'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 class _Kept:
@@ -117,45 +146,45 @@ class _Kept:
 async def _serve(
     node: NodePort,
     unix: _Kept,
-    tcp: socket.socket | None,
+    tcp: _Tcp | None,
     shutdown: trio.Event,
     grace: float,
     task_status: trio.TaskStatus[list[str]],
 ) -> None:
-    connections = _Connections()
-    trusted = create_app(node, trusted=True, shutdown=shutdown)
-    served = list[tuple[socket.socket, QuartTrio]]()
+    context = WorkerContext(None)
+    local, remote = _Connections(MAX_LOCAL), _Connections(MAX_REMOTE)
+    trusted = connection_handler(create_app(node, Door(trusted=True), shutdown=shutdown), context)
     addresses = [f"unix:{unix.socket.path}"]
-    if tcp is not None:
-        served.append((tcp, create_app(node, trusted=False, shutdown=shutdown)))
-        host, port = tcp.getsockname()[:2]
-        addresses.append(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
     async with trio.open_nursery() as handlers:
         try:
             async with trio.open_nursery() as accepting:
-                for listener, app in served:
+                if tcp is not None:
+                    app = create_app(node, Door(trusted=False, hosts=tcp.hosts), shutdown=shutdown)
+                    serve = connection_handler(app, context, tcp.tls)
                     await accepting.start(
                         partial(
                             trio.serve_listeners,
-                            partial(connections.handle, connection_handler(app, connections.context)),
-                            [trio.SocketListener(trio.socket.from_stdlib_socket(listener))],
+                            partial(remote.handle, serve),
+                            [trio.SocketListener(trio.socket.from_stdlib_socket(tcp.listener))],
                             handler_nursery=handlers,
                         )
                     )
-                accepting.start_soon(
-                    unix.serve,
-                    partial(connections.handle, connection_handler(trusted, connections.context)),
-                    handlers,
-                )
-                _log.info("API listens", addresses=addresses)
+                    addresses.append(tcp.address)
+                    if tcp.tls is not None:
+                        accepting.start_soon(tcp.tls.watch)
+                accepting.start_soon(unix.serve, partial(local.handle, trusted), handlers)
+                secured = None if tcp is None or tcp.tls is None else tcp.tls.loaded.fingerprint
+                _log.info("API listens", addresses=addresses, sha256=secured)
                 task_status.started(addresses)
                 await shutdown.wait()
                 accepting.cancel_scope.cancel()
-            await connections.context.terminated.set()
+            await context.terminated.set()
             with trio.move_on_after(grace):
-                await connections.wait_none()
+                await local.wait_none()
+                await remote.wait_none()
         finally:
-            connections.cut()
+            local.cut()
+            remote.cut()
             handlers.cancel_scope.cancel()
 
 
@@ -187,11 +216,24 @@ class _Connection(TCPServer):
     requests know who made it, as ``uid`` in the scope's state."""
 
     def __init__(
-        self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        tls: Tls | None,
+        stream: trio.SocketStream,
     ) -> None:
         state = ConnectionState({"uid": peer_uid(stream.socket)})
+        self._raw = stream
+        served: trio.abc.Stream = stream
+        if tls is not None:
+            served = trio.SSLStream(stream, tls.context(), server_side=True, https_compatible=True)
         # hypercorn takes a stream without TLS, too, whatever its annotation says
-        super().__init__(app, config, context, state, cast("trio.SSLStream[trio.SocketStream]", stream))
+        super().__init__(app, config, context, state, cast("trio.SSLStream[trio.SocketStream]", served))
+
+    async def _close(self) -> None:
+        with trio.move_on_after(_CLOSE_TIMEOUT_S):  # TLS says goodbye, and the client may take nothing more
+            await super()._close()
 
     async def _read_data(self) -> None:
         data = b"something"
@@ -217,7 +259,7 @@ class _Connection(TCPServer):
                 with trio.fail_after(SEND_TIMEOUT_S, shield=True):
                     await self.stream.send_all(event.data)
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
-                _cut(cast("trio.SocketStream", self.stream))  # which ends the reading as well
+                _cut(self._raw)  # which ends the reading as well
                 await self.protocol.handle(Closed())
             except trio.BusyResourceError:
                 pass  # it is just being closed
@@ -233,36 +275,47 @@ def _is_over(protocol: H11Protocol | H2Protocol) -> bool:
     )
 
 
-def connection_handler(app: QuartTrio, context: WorkerContext) -> Callable[[trio.SocketStream], TCPServer]:
-    """Return what serves one connection when awaited: HTTP/1.1 and HTTP/2 with prior knowledge."""
+def connection_handler(
+    app: QuartTrio, context: WorkerContext, tls: Tls | None = None
+) -> Callable[[trio.SocketStream], TCPServer]:
+    """Return what serves one connection when awaited: HTTP/1.1 and HTTP/2, by ALPN or with prior
+    knowledge."""
     config = Config()
     config.errorlog = logging.getLogger("hypercorn.error")
     config.include_server_header = False
     config.websocket_max_message_size = MAX_MESSAGE_BYTES
-    return partial(_Connection, wrap_app(_closing(app), 0, "asgi"), config, context)
+    config.ssl_handshake_timeout = HANDSHAKE_TIMEOUT_S
+    return partial(_Connection, wrap_app(_closing(app), 0, "asgi"), config, context, tls)
 
 
 class _Connections:
-    """The open connections, so that each can be waited for and cut."""
+    """The open connections of one listener, so that each can be waited for and cut: at most so many in all,
+    and of one source block."""
 
-    def __init__(self) -> None:
-        self.context = WorkerContext(None)
-        self._open: set[trio.SocketStream] = set()
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._open: dict[trio.SocketStream, str] = {}
+        self._blocks = Counter[str]()
         self._none = trio.Event()
 
     async def handle(
         self, serve: Callable[[trio.SocketStream], TCPServer], stream: trio.SocketStream
     ) -> None:
-        if len(self._open) >= MAX_CONNECTIONS:
+        block = _block_of(stream)
+        if len(self._open) >= self._most or (block and self._blocks[block] >= MAX_OF_BLOCK):
             await stream.aclose()
             return
-        self._open.add(stream)
+        self._open[stream] = block
+        self._blocks[block] += 1
         try:
             await serve(stream)
         except Exception as error:  # one broken connection is not the service's end
             _log.error("API connection failed", exc_info=error)
         finally:
-            self._open.discard(stream)
+            del self._open[stream]
+            self._blocks[block] -= 1
+            if not self._blocks[block]:
+                del self._blocks[block]
             if not self._open:
                 self._none.set()
 
@@ -275,6 +328,16 @@ class _Connections:
         """Shut every connection down, which also ends a write that is shielded from cancellation."""
         for stream in self._open:
             _cut(stream)
+
+
+def _block_of(stream: trio.SocketStream) -> str:
+    """The source block of a client over TCP; empty for one of the Unix socket, or that has gone."""
+    if stream.socket.family == socket.AF_UNIX:
+        return ""
+    try:
+        return source_block(stream.socket.getpeername()[0].partition("%")[0])
+    except OSError:
+        return ""
 
 
 def _cut(stream: trio.SocketStream) -> None:

@@ -191,8 +191,8 @@ def _gid(group: str) -> int | None:
     return gid if os.geteuid() == 0 or gid in os.getgroups() else None
 
 
-def listen_tcp(listen: str) -> socket.socket:
-    """Listen on ``HOST:PORT``, on loopback only. Raises ApiSocketError."""
+def listen_tcp(listen: str, *, encrypted: bool = False) -> socket.socket:
+    """Listen on ``HOST:PORT``, in clear on loopback only. Raises ApiSocketError."""
     host, _, port = listen.rpartition(":")
     try:
         address = ipaddress.ip_address("127.0.0.1" if host == "localhost" else host.strip("[]"))
@@ -202,15 +202,16 @@ def listen_tcp(listen: str) -> socket.socket:
         raise ApiSocketError(
             f"api.listen {listen!r} is not an address and a port", fix='write "127.0.0.1:PORT"'
         ) from None
-    if not address.is_loopback:
+    if not (address.is_loopback or encrypted):
         raise ApiSocketError(
-            f"api.listen {listen} is not a loopback address, and off loopback the API needs TLS, "
-            "which this version does not have",
-            fix='write "127.0.0.1:PORT", or remove api.listen and use the Unix socket',
+            f"api.listen {listen} is not a loopback address, and off loopback the API needs TLS",
+            fix='set api.tls to "auto", write "127.0.0.1:PORT", or remove api.listen and use the Unix socket',
         )
     listener = socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if address.version == 6:  # [::] takes IPv4, too, whatever the host's default is
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not address.is_unspecified))
         listener.bind((str(address), int(port)))
         listener.listen(BACKLOG)
     except OSError as error:

@@ -3,7 +3,8 @@
 
 The table is there before the node serves anything, with the bans that the state directory remembers, and it
 stays when the node ends: its elements end by themselves. Each look reads the kernel's counters of unknown
-sources. A table that somebody flushed is found missing by that look, and put back.
+sources. A table that somebody removed is found missing by that look, and put back. Rules that somebody edited
+and sets that somebody emptied are found by the next check.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import structlog
 import trio
 
 from phantommesh.acl import banrules
-from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, NEAR, ODD, SHED, Ports, Sender
+from phantommesh.acl.banrules import ARRIVED, FAR, HELD, KNOWN, MOST_SOURCES, NEAR, ODD, SHED, Ports, Sender
 from phantommesh.acl.bans import (
     OPEN,
     ORIGINS,
@@ -55,7 +56,7 @@ _NEIGHBOUR: Final[Proof] = "neighbour"
 
 # Tuning.
 LOOK: Final = 0.25  # s between looks at the kernel's counters
-CHECK: Final = 5.0  # s between looks at whether the rules are still ours, and at who is never banned
+CHECK: Final = 5.0  # s between looks at whether the table is still ours, and at who is never banned
 MAX_BACKOFF: Final = 30.0  # s between attempts while the table cannot be put in place
 BULK: Final = 100  # datagrams of one neighbour to the control port in one look, from which it is a flood
 ROOM: Final = 0.9  # of the places of a set of sources; with fewer free ones it proves nothing
@@ -203,8 +204,7 @@ class Banning:
 
     async def hits(self) -> dict[tuple[Origin, str], int]:
         """Packets dropped of each banned network, by origin. Raises NftError."""
-        names = [f"{origin}{version}" for origin in ORIGINS for version in (4, 6)]
-        counters = await self._rules.counters_of(*names)
+        counters = await self._rules.counters_of(*HELD)
         return {
             (ban.origin, ban.network): counters[f"{ban.origin}{ban.parsed.version}"].get(first, (0, 0))[0]
             for ban in self.bans
@@ -247,7 +247,7 @@ class Banning:
         """Change the table that is there; one that is gone is made anew by the next look."""
         try:
             await self._rules.install(text)
-            self._print = await self._rules.fingerprint()
+            self._print = await self._rules.fingerprint(*KNOWN)
         except NftError:
             self._installed = None
             await self._put()
@@ -290,7 +290,7 @@ class Banning:
             # No ban that nft refuses may leave this host without the others, and without the table.
             await self._rules.install(banrules.render(ports, (), known, self._wall()))
             refused = await self._insert_by_parts(ports.device, bans)
-        self._print = await self._rules.fingerprint()
+        self._print = await self._rules.fingerprint(*KNOWN)
         if self._print is None:
             raise NftError(
                 f"table {banrules.FAMILY} {banrules.table_name(ports.device)} is gone as soon as it is made",
@@ -403,8 +403,18 @@ class Banning:
 
     async def _mend(self, now: float) -> None:
         self.contest.mended("the table of bans", now)
-        log.warning("somebody else removed the table of bans; it is put back")
+        log.warning("somebody else removed or changed the table of bans; it is put back")
         await self._put()
+
+    async def _as_left(self) -> bool:
+        """Whether the kernel has the rules, the known sources and the bans that this node put there."""
+        if await self._rules.fingerprint(*KNOWN) != self._print:
+            return False
+        held = await self._rules.counters_of(ARRIVED, ODD, SHED, *HELD)
+        if not all(held[name] for name in (ARRIVED, ODD, SHED)):
+            return False
+        whole = partial(banrules.holds, held, self._taken(), self._wall())
+        return await trio.to_thread.run_sync(whole)
 
     async def _check(self, now: float) -> None:
         """See whether the table is as it was left, and who is never banned now."""
@@ -412,7 +422,7 @@ class Banning:
         lifted = self.bans.lift(self.shield)
         for ban, why in lifted:
             await self._gone([ban], f"it is {why}")
-        if self._ports() != self._installed or await self._rules.fingerprint() != self._print:
+        if self._ports() != self._installed or not await self._as_left():
             if self._ports() == self._installed:
                 await self._mend(now)
             else:

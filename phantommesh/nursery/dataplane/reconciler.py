@@ -195,6 +195,7 @@ class Reconciler:
                 if changes and all(map(_only_psks, changes)):
                     self._note(desired, set(await self._apply(changes)))  # what failed is tried again below
             actual = await self._read(names)
+            await trio.lowlevel.checkpoint()  # with 100 peers reading and comparing take milliseconds each
             changes = self._differences(actual, desired)
             failed: set[str] = set()
             if changes:

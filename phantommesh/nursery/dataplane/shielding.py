@@ -10,6 +10,7 @@ before: else a member could set anybody free.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import IPv6Network, ip_address, ip_network
 from typing import Final
 
@@ -38,6 +39,9 @@ _HERE: Final[tuple[Network, ...]] = tuple(
 )
 # RFC 6052, RFC 8215 (hosts of IPv4 behind a translator) and RFC 4380 (Teredo): one /64 is many hosts' there.
 _SHARED: Final[tuple[Network, ...]] = tuple(map(ip_network, ("64:ff9b::/64", "64:ff9b:1::/48", "2001::/32")))
+
+# Tuning.
+MOST_PARSED: Final = 16_384  # addresses that are remembered parsed, at some 400 bytes each
 
 
 class Shielding:
@@ -76,11 +80,11 @@ class Shielding:
 
     def known(self) -> list[Network]:
         """The addresses at which members and seeds are known."""
-        return [ip_network(host) for host in {*(host for host, _ in self._members()), *self._seeds()}]
+        return [_network(host) for host in {*(host for host, _ in self._members()), *self._seeds()}]
 
     def shield(self) -> Shield:
         """Who is never banned, as things are now."""
-        return Shield(self._always(), [(ip_network(host), why) for host, why in self._members()])
+        return Shield(self._always(), [(_network(host), why) for host, why in self._members()])
 
     def _always(self) -> Iterator[tuple[Network, str]]:
         reach = self._places.reach
@@ -96,7 +100,7 @@ class Shielding:
         for address, why in self._operators:
             yield ip_network(address), why
         for host in self._seeds():
-            yield ip_network(host), "a seed of this node"
+            yield _network(host), "a seed of this node"
         for entry in self._entries():
             member = entry.member
             if member.role is Role.RELAY or member.role is Role.AUTHORITY or member.routes:
@@ -122,7 +126,18 @@ class Shielding:
         proved = {*_hosts(seen_at(self._finding, self._gossip, member)), *self._places.heard(member)}
         said = {*_hosts(self._places.of(entry)), *_hosts(self._gossip.heard_at(member))} - proved
         hosts = (*proved, *(host for host in said if not self.offended(host)))
-        return {str(ip_address(host)) for host in hosts}
+        return {_plain(host) for host in hosts}
+
+
+# All of these are read again every few seconds, and a thousand members have four thousand addresses.
+@lru_cache(maxsize=MOST_PARSED)
+def _network(host: str) -> Network:
+    return ip_network(host)
+
+
+@lru_cache(maxsize=MOST_PARSED)
+def _plain(host: str) -> str:
+    return str(ip_address(host))
 
 
 def _hosts(addresses: Iterable[Address]) -> Iterator[str]:

@@ -18,6 +18,7 @@ import structlog
 import trio
 
 from phantommesh.acl import banrules
+from phantommesh.acl import ruleset as aclrules
 from phantommesh.dimensions import master_name
 from phantommesh.nursery.host import netlink
 from phantommesh.nursery.host.forwarding import close_for
@@ -56,6 +57,7 @@ def device_of(table: str, present: Collection[str] = ()) -> str | None:
     ``present``."""
     wide, narrow = ruleset.table_name(""), guard.table_name("")
     names = (
+        aclrules.table_name,
         banrules.table_name,
         forwarding.table_name,
         tagging.table_name,

@@ -64,7 +64,8 @@ class _Place(NamedTuple):
 class _Reached(NamedTuple):
     """A regular file that every user can read, as its directory tells; it may be another by now."""
 
-    path: Path
+    above: Path
+    name: str
     directory: int  # its directory's descriptor, good until the next file
     size: int
 
@@ -77,12 +78,12 @@ def find_copies(state: Path, places: Iterable[Path]) -> list[CopySeen]:
     found: list[CopySeen] = []
     archives = 0
     for reached in _reachable(state, places):
-        archive = _ARCHIVE.fullmatch(reached.path.name) is not None
-        named = _NAMED.fullmatch(reached.path.name)
+        archive = _ARCHIVE.fullmatch(reached.name) is not None
+        named = _NAMED.fullmatch(reached.name)
         if not archive and (reached.size > _MOST_SECRET or not (named or reached.size in known)):
             continue
         try:
-            with _opened(reached.path.name, reached.directory) as (file, status):
+            with _opened(reached.name, reached.directory) as (file, status):
                 if not stat.S_ISREG(status.st_mode) or not status.st_mode & stat.S_IROTH:
                     continue
                 if not archive:
@@ -95,7 +96,7 @@ def find_copies(state: Path, places: Iterable[Path]) -> list[CopySeen]:
         except OSError:
             continue
         if of:
-            found.append(CopySeen(str(reached.path), of, stat.S_IMODE(status.st_mode)))
+            found.append(CopySeen(str(reached.above / reached.name), of, stat.S_IMODE(status.st_mode)))
     return found
 
 
@@ -160,7 +161,7 @@ def _reachable(state: Path, places: Iterable[Path]) -> Iterator[_Reached]:
                             if len(place.below) < DEEPEST:
                                 todo.append(_Place(place.top, (*place.below, entry.name)))
                         elif (size := _readable(entry)) is not None:
-                            yield _Reached(path / entry.name, descriptor, size)
+                            yield _Reached(path, entry.name, descriptor, size)
         except OSError:
             continue
 

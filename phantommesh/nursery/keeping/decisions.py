@@ -10,38 +10,33 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import structlog
 import trio
 
-from phantommesh import __version__
 from phantommesh.agents.actions import Action
 from phantommesh.agents.base import AgentName, Evidence, Outcome, Proposal, Subject
 from phantommesh.agents.council import KEPT, Council, Decision, Minutes, Order, Phase
 from phantommesh.agents.incidents import Incidents
-from phantommesh.agents.ledger import Line, MissedLine, decision_line, outcome_line
+from phantommesh.agents.ledger import decision_line, outcome_line
 from phantommesh.agents.telling import came, told
 from phantommesh.management.events import EventLog
 from phantommesh.management.metrics import Metrics
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.due import moment
+from phantommesh.nursery.keeping.journal import Journal
 from phantommesh.nursery.keeping.ledger import Ledger
 from phantommesh.nursery.keeping.saver import Patience
 from phantommesh.rates import Rates
-from phantommesh.state.files import StateError
 
 # Tuning.
 EVENT_RATE, EVENT_BURST = 1.0, 64.0  # decisions of one agent that are told, a second and at once
 MOST_WHY: Final = 300  # characters of a reason in an event
 MOST_SENTENCE: Final = 600  # characters of a decision or outcome in an event
 GATHER = 0.5  # s that lines wait for others: with the disk's own time, less than the second that may be lost
-AT_ONCE = 256  # lines that one write has
-MOST_LINES = 4096  # that wait for the disk
 ONCE = 60.0  # s in which what is done once would lapse if it stood
-LAST = 2.0  # s for the last write when the node stops
 
 log = structlog.get_logger("phantommesh.agents")
 
@@ -65,13 +60,10 @@ class Decisions:
         self.accepted = 0
         self.frozen_since = trio.current_time()
         """When APEX was frozen or freed, or the start."""
-        self.disk = Patience(log, "the record of decisions")
-        self.dropped = Counter[str]()
-        self._ledger = Ledger(directory)
-        self._begun = False
-        self._lines = deque[Line]()
-        self._missed = 0
-        self._written = Bell()
+        self._journal = Journal(
+            log, "the record of decisions", Ledger(directory), run=events.run, gather=GATHER,
+            reason="decisions-unwritten",
+        )  # fmt: skip
         self.changed: Callable[[AgentName], None] = lambda name: None
         """Called when the operator pauses or resumes an agent: it may be its turn now."""
         self.stands: Callable[[], None] = lambda: None
@@ -89,11 +81,11 @@ class Decisions:
         at = moment()
         for one in minutes.decisions:
             self._tell(one)
-            self._note(decision_line(one, at.now))
+            self._journal.add(decision_line(one, at.now))
             self.accepted += one.verdict.accepted
             self.incidents.decided(one)
         for outcome in minutes.outcomes:
-            self._note(outcome_line(outcome, at.wall))
+            self._journal.add(outcome_line(outcome, at.wall))
             self._conclude(outcome, at.wall)
         self.order(minutes.orders, began)
 
@@ -112,46 +104,19 @@ class Decisions:
 
     # The record.
 
-    def _note(self, line: Line) -> None:
-        if len(self._lines) >= MOST_LINES:
-            self._lines.popleft()
-            self._missed += 1
-            self.dropped["decisions-unwritten"] += 1
-        self._lines.append(line)
-        self._written.ring()
+    @property
+    def disk(self) -> Patience:
+        """What the disk refuses of the record."""
+        return self._journal.disk
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Counts of what was decided and is not on record, by reason."""
+        return self._journal.dropped
 
     async def keep(self) -> None:
         """Write what is decided, until cancelled; then once more."""
-        try:
-            while True:
-                async with self.disk.patiently():
-                    await self.save()
-                if self.disk.problem is None and not self._lines:
-                    await self._written.wait()
-                    await trio.sleep(GATHER)
-        finally:
-            with trio.CancelScope(deadline=trio.current_time() + LAST, shield=True), suppress(StateError):
-                await self.save()
-
-    async def save(self) -> None:
-        """Write what has not been written. It is on disk then. Raises StateError."""
-        if not self._begun:
-            run, wall = self._events.run, moment().wall
-            torn = await trio.to_thread.run_sync(self._ledger.begin, wall, run, __version__)
-            self._begun = True
-            if torn:
-                log.warning("the end of the record of decisions was torn and is dropped", bytes=torn)
-        while self._lines:
-            missed = self._missed
-            lines = [self._lines.popleft() for _ in range(min(len(self._lines), AT_ONCE))]
-            if missed:
-                lines.insert(0, MissedLine(prev="", at=moment().wall, lines=missed))
-            try:
-                await trio.to_thread.run_sync(self._ledger.write, lines)
-                self._missed -= missed
-            except StateError:
-                self._lines.extendleft(reversed(lines[bool(missed) :]))
-                raise
+        await self._journal.keep()
 
     # The operator's word.
 

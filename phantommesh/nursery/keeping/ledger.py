@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The record of decisions on disk: files of bounded size, a bounded number of them. All of it blocks: call it
-in a thread.
+"""A record on disk, of decisions or of what was asked of the API: files of bounded size, a bounded number of
+them. All of it blocks: call it in a thread.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from phantommesh.agents import ledger
 from phantommesh.agents.ledger import Checked, Line, StartLine
@@ -26,12 +26,12 @@ from phantommesh.state.files import (
 MOST_BYTES: Final = 2 * 1024 * 1024  # of one file: 3,000 decisions and what came of them
 MOST_FILES: Final = 8  # the oldest goes
 
-_NAME: Final = re.compile(r"decisions-([0-9]{8})\.jsonl")
+_NAME: Final = re.compile(r"(?:decisions|audit)-([0-9]{8})\.jsonl")
 
 
 def files(directory: Path) -> list[Path]:
     """The record's files, oldest first."""
-    return sorted(path for path in directory.glob("decisions-*.jsonl") if _NAME.fullmatch(path.name))
+    return sorted(path for path in directory.glob("*.jsonl") if _NAME.fullmatch(path.name))
 
 
 def check(directory: Path) -> Checked:
@@ -50,10 +50,11 @@ def latest(directory: Path, count: int) -> list[Line]:
 
 
 class Ledger:
-    """Writes the record. Hold the state directory's lock: there is one writer."""
+    """Writes a record, which has a directory of its own. Hold the state directory's lock: there is one
+    writer. ``name`` begins the files' names."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, name: Literal["decisions", "audit"] = "decisions") -> None:
+        self._directory, self._name = directory, name
         self._last: str | None = None  # None: not begun
         self._file: Path | None = None
         self._place: Place | None = None
@@ -87,7 +88,7 @@ class Ledger:
     def _begin_file(self, data: bytes) -> None:
         there = files(self._directory)
         number = int(_NAME.fullmatch(there[-1].name)[1]) + 1 if there else 1  # type: ignore[index]
-        path = self._directory / f"decisions-{number:08}.jsonl"
+        path = self._directory / f"{self._name}-{number:08}.jsonl"
         for old in there[: max(0, len(there) - MOST_FILES + 1)]:
             old.unlink(missing_ok=True)
         try:

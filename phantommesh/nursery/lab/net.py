@@ -12,7 +12,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -46,6 +46,7 @@ SPARE_INSTANCES: Final = 384  # inotify instances for all that runs beside a lab
 
 # `ip netns exec` gives its command a mount namespace of its own, so this mount is seen by nobody else.
 _PRIVATE_SOCKETS: Final = f'mount --bind "$1" {WIREGUARD_SOCKETS} && shift && exec "$@"'
+RESERVED: Final = "51800-51999,52800-52999"  # the second are those of a second mesh in tests
 _DOWN: Final = "run `phantommesh lab down`; in a container, give it NET_ADMIN and SYS_ADMIN"
 _NO_DELAYS: Final = "run `modprobe sch_netem`, or leave out --regions"
 _DELAY: Final = (sys.executable, "-m", "phantommesh.nursery.lab.delay")
@@ -69,7 +70,7 @@ def one_error() -> Iterator[None]:
 class LabSpec:
     """The lab to build. ``link``, ``scatter`` and ``guard`` replace these sections of the nodes'
     configurations; ``patience_s`` bounds each wait. ``underlay`` says what stands between the nodes. With
-    ``named`` the nodes are told their addresses; else they find them."""
+    ``named`` the nodes are told their addresses; else they find them. ``tags`` are the nodes', in order."""
 
     name: str = "pm"
     nodes: int = 3
@@ -81,6 +82,7 @@ class LabSpec:
     patience_s: float = 120.0
     underlay: Underlay = PLAIN
     named: bool = True
+    tags: tuple[tuple[str, ...], ...] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name)
@@ -93,6 +95,11 @@ class LabSpec:
         if self.backend not in ("auto", "kernel", "userspace"):
             raise LabError(f"no backend {self.backend!r}", fix="give --backend auto, kernel or userspace")
         self.underlay.check(self.nodes)
+
+    def tag_options(self, numbers: Iterable[int]) -> list[str]:
+        """The options that name the tags of these nodes, each once."""
+        given = [self.tags[number - 1] for number in numbers if number <= len(self.tags)]
+        return [word for tag in sorted({tag for tags in given for tag in tags}) for word in ("--tag", tag)]
 
     @property
     def routers(self) -> list[Router]:
@@ -302,9 +309,18 @@ async def build(spec: LabSpec) -> None:
     async with trio.open_nursery() as nursery:
         for node in nodes_of(spec):
             nursery.start_soon(_ip, ["-n", node.name, "-batch", "-"], uplink_commands(spec, node))
+            nursery.start_soon(_reserve, node.name)
     await trio.to_thread.run_sync(Path(WIREGUARD_SOCKETS).mkdir, 0o755, True, True)
     for node in nodes_of(spec):
         await trio.to_thread.run_sync(node.wireguard_sockets.mkdir, 0o700, True, True)
+
+
+async def _reserve(namespace: str) -> None:
+    """Keep outgoing connections off the ports at which nodes are to listen: docs/operations.md. A container
+    whose /proc/sys is read-only has to live with one that takes such a port, once in thousands."""
+    setting = f"net.ipv4.ip_local_reserved_ports={RESERVED}"
+    with suppress(LabError):
+        await _tool(["ip", "netns", "exec", namespace, "sysctl", "-q", "-w", setting], fix=_DOWN)
 
 
 async def _set_up(router: Router, spec: LabSpec) -> None:

@@ -200,16 +200,20 @@ async def _up(spec: LabSpec, say: Say, *, pairs: bool = True) -> LabResult:
     say(f"building {spec.nodes} namespaces and {spec.uplinks} uplinks")
     await net.build(spec)
     say("making the mesh")
-    await phantommesh(first, "init", "--mesh", MESH, "--name", first.name, *endpoints(spec, first))
+    await phantommesh(
+        first, "init", "--mesh", MESH, "--name", first.name, *endpoints(spec, first), *spec.tag_options([1])
+    )
     configure(spec, first)
     await start(first)
-    invite = await phantommesh(first, "invite", "--uses", str(spec.nodes - 1), "--ttl", _INVITE_TTL)
+    terms = ["--uses", str(spec.nodes - 1), "--ttl", _INVITE_TTL]
+    invite = await phantommesh(first, "invite", *terms, *spec.tag_options(range(2, spec.nodes + 1)))
     authority = await answering(first, spec.patience_s)
     joins: dict[str, float] = {}
 
     async def enrol(node: LabNode) -> None:
         started = trio.current_time()
-        await phantommesh(node, "join", invite, "--name", node.name, *endpoints(spec, node))
+        asked = [*endpoints(spec, node), *spec.tag_options([node.number])]
+        await phantommesh(node, "join", invite, "--name", node.name, *asked)
         configure(spec, node)
         await start(node)
         if not pairs:

@@ -61,6 +61,7 @@ async def join(
     endpoints: tuple[str, ...],
     config: Config | None = None,
     chosen: bool = True,
+    tags: tuple[str, ...] = (),
 ) -> Summary:
     """Enrol this machine by an invite and write its state and configuration: all of it, or nothing.
 
@@ -68,7 +69,8 @@ async def join(
     finds out by itself where it is from its first start on; where its settings forbid that, the address
     becomes its endpoint.
     ``chosen``: an operator gives the endpoints now, and wants to hear at once of one that is of no use. Else
-    the node that runs here joins anew, under another identity.
+    the node that runs here joins anew, under another identity. ``tags``: those that this node asks for; none:
+    all that the invite grants.
     Raises `PhantomMeshError` saying what to do.
     """
     invite = Invite.parse_untrusted(token)
@@ -89,7 +91,7 @@ async def join(
                 draft = await trio.to_thread.run_sync(begin_join, state_dir, config_path, invite, settings)
                 session = await _shake_hands(framed, invite, draft)
                 enrolled = await _enrol(
-                    framed, session, draft, settings, found=own, chosen=chosen and bool(endpoints)
+                    framed, session, draft, settings, found=own, chosen=chosen and bool(endpoints), tags=tags
                 )
                 return await trio.to_thread.run_sync(
                     _finish(state_dir, config_path, draft, settings, invite, enrolled, running=not chosen)
@@ -238,6 +240,7 @@ async def _enrol(
     *,
     found: tuple[str, ...],
     chosen: bool,
+    tags: tuple[str, ...],
 ) -> messages.Enrolled:
     at = tuple(format_endpoint(*parse_endpoint(one, config.control.port)) for one in found)
     seq = int(time() * 1000)  # one a try
@@ -248,9 +251,9 @@ async def _enrol(
         csr, signature = make_csr(draft.identity, config.node.name), draft.identity.sign(body, CONTEXT)
         key = draft.authority_key
         if key is None:
-            return messages.Enrol(csr, body, signature, chosen=chosen)
+            return messages.Enrol(csr, body, signature, chosen=chosen, tags=tags)
         proof = prove_authority(key, draft.identity.node_id)
-        return messages.Enrol(csr, body, signature, key.spki, proof, chosen)
+        return messages.Enrol(csr, body, signature, key.spki, proof, chosen, tags)
 
     request = await trio.to_thread.run_sync(sign)
     client = await channels.Client.open(framed, session)

@@ -98,4 +98,5 @@ class Worker:
             name=terms.name,
             replaces=terms.replaces,
             ip4=str(terms.ip4),
+            tags=terms.tags,
         )

@@ -8,11 +8,8 @@ of each change to them, so that `nft flush ruleset` by another program is mended
 from __future__ import annotations
 
 import errno
-import os
-import socket
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 from typing import Final
@@ -24,12 +21,12 @@ from phantommesh.config.sections import Config, RoutesSection
 from phantommesh.dimensions import interface_names, master_name
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, Fault, FaultKind
-from phantommesh.nftables import messages as nftnetlink
 from phantommesh.nftables.reversepath import is_strict
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.node.routes import sites
 from phantommesh.nursery.due import WORK, alive
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
+from phantommesh.nursery.host.nftwatch import watch
 from phantommesh.nursery.overlay.holding import Overlay
 from phantommesh.overlay import guard
 from phantommesh.overlay.guard import ARP_FAMILY, DROPS, FAMILY, Guard, Visited
@@ -48,8 +45,6 @@ OTHER: Final = (
     "firewalld"  # a table that drops IPv6 which comes by another interface than its answers leave by
 )
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP = 270, 1, 7  # NFNLGRP_NFTABLES, linux/netfilter/nfnetlink.h
-_BUFFER = 1 << 17  # bytes of notifications read at once
 _UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOENT, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT)
 
 log = structlog.get_logger("phantommesh.guard")
@@ -186,30 +181,7 @@ class Guarding:
 
     async def _watch(self) -> None:
         """Look whenever the kernel tells of a change to a table of ours that is no element's."""
-        name, beside = (n.encode("ascii") + b"\0" for n in (self._want().table, self._beside))
-        kind = socket.SOCK_RAW | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        with ExitStack() as stack:
-            try:
-                told = stack.enter_context(socket.socket(socket.AF_NETLINK, kind, nftnetlink.NETFILTER))
-                told.bind((0, 0))
-                told.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _GROUP)
-            except OSError as error:
-                log.info("changes to the guard are looked for, not told", error=os.strerror(error.errno or 0))
-                return
-            while True:
-                await trio.lowlevel.wait_readable(told)
-                try:
-                    messages = told.recv(_BUFFER)
-                    ours = nftnetlink.changes_rules(messages, name)
-                    theirs = nftnetlink.changes_rules(messages, beside)
-                except BlockingIOError:
-                    continue
-                except (OSError, NetlinkFormatError):
-                    ours = theirs = True  # more came than the socket or the buffer holds
-                if ours:
-                    self.kick()
-                if theirs:
-                    self._flushed()
+        await watch({self._want().table: self.kick, self._beside: self._flushed})
 
 
 def make_guarding(

@@ -95,6 +95,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         )
     yield from parts.guarding.faults()
     yield from parts.banning.faults()
+    yield from parts.access.faults()
     for name in parts.config.guard.forward:
         if not Path("/sys/class/net", name).exists():
             yield guard.FORWARD_UNKNOWN.fault(
@@ -119,6 +120,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         parts.gossip.disk,
         parts.federating.disk,
         parts.decisions.disk,
+        parts.audit.disk,
         parts.memory.disk,
         parts.banning.disk,
     ):
@@ -232,6 +234,7 @@ def _contested(parts: Parts) -> Iterator[Fault]:
         parts.scattering,
         parts.guarding,
         parts.banning,
+        parts.access,
         parts.overlay,
         parts.cover,
     ):

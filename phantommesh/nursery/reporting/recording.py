@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import structlog
 import trio
 
+from phantommesh.faults import Fault
 from phantommesh.link.effects import Alarm, Opened, Role
 from phantommesh.management.metrics import PathSample, ScatterSample, WireGuardSample
 from phantommesh.management.views import PathView
@@ -92,8 +93,10 @@ class Recorder:
         self._pacts = dict[str, str]()
         self._nat = Bucket(EVENT_RATE, EVENT_BURST, trio.current_time())
         self._asked = trio.Event()
+        self._faults: list[Fault] = []
+        self._judging = (self._judge, self._tell_traffic, self._tell_health)
         self._pieces = (
-            self.tell_copies, self._tell_health, self._tell_advice, self._measure_links, self._measure_paths,
+            self.tell_copies, *self._judging, self._tell_advice, self._measure_links, self._measure_paths,
             self._count,
         )  # fmt: skip
         parts.taking.told = self.routed
@@ -257,27 +260,34 @@ class Recorder:
                 await self._asked.wait()
             if self._asked.is_set():
                 self._asked = trio.Event()
-                for piece in self._pieces:
-                    piece()
-                    await trio.lowlevel.checkpoint()  # with 100 peers each takes milliseconds
+                await self._go_through(self._pieces)
             else:
-                self._tell_health()
+                await self._go_through(self._judging)
+
+    async def _go_through(self, pieces: Iterable[Callable[[], None]]) -> None:
+        for piece in pieces:
+            piece()
+            await trio.lowlevel.checkpoint()  # with 100 peers each takes milliseconds
 
     def look(self) -> None:
         """The interfaces have been read: have `watch` measure."""
         self._asked.set()
 
-    def _tell_health(self) -> None:
+    def _judge(self) -> None:
         self._judged = trio.current_time()
-        reporter, metrics = self._reporter, self._metrics
-        faults = reporter.faults()
+        self._faults = self._reporter.faults()
+
+    def _tell_traffic(self) -> None:
+        self._metrics.set_traffic(self._reporter.flows(self._reporter.seen()))
+
+    def _tell_health(self) -> None:
+        reporter, metrics, faults = self._reporter, self._metrics, self._faults
         metrics.set_faults(Counter((fault.code, fault.severity) for fault in faults))
         parts = self._parts
         parts.drainer.able = reporter.life() != "starting" and not any(
             f.code in health.UNREADY for f in faults
         )
         metrics.set_state(reporter.life(), ready=reporter.readiness(faults).ready)
-        metrics.set_traffic(reporter.flows(reporter.seen()))
         reasons = [fault.line for fault in faults]
         if reasons and reasons != self._told:
             codes = sorted({fault.code for fault in faults})

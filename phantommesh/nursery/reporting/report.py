@@ -17,6 +17,7 @@ from phantommesh.agents.actions import Rotate
 from phantommesh.agents.base import Subject
 from phantommesh.faults import Fault
 from phantommesh.link.psk import PskPhase
+from phantommesh.management.aclview import AclCheckView, AclView
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsResult,
@@ -51,10 +52,12 @@ from phantommesh.management.views import (
 from phantommesh.moments import rfc3339
 from phantommesh.node.invitations import listed, withdrawn
 from phantommesh.nursery.bell import Bell
+from phantommesh.nursery.keeping.audit import Audit
 from phantommesh.nursery.keeping.decisions import asked
+from phantommesh.nursery.keeping.tokens import TokenKeeper
 from phantommesh.nursery.parts import Parts
-from phantommesh.nursery.reporting import agents as agentrows
 from phantommesh.nursery.reporting import (
+    access,
     drain,
     explaining,
     federation,
@@ -64,6 +67,7 @@ from phantommesh.nursery.reporting import (
     threats,
     topology,
 )
+from phantommesh.nursery.reporting import agents as agentrows
 from phantommesh.nursery.reporting.localcauses import LocalCauses
 from phantommesh.nursery.reporting.netchecking import NetChecks
 from phantommesh.nursery.reporting.rows import Rows
@@ -102,6 +106,16 @@ class Reporter(Rows):
     def events(self) -> EventLog:
         """The latest events."""
         return self._parts.events
+
+    @property
+    def tokens(self) -> TokenKeeper:
+        """The API's tokens."""
+        return self._parts.tokens
+
+    @property
+    def audit(self) -> Audit:
+        """What was asked of the API, and by whom."""
+        return self._parts.audit
 
     def status(self) -> Status:
         """This node at a glance."""
@@ -250,6 +264,14 @@ class Reporter(Rows):
     async def end_pact(self, pact: str) -> PactResult:
         """End a pact for both meshes. Raises PhantomMeshError."""
         return await federation.end(self._parts, pact)
+
+    async def acl(self) -> AclView:
+        """The access rules, and what came by each."""
+        return await access.view(self._parts)
+
+    def acl_check(self, source: str, target: str, protocol: int, port: int, *, family: int) -> AclCheckView:
+        """Whether a new connection passes, by which rule. Raises PhantomMeshError."""
+        return access.check(self._parts, source, target, protocol, port, family)
 
     async def threats(self) -> ThreatsView:
         """Attacks that this node has seen, and what it does against them."""

@@ -128,7 +128,8 @@ class TcpPort:
         except OSError as error:
             raise PhantomMeshError(
                 f"cannot listen on TCP port {self._port}: {error.strerror or error}",
-                fix="stop what uses the port, or set control.port in the config",
+                fix="stop what uses the port (`ss -tanp`), or set control.port in the config; keep others' "
+                "outgoing connections off the port by net.ipv4.ip_local_reserved_ports",
             ) from None
         await self.further.listen()
 

@@ -354,6 +354,11 @@ async def test_an_edited_configuration_is_followed(at: Path) -> None:
         assert node.parts.settings.waiting == ()
         node.reload(structs.replace(config, agents=structs.replace(config.agents, enabled=False)), {})
         assert phase("nexus") == "paused"
+        node.reload(config, {})
+        assert phase("nexus") == phase("omniscient") == "running"
+        node.parts.decisions.pause("nexus")
+        node.reload(structs.replace(config, agents=structs.replace(config.agents, dry_run=True)), {})
+        assert phase("nexus") == "paused" and phase("omniscient") == "dry-run"
 
 
 async def test_what_stands_is_lifted_when_the_node_stops(at: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -464,7 +469,9 @@ async def test_a_full_disk_is_a_fault_and_stops_no_agent(at: Path, monkeypatch: 
 async def test_a_rotation_of_the_operator_is_done_and_on_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("phantommesh.nursery.reporting.report.ROTATE_WAIT", PATIENCE)  # however slow the machine
+    monkeypatch.setattr(
+        "phantommesh.nursery.reporting.report.ROTATE_WAIT", PATIENCE
+    )  # however slow the machine
     state = make_authority(tmp_path / "alpha")
     async with serving(tmp_path / "alpha") as alpha:
         await join(tmp_path / "beta", make_invite(state), "beta")

@@ -47,6 +47,7 @@ from phantommesh.management.views import (
 )
 from phantommesh.node.draining import DrainRefusedError
 from phantommesh.nursery.api.app import create_app
+from phantommesh.nursery.api.auth import Door
 from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
 from phantommesh.nursery.api.problems import MAX_BODY_BYTES
 from phantommesh.nursery.api.server import connection_handler, serve_api
@@ -58,7 +59,7 @@ NO_GROUP = "no-such-group-here"
 
 
 def app_of(node: FakeNode, *, trusted: bool = True) -> QuartTrio:
-    return create_app(node, trusted=trusted)
+    return create_app(node, Door(trusted=trusted))
 
 
 async def ask(node: FakeNode | QuartTrio, method: str, path: str, **options: Any) -> Response:
@@ -548,12 +549,13 @@ async def test_proofs_are_exported_whole_or_of_one_peer() -> None:
     await problem(await ask(node, "GET", "/v1/proofs/export"), 409)
 
 
-async def test_tcp_without_tokens_serves_only_what_needs_no_scope() -> None:
+async def test_tcp_without_a_token_serves_only_what_needs_none() -> None:
     node = FakeNode()
     app = app_of(node, trusted=False)
     local = {"Host": "127.0.0.1:9000"}
+    here = {"client": ("127.0.0.1", 40_000), "server": ("127.0.0.1", 9000)}
     for path in ("/healthz", "/readyz", "/metrics"):
-        assert (await ask(app, "GET", path, headers=local)).status_code == 200
+        assert (await ask(app, "GET", path, headers=local, scope_base=here)).status_code == 200
     v1 = ("status", "peers", "links", "paths", "scatter", "proofs", "proofs/export")
     for path in (f"/v1/{name}" for name in v1):
         await problem(await ask(app, "GET", path, headers=local), 401)
@@ -563,6 +565,11 @@ async def test_tcp_without_tokens_serves_only_what_needs_no_scope() -> None:
             path = endpoint.path.replace("{peer}", "pm-1")
             answer = await ask(app, endpoint.method, path, headers=local)
             assert (answer.status_code == 401) == (endpoint.scope is not None), path
+    # The metrics are open to this machine, and to nobody else without a token.
+    for client in ("192.0.2.7", "fd00::7"):
+        far = {"client": (client, 40_000), "server": ("192.0.2.1", 9000)}
+        answer = await ask(app, "GET", "/metrics", headers={"Host": "192.0.2.1:9000"}, scope_base=far)
+        await problem(answer, 401)
     assert node.rotated == []
     await problem(await ask(app, "GET", "/metrics", headers={"Host": "evil.example"}), 421)
 
@@ -719,7 +726,7 @@ async def test_tcp_on_loopback(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:80", "[::]:80", "192.0.2.1:80"])
-def test_off_loopback_is_refused(listen: str) -> None:
+def test_off_loopback_in_clear_is_refused(listen: str) -> None:
     with pytest.raises(ApiSocketError, match="needs TLS") as error:
         listen_tcp(listen)
     assert error.value.fix
@@ -818,7 +825,7 @@ async def test_a_target_without_a_path_is_a_problem_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize("request_first", [False, True])
 async def test_a_connection_its_client_closed_is_gone_at_once(request_first: bool) -> None:
     ours, theirs = map(trio.SocketStream, trio.socket.socketpair())
-    serve = connection_handler(create_app(FakeNode(), trusted=True), WorkerContext(None))
+    serve = connection_handler(create_app(FakeNode(), Door(trusted=True)), WorkerContext(None))
     with trio.fail_after(4):  # hypercorn's keep-alive timeout is 5 s
         async with trio.open_nursery() as nursery:
 

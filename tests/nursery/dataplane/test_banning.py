@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Collection
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from phantommesh.acl.banrules import ARRIVED, FAR, MOST_SOURCES, MOST_TIMEOUT, NEAR, ODD, SHED, Ports
+from phantommesh.acl.banrules import ARRIVED, FAR, HELD, MOST_SOURCES, MOST_TIMEOUT, NEAR, ODD, SHED, Ports
 from phantommesh.acl.bans import BanError, Shield
 from phantommesh.acl.threats import ENOUGH, judge
 from phantommesh.endpoint import Address
@@ -37,6 +38,7 @@ class Table:
         self.senders: dict[bytes, tuple[int, int]] = {}
         self.totals = dict.fromkeys((ARRIVED, ODD, SHED), 0)
         self.number = 0
+        self.held: dict[str, dict[bytes, tuple[int, int]]] = {}
 
     async def install(self, text: str) -> None:
         await trio.lowlevel.checkpoint()
@@ -46,10 +48,20 @@ class Table:
             raise NftError("value too large")
         if "add table" in text:
             self.there = True
+            self.held = {}
         elif not self.there:
             raise NftError("no table", code=errno.ENOENT)
         self.number += 1
         self.scripts.append(text)
+        for command, _, _, name, elements in re.findall(
+            r"^(flush set|add element) (\S+) (\S+) (\S+)(.*)$", text, re.M
+        ):
+            if command == "flush set":
+                self.held[name] = {}
+            elif name in HELD:
+                for element in elements.strip(" {}").split(", "):
+                    packed = ip_network(element.partition(" ")[0]).network_address.packed
+                    self.held.setdefault(name, {})[packed] = (0, 0)
 
     async def fingerprint(self, *sets: str) -> Fingerprint | None:
         await trio.lowlevel.checkpoint()
@@ -59,7 +71,7 @@ class Table:
         await trio.lowlevel.checkpoint()
         if not self.there:
             raise NftError("no table", code=errno.ENOENT)
-        found: dict[str, dict[bytes, tuple[int, int]]] = {name: {} for name in names}
+        found: dict[str, dict[bytes, tuple[int, int]]] = {name: self.held.get(name, {}) for name in names}
         if NEAR in names:
             found[NEAR] = dict(self.senders)
         if ARRIVED in names:
@@ -313,6 +325,21 @@ async def test_a_table_that_is_flushed_is_put_back(
     before = len(table.scripts)
     await trio.sleep(module.CHECK + 1.0)
     assert "add table" in table.scripts[-1] and len(table.scripts) > before
+
+
+async def test_a_set_that_somebody_emptied_is_filled_again(
+    banning: Banning, table: Table, nursery: trio.Nursery
+) -> None:
+    await banning.begin()
+    nursery.start_soon(banning.run)
+    await banning.ban(ip_network(BLOCK), "own", 600.0, "scan", kinds=["scan"])
+    await trio.sleep(2 * module.CHECK)
+    before = len(table.scripts)
+    table.held["own4"] = {}
+    await trio.sleep(module.CHECK + 1.0)
+    assert table.held["own4"] and len(table.scripts) == before + 1
+    await trio.sleep(2 * module.CHECK)
+    assert len(table.scripts) == before + 1
 
 
 async def test_a_kernel_that_refuses_is_a_fault_and_no_end(

@@ -5,7 +5,7 @@ import msgspec
 
 from phantommesh.agents import actions
 from phantommesh.agents.actions import MOST_TEXT, Mend, Raise
-from phantommesh.agents.aegis import LASTS, Aegis
+from phantommesh.agents.aegis import AGAIN, EVERY, LASTS, Aegis
 from phantommesh.agents.base import Observation, Proposal
 from phantommesh.agents.council import Council
 from phantommesh.hostcheck.seen import CopySeen, FileSeen, HostSeen
@@ -29,6 +29,17 @@ def test_a_finding_is_raised_with_evidence_and_stands_until_it_is_not_found_agai
     assert one.evidence[0].value == 1.0 and one.evidence[0].source == "/s/node.key"
     assert one.until == 100.0 + LASTS * 60.0 and actions.check(one.action) == ""
     assert look(Aegis(), CLEAN) == []
+
+
+def test_it_looks_again_within_a_minute_while_something_is_found() -> None:
+    agent = Aegis()
+    assert look(agent, CLEAN) == [] and agent.every == EVERY
+    [one] = look(agent, OPEN)
+    assert agent.every == AGAIN and one.until == 100.0 + LASTS * AGAIN
+    assert look(agent, CLEAN) == [] and agent.every == EVERY
+    quick = Aegis(every=20.0)
+    look(quick, OPEN)
+    assert quick.every == 20.0
 
 
 def test_many_findings_of_a_rule_are_one_proposal_and_a_long_path_fits() -> None:

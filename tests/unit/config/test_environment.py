@@ -14,6 +14,7 @@ from phantommesh.config import environment
 from phantommesh.config.reading import load
 from phantommesh.config.sections import (
     SECTIONS,
+    ApiSection,
     Config,
     ConfigError,
     NoConfigError,
@@ -87,6 +88,11 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "paths.probe_seconds": ("1", 1.0),
     "api.socket": ("/run/x.sock", "/run/x.sock"),
     "api.listen": ("127.0.0.1:8480", "127.0.0.1:8480"),
+    "api.tls": ("on", "on"),
+    "api.certificate": ("/etc/api.pem", "/etc/api.pem"),
+    "api.key": ("/etc/api.key", "/etc/api.key"),
+    "api.client_ca": ("/etc/clients.pem", "/etc/clients.pem"),
+    "api.hosts": ("vpn.example.net, 192.0.2.7", ("vpn.example.net", "192.0.2.7")),
     "dns.serve": ("false", False),
     "dns.port": ("5353", 5353),
     "dns.mode": ("off", "off"),
@@ -94,6 +100,7 @@ OTHERS: dict[str, tuple[str, Any]] = {
     "memory.megabytes": ("16", 16),
     "memory.half_life_seconds": ("86400", 86_400.0),
     "memory.hints": ("false", False),
+    "acl.default": ("deny", "deny"),
     "log.level": ("debug", "debug"),
     "log.format": ("json", "json"),
     "agents.enabled": ("false", False),
@@ -135,7 +142,13 @@ def test_every_key_has_its_variable(key: str, tmp_path: Path) -> None:
     file = tmp_path / "pm.toml"
     # Only what is routed may be probed, or have a site.
     routed = ("10.1.0.0/16", ADVERTISED) if key in ("routes.probe", "routes.sites") else ()
-    config = Config(node=NodeSection(name="pm-1", mesh="lab"), routes=RoutesSection(advertise=routed))
+    # Certificates belong to TLS.
+    api = ApiSection(listen="127.0.0.1:1", tls="on", certificate="/b.pem", key="/b.key")
+    config = Config(
+        node=NodeSection(name="pm-1", mesh="lab"),
+        routes=RoutesSection(advertise=routed),
+        api=api if key in ("api.certificate", "api.key", "api.client_ca") else ApiSection(),
+    )
     file.write_text(render(config))
     assert attrgetter(key)(load(file, {})) != wanted
     changed = load(file, {environment.variable(section, name): text})

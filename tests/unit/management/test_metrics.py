@@ -28,6 +28,7 @@ NAMES = {
     "phantommesh_gossip_convergence_seconds",
     "phantommesh_membership_changes_total",
     "phantommesh_dropped_total",
+    "phantommesh_api_refused_total",
     "phantommesh_api_request_seconds",
     "phantommesh_path_loss_ratio",
     "phantommesh_path_moves_total",

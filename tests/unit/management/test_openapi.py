@@ -4,11 +4,12 @@ from typing import Any
 
 from phantommesh.management.endpoints import ENDPOINTS
 from phantommesh.nursery.api.app import create_app
+from phantommesh.nursery.api.auth import Door
 from tests.support.fakenode import FakeNode
 
 
 async def fetched() -> Any:
-    response = await create_app(FakeNode(), trusted=True).test_client().get("/openapi.json")
+    response = await create_app(FakeNode(), Door(trusted=True)).test_client().get("/openapi.json")
     assert response.content_type == "application/json"
     return json.loads(await response.get_data())
 

@@ -8,9 +8,11 @@ import trio
 from quart import Response, request
 
 from phantommesh import __version__
+from phantommesh.acl.rules import parse_service
 from phantommesh.management.agentview import DecisionView
 from phantommesh.management.bodies import Probe
-from phantommesh.management.endpoints import BYTES, ENDPOINTS, JSON
+from phantommesh.management.docspage import POLICY, page
+from phantommesh.management.endpoints import BYTES, ENDPOINTS, HTML, JSON
 from phantommesh.management.finding import find
 from phantommesh.management.openapi import document
 from phantommesh.management.views import NodePort, PeerView
@@ -40,6 +42,11 @@ def reads(node: NodePort) -> Handlers:
     async def openapi() -> Response:
         return json(document(ENDPOINTS, __version__))
 
+    async def docs() -> Response:
+        answer = Response(page(ENDPOINTS, __version__), content_type=f"{HTML}; charset=utf-8")
+        answer.headers["Content-Security-Policy"] = POLICY
+        return answer
+
     async def status() -> Response:
         return json(node.status())
 
@@ -58,6 +65,25 @@ def reads(node: NodePort) -> Handlers:
                 400, "this needs the query dest", fix="give a member's name or node id, or an address"
             )
         return json(node.explain(dest))
+
+    async def acl() -> Response:
+        return json(await node.acl())
+
+    async def acl_check() -> Response:
+        asked = {name: request.args.get(name, "") for name in ("from", "to", "port")}
+        if missing := [name for name, value in asked.items() if not value]:
+            raise ProblemError(
+                400,
+                f"this needs the query {missing[0]}",
+                fix="give from and to, by name or address, and port",
+            )
+        if (family := request.args.get("family", "4")) not in ("4", "6"):
+            raise ProblemError(400, "family is not usable", fix="give 4 or 6")
+        try:
+            protocol, port = parse_service(asked["port"])
+        except ValueError as error:
+            raise ProblemError(400, "port is not usable", fix=str(error)) from None
+        return json(node.acl_check(asked["from"], asked["to"], protocol, port, family=int(family)))
 
     async def threats() -> Response:
         return json(await node.threats())
@@ -121,6 +147,7 @@ def reads(node: NodePort) -> Handlers:
         "readyz": readyz,
         "metrics": metrics,
         "openapi": openapi,
+        "docs": docs,
         "status": status,
         "peers": paged(node.peers),
         "peer": peer,
@@ -133,6 +160,8 @@ def reads(node: NodePort) -> Handlers:
         "invites": invites,
         "drain": drain,
         "topology": topology,
+        "acl": acl,
+        "acl_check": acl_check,
         "threats": threats,
         "bans": bans,
         "scatter": paged(node.scatter),

@@ -2,15 +2,15 @@
 """The endpoints that change or do something. All go through `write`: dry run, body, who may,
 Idempotency-Key."""
 
-import os
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import msgspec
-from quart import Response, request
+from quart import Response, g, request
 
 from phantommesh.acl.bans import parse_network
 from phantommesh.management.agentview import AgentsResult
+from phantommesh.management.audit import asked as asked_for
 from phantommesh.management.bodies import (
     BanRequest,
     DrainRequest,
@@ -63,6 +63,7 @@ from phantommesh.management.views import (
     Rotation,
     RotationResult,
 )
+from phantommesh.nursery.api.auth import caller
 from phantommesh.nursery.api.idempotency import IdempotencyCache
 from phantommesh.nursery.api.problems import ProblemError, flag
 from phantommesh.nursery.api.routes import Handlers
@@ -79,7 +80,7 @@ def writes(node: NodePort) -> Handlers:
         chosen = node.peers() if wanted.peer is None else [find_peer(node.peers(), wanted.peer)]
         if dry_run:
             return _planned(chosen, node.links())
-        return await node.rotate(None if wanted.peer is None else chosen[0].node_id, _uid())
+        return await node.rotate(None if wanted.peer is None else chosen[0].node_id, caller().uid)
 
     async def ping(wanted: PingRequest, _dry_run: bool) -> PingResult:
         chosen = find_peer(node.peers(), wanted.peer)
@@ -92,14 +93,14 @@ def writes(node: NodePort) -> Handlers:
         """Lifting twice lifts once: this has no body and needs no key."""
         network, by = request.args.get("network"), request.args.get("by")
         if by not in (None, "operator") or (network is not None and await _evident(node, network)):
-            _need_root(RootOnly("only root may lift what evidence banned", fix="run this with sudo"))
+            need_full(RootOnly("only root may lift what evidence banned", fix="run this with sudo"))
         done = await node.unban(network, by)
         return Response(msgspec.json.encode(done), content_type=JSON)
 
     async def withdraw_invite(invite: str) -> Response:
         """An invite that is gone cannot be withdrawn twice: this has no body and needs no key."""
         assert WITHDRAWN_INVITES.root is not None
-        _need_root(WITHDRAWN_INVITES.root)
+        need_full(WITHDRAWN_INVITES.root)
         return Response(msgspec.json.encode(await node.withdraw_invite(invite)), content_type=JSON)
 
     async def drain(wanted: DrainRequest, dry_run: bool) -> DrainView:
@@ -200,30 +201,29 @@ async def write(
     if dry_run and not endpoint.dry_run:
         raise ProblemError(400, "this has no dry run", fix="leave dry_run out to do it")
     wanted = await _body(endpoint)
+    g.asked = asked_for(wanted, endpoint.secret)
     if endpoint.root is not None and not dry_run and (endpoint.root_for is None or endpoint.root_for(wanted)):
-        _need_root(endpoint.root)
+        need_full(endpoint.root)
 
     async def answer() -> bytes:
         return msgspec.json.encode(await act(wanted, dry_run))
 
-    asked = msgspec.json.encode((endpoint.name, *named, wanted, dry_run))
-    body, replayed = await answers.once(request.headers.get("Idempotency-Key"), asked, answer)
+    asked = msgspec.json.encode((endpoint.name, *named, caller().called, wanted, dry_run))
+    key = request.headers.get("Idempotency-Key")
+    body, replayed = await answers.once(key, asked, answer, shown_once=endpoint.shown_once)
     response = Response(body, content_type=JSON)
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
     return response
 
 
-def _uid() -> int | None:
-    """The user who asks, at the socket; None over TCP."""
-    uid: int | None = request.scope.get("state", {}).get("uid")
-    return uid
-
-
-def _need_root(only: RootOnly) -> None:
-    """The group of the socket is for looking, rotating, pausing agents, draining in turn, and small bans."""
-    if _uid() not in (0, os.geteuid()):
-        raise ProblemError(403, only.refusal, fix=only.fix)
+def need_full(only: RootOnly) -> None:
+    """The group of the socket is for looking, rotating, pausing agents, draining in turn, and small bans; so
+    is a token of scope `operate`. Raises ProblemError (403)."""
+    by = caller()
+    if not by.full:
+        fix = only.fix if by.token is None else f"{only.fix}, or give a token of scope admin"
+        raise ProblemError(403, only.refusal, fix=fix)
 
 
 async def _evident(node: NodePort, text: str) -> bool:

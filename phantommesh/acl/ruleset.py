@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Compiled access rules as one nftables table in text, and what its counters say. Pure.
+
+The table looks at what the mesh's interfaces bring, at prerouting: later hooks do not see what a container
+runtime translates (DNAT) and forwards. It comes after the underlay guard and connection tracking, and before
+translation, so a rule's port is the one that the other member asked for.
+
+Answers to what this node's side began come first. All other packets are looked up one by one, those of
+connections that are open too: so a changed table holds for all at once. A target's address leads to the
+chain of its class, a source's address from there to a class of both, whose maps have a verdict for each port.
+The maps' elements count what they decide.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+from typing import Final
+
+from phantommesh.acl.compiled import Classes, Compiled, Left, Slices
+from phantommesh.acl.rules import IpAddress
+from phantommesh.nftables.text import add_elements, anonymous, chain_block, map_block
+
+FAMILY: Final = "inet"
+
+_FAMILIES: Final = ((4, "ip", "ipv4_addr", IPv4Address), (6, "ip6", "ipv6_addr", IPv6Address))
+_PER_COMMAND: Final = 1000  # elements of one command: nft's parser is quadratic in a line's length
+
+
+def table_name(device: str) -> str:
+    """The table of the node whose scattering interface is ``device``."""
+    return f"phantommesh_acl_{device}"
+
+
+@dataclass(frozen=True)
+class Ruleset:
+    """The table. ``shape`` is all but the members' addresses, which ``members`` has by map, each with the
+    chain that it leads to. ``counted`` has the maps whose elements count, ``names`` the rules by number, and
+    ``denying`` those of them that deny."""
+
+    table: str
+    shape: tuple[str, ...]
+    members: Mapping[str, Mapping[IpAddress, str]]
+    counted: Mapping[str, Slices]
+    names: Sequence[tuple[str, str]]
+    denying: frozenset[tuple[str, str]]
+
+    def install(self) -> str:
+        """The script that puts the table in the place of what was there, in one transaction."""
+        lines = [f"add table {self.table}", f"delete table {self.table}", *self.shape]
+        for name, leads in self.members.items():
+            lines += _add(self.table, name, [f"{address} : goto {chain}" for address, chain in leads.items()])
+        return "\n".join(lines) + "\n"
+
+    def update(self, before: Ruleset) -> str | None:
+        """The script that makes this of a table of before, where the members' addresses alone have changed;
+        empty where nothing has. None: the table has to be installed."""
+        if self.shape != before.shape or self.members.keys() != before.members.keys():
+            return None
+        lines = list[str]()
+        for name, leads in self.members.items():
+            old = before.members[name]
+            gone = [str(address) for address, chain in old.items() if leads.get(address) != chain]
+            come = [f"{one} : goto {chain}" for one, chain in leads.items() if old.get(one) != chain]
+            lines += [line.replace("add", "delete", 1) for line in _add(self.table, name, gone)]
+            lines += _add(self.table, name, come)
+        return "\n".join(lines) + "\n" if lines else ""
+
+    def count(self, counters: Mapping[str, Mapping[bytes, tuple[int, int]]]) -> Counter[tuple[str, str]]:
+        """Packets that each rule, by whose policy and by name, has decided on so far. ``counters`` are those
+        of the maps' elements (packets, bytes), by the element's first port or protocol."""
+        found = Counter[tuple[str, str]]()
+        for name, slices in self.counted.items():
+            by_first = {one.first: one.rule for one in slices}
+            for key, (packets, _) in counters.get(name, {}).items():
+                if (rule := by_first.get(int.from_bytes(key, "big"))) is not None:
+                    found[self.names[rule]] += packets
+        return found
+
+
+def render(compiled: Compiled, device: str, names: Sequence[str]) -> Ruleset:
+    """The rules as a table. ``names`` are the mesh's other interfaces."""
+    table, made = f"{FAMILY} {table_name(device)}", _Made()
+    classes = {left: f"class{number}" for number, left in enumerate(sorted(compiled.tables))}
+    blocks = list[str]()
+    for left, name in classes.items():
+        tables = compiled.tables[left]
+        blocks += chain_block(
+            name,
+            f"tcp dport vmap @{made.counting('tcp', 'inet_service', tables.tcp)}",
+            f"udp dport vmap @{made.counting('udp', 'inet_service', tables.udp)}",
+            "meta l4proto { tcp, udp } drop",  # a header cut short has no port
+            f"meta l4proto vmap @{made.counting('rest', 'inet_proto', tables.rest)}",
+            "drop",  # where somebody has emptied a map
+        )
+    targets = {left: f"to{number}" for number, left in enumerate(compiled.targets.all)}
+    for left, name in targets.items():
+        blocks += chain_block(name, *made.dispatch(f"from_{name}", "saddr", compiled.sources[left], classes))
+    mesh = anonymous(f'"{one}"' for one in (device, *names))
+    blocks += chain_block(
+        "arriving",
+        "type filter hook prerouting priority dstnat - 10; policy accept;",
+        f"iifname != {mesh} accept",
+        "ct state established ct direction reply accept",
+        "ct state related meta l4proto { icmp, ipv6-icmp } accept",
+        *_measuring(compiled),
+        *made.dispatch("to", "daddr", compiled.targets, targets),
+    )
+    shape = [f"table {table} {{", *made.maps, *blocks, "}"]
+    for name, elements in made.fixed.items():
+        shape += _add(table, name, elements)
+    for (_, slices), name in made.numbered.items():
+        shape += _add(table, name, _verdicts(compiled, slices))
+    return Ruleset(
+        table, tuple(shape), made.members, {name: slices for (_, slices), name in made.numbered.items()},
+        [(placed.whose, placed.rule.name) for placed in compiled.rules],
+        frozenset((placed.whose, placed.rule.name) for placed in compiled.rules if not placed.rule.allow),
+    )  # fmt: skip
+
+
+class _Made:
+    """The maps of a table while it is written: each with the same content once."""
+
+    def __init__(self) -> None:
+        self.maps = list[str]()
+        self.fixed: dict[str, list[str]] = {}
+        self.members: dict[str, dict[IpAddress, str]] = {}
+        self.numbered: dict[tuple[str, Slices], str] = {}
+
+    def counting(self, kind: str, key: str, slices: Slices) -> str:
+        """The map of these decisions; its name."""
+        if (name := self.numbered.get((kind, slices))) is None:
+            name = self.numbered[kind, slices] = f"{kind}{len(self.numbered)}"
+            self.maps += map_block(name, f"type {key} : verdict", "flags interval", "counter")
+        return name
+
+    def dispatch(self, name: str, end: str, classes: Classes, chains: Mapping[Left, str]) -> list[str]:
+        """The rules that go to the chain of a packet's class by one of its addresses, ``end``."""
+        rules = list[str]()
+        for version, header, kind, family in _FAMILIES:
+            points = {one: chains[left] for one, left in classes.points.items() if isinstance(one, family)}
+            if points:
+                self.maps += map_block(f"{name}_{version}", f"type {kind} : verdict")
+                self.members[f"{name}_{version}"] = dict(sorted(points.items(), key=lambda one: int(one[0])))
+                rules.append(f"{header} {end} vmap @{name}_{version}")
+            if ranges := classes.ranges[version]:
+                self.maps += map_block(f"{name}_nets{version}", f"type {kind} : verdict", "flags interval")
+                self.fixed[f"{name}_nets{version}"] = [
+                    f"{_range(family(first), family(last))} : goto {chains[left]}"
+                    for first, last, left in ranges
+                ]
+                rules.append(f"{header} {end} vmap @{name}_nets{version}")
+        return [*rules, f"goto {chains[classes.others]}"]
+
+
+def _measuring(compiled: Compiled) -> list[str]:
+    if not compiled.own:
+        return []
+    return [
+        f"{header} daddr {address} udp dport {anonymous(compiled.own)} accept"
+        for _, header, _, family in _FAMILIES
+        for address in compiled.addresses
+        if isinstance(address, family)
+    ]
+
+
+def _verdicts(compiled: Compiled, slices: Slices) -> list[str]:
+    found = list[str]()
+    for first, last, number in slices:
+        rule = compiled.rules[number].rule
+        verdict = "accept" if rule.allow else "drop"
+        found.append(f'{_range(first, last)} comment "{rule.name}" : {verdict}')
+    return found
+
+
+def _range(first: object, last: object) -> str:
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _add(table: str, name: str, elements: Sequence[str]) -> Iterable[str]:
+    return [
+        add_elements(table, name, elements[at : at + _PER_COMMAND])
+        for at in range(0, len(elements), _PER_COMMAND)
+    ]

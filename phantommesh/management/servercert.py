@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The certificate that a node makes for its API where none is configured: signed by itself, so that clients
+know it by its fingerprint alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from phantommesh.secret import Secret
+
+# Tuning.
+LIFE: Final = 3650  # days: clients know it by its fingerprint, and would have to learn another
+BEFORE: Final = 2  # days that it is good already, for clients whose clock is behind
+
+
+class CertificateError(ValueError):
+    """Bytes that are no certificate."""
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files: the certificate with those between it and the root, its key, and (mTLS) the certificates of
+    those who sign clients'. ``client_ca`` None: clients need no certificate."""
+
+    certificate: Path
+    key: Path
+    client_ca: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ServerCertificate:
+    """A certificate and its key, both PEM."""
+
+    certificate: bytes
+    key: Secret
+
+
+def make(name: str, hosts: Iterable[str], now: float) -> ServerCertificate:
+    """Make a certificate for a node, by its ``name``, and for further ``hosts``, names or addresses. ``now``
+    in Unix seconds."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    at = datetime.fromtimestamp(now, UTC)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(at - timedelta(days=BEFORE))
+        .not_valid_after(at + timedelta(days=LIFE))
+        .add_extension(x509.SubjectAlternativeName([_general(host) for host in dict.fromkeys(hosts)]), False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+        .sign(key, hashes.SHA256())
+    )
+    return ServerCertificate(
+        made.public_bytes(Encoding.PEM),
+        Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
+    )
+
+
+def expires(pem: bytes) -> float:
+    """When the first certificate of a PEM file ends, in Unix seconds. Raises CertificateError."""
+    return _first(pem).not_valid_after_utc.timestamp()
+
+
+def fingerprint(pem: bytes) -> str:
+    """The SHA-256 of the first certificate's DER as 64 hexadecimal digits. Raises CertificateError."""
+    return hashlib.sha256(_first(pem).public_bytes(Encoding.DER)).hexdigest()
+
+
+def _first(pem: bytes) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificates(pem)[0]
+    except (ValueError, IndexError) as error:
+        raise CertificateError("it is no PEM certificate") from error
+
+
+def _general(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)

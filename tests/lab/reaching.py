@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Servers that answer, and clients that try them, as programs of their own for a namespace.
+
+``serve HOST PORT...`` echoes what comes by TCP and UDP, in both families; ``try`` reads a JSON list of
+[host, protocol, port] and prints which of them answered; ``stream HOST PORT...`` sends numbered datagrams to
+the ports in turn until its stdin closes, and prints by port how many it sent and how many came back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import sys
+from typing import cast
+
+PATIENCE = 2.0  # s that an answer may take; a denied one never comes
+PACE = 0.002  # s between datagrams of a stream
+TCP, UDP = "tcp", "udp"
+
+
+async def serve(ports: list[int]) -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read(64))
+        await writer.drain()
+        writer.close()
+
+    class Echo(asyncio.DatagramProtocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            self.transport = cast("asyncio.DatagramTransport", transport)  # Python 3.11's is of another class
+
+        def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+            self.transport.sendto(data, addr)
+
+    loop = asyncio.get_running_loop()
+    for port in ports:
+        for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+            await asyncio.start_server(echo, host, port, family=family)
+            sock = socket.socket(family, socket.SOCK_DGRAM)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+            sock.bind((host, port))
+            await loop.create_datagram_endpoint(Echo, sock=sock)
+    print("ready", flush=True)
+    await asyncio.Event().wait()
+
+
+async def attempt(host: str, protocol: str, port: int) -> bool:
+    try:
+        async with asyncio.timeout(PATIENCE):
+            if protocol == TCP:
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(b"hello")
+                answer = await reader.read(64)
+                writer.close()
+                return answer == b"hello"
+            return await _ask(host, port)
+    except (OSError, TimeoutError):
+        return False
+
+
+async def _ask(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, (host, port))
+        await loop.sock_sendall(sock, b"hello")
+        return await loop.sock_recv(sock, 64) == b"hello"
+
+
+async def try_all(wanted: list[tuple[str, str, int]]) -> None:
+    found = await asyncio.gather(*(attempt(*one) for one in wanted))
+    print(json.dumps(found))
+
+
+async def stream(host: str, ports: list[int]) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sent, came = dict.fromkeys(ports, 0), {port: set[int]() for port in ports}
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(sys.stdin.fileno(), ended.set)
+    socks = {port: socket.socket(family, socket.SOCK_DGRAM) for port in ports}
+
+    def hear(port: int) -> None:
+        came[port].add(int.from_bytes(socks[port].recv(64), "big"))
+
+    for port, sock in socks.items():
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 22)
+        sock.connect((host, port))
+        loop.add_reader(sock, hear, port)
+    print("ready", flush=True)
+    while not ended.is_set():
+        for port, sock in socks.items():
+            sent[port] += 1
+            sock.send(sent[port].to_bytes(8, "big"))
+        await asyncio.sleep(PACE)
+    await asyncio.sleep(PATIENCE)
+    print(json.dumps({port: [sent[port], len(came[port])] for port in ports}))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["serve", *ports]:
+            asyncio.run(serve([int(port) for port in ports]))
+        case ["try"]:
+            asyncio.run(try_all(json.loads(sys.stdin.read())))
+        case ["stream", host, *ports]:
+            asyncio.run(stream(host, [int(port) for port in ports]))
+        case _:
+            sys.exit(2)

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Access rules in real nodes: each connection does as `acl check` says, whatever way it goes.
+
+The first node has the rules. It serves ports itself, and publishes others of a machine behind it as container
+runtimes do: by DNAT, in a table of its own, before the node's rules of the forward hook see a packet.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from phantommesh.client.http import NodeClient
+from phantommesh.config.acl import RuleSection
+from phantommesh.management.aclview import AclView
+from phantommesh.nursery.lab import up
+from phantommesh.nursery.lab.mesh import converged, kill, start
+from phantommesh.nursery.lab.net import LabNode, LabSpec, nodes_of
+from tests.attacks.rig import run_inside, status_of
+from tests.lab import reaching
+from tests.lab.conftest import PATIENCE_S
+from tests.lab.test_lab import is_gone, run_in
+from tests.lab.test_node import edit
+from tests.support.spaces import run
+
+pytestmark = pytest.mark.lab
+
+OWN, PUBLISHED = (22, 80, 8001), (9000, 9001)
+INSIDE = 80  # the port of the machine behind, for all that is published
+BEHIND4, BEHIND6 = "172.31.7.2", "fd77::2"
+DNAT = """
+table inet containers {{
+  chain pre {{
+    type nat hook prerouting priority dstnat;
+    ip daddr {four} tcp dport {{ 9000, 9001 }} dnat ip to 172.31.7.2:80
+    ip daddr {four} udp dport {{ 9000, 9001 }} dnat ip to 172.31.7.2:80
+    ip6 daddr {six} tcp dport {{ 9000, 9001 }} dnat ip6 to [fd77::2]:80
+    ip6 daddr {six} udp dport {{ 9000, 9001 }} dnat ip6 to [fd77::2]:80
+  }}
+}}
+"""
+
+
+@contextmanager
+def started(space: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    """A program of `reaching` in a namespace, once it is ready."""
+    argv = ["ip", "netns", "exec", space, sys.executable, "-m", "tests.lab.reaching", *words]
+    program = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path.cwd())
+    try:
+        assert program.stdout is not None and program.stdout.readline() == "ready\n"
+        yield program
+    finally:
+        program.kill()
+        program.communicate()
+
+
+def tried(node: LabNode, wanted: Iterable[tuple[str, str, int]]) -> list[bool]:
+    """Which of these a node gets an answer from."""
+    argv = ["ip", "netns", "exec", node.name, sys.executable, "-m", "tests.lab.reaching", "try"]
+    done = subprocess.run(
+        argv, input=json.dumps(list(wanted)), capture_output=True, text=True, check=True, cwd=Path.cwd()
+    )
+    found: list[bool] = json.loads(done.stdout)
+    return found
+
+
+def eventually(met: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not met():
+        assert time.monotonic() < end, what
+        time.sleep(0.1)
+
+
+def rules_of(node: LabNode) -> AclView:
+    return NodeClient(node.socket, timeout=30.0).acl()
+
+
+def ruled(node: LabNode, default: str, *rules: RuleSection) -> None:
+    """Have a node run with these rules, by its file and SIGHUP."""
+    edit(node.config, acl={"default": default, "rule": rules})
+    kill(node, signal.SIGHUP)
+    wanted = [rule.name for rule in rules]
+
+    def there() -> bool:
+        found = rules_of(node)
+        mine = [rule.name for rule in found.rules if not rule.builtin]
+        return (found.default, mine, found.held) == (default, wanted, True)
+
+    eventually(there, "the rules are not taken over")
+
+
+@contextmanager
+def machine_behind(node: LabNode) -> Iterator[str]:
+    """A namespace behind a node's interface ``dock0``, whose ports the host publishes as 9000 and 9001."""
+    space, status = f"{node.name}-dock", status_of(node)
+    subprocess.run(["ip", "netns", "add", space], check=True)
+    try:
+        link = ["ip", "-n", node.name, "link", "add", "dock0", "type", "veth"]
+        subprocess.run([*link, "peer", "name", "eth0", "netns", space], check=True)
+        for where, device, last in ((node.name, "dock0", "1"), (space, "eth0", "2")):
+            run(where, "ip", "address", "add", f"172.31.7.{last}/24", "dev", device)
+            run(where, "ip", "address", "add", f"fd77::{last}/64", "dev", device, "nodad")
+            run(where, "ip", "link", "set", device, "up")
+        run(space, "ip", "link", "set", "lo", "up")
+        run(space, "ip", "route", "add", "default", "via", "172.31.7.1")
+        run(space, "ip", "-6", "route", "add", "default", "via", "fd77::1")
+        run(node.name, "nft", "-f", "-", script=DNAT.format(four=status.ip4, six=status.ip6))
+        run(node.name, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        yield space
+    finally:
+        for name in subprocess.run(
+            ["ip", "netns", "pids", space], capture_output=True, text=True, check=False
+        ).stdout.split():
+            subprocess.run(["kill", "-9", name], check=False)
+        subprocess.run(["ip", "netns", "delete", space], check=False)
+        run_inside(node.name, "nft", "delete", "table", "inet", "containers")
+
+
+def again(node: LabNode) -> None:
+    """Stop a node as a service manager does, and start it."""
+    kill(node, signal.SIGTERM)
+    eventually(lambda: is_gone(node), "it does not stop")
+    trio.run(start, node)
+
+
+@pytest.fixture(scope="module")
+def serving(mesh: up.LabResult, spec: LabSpec) -> Iterator[list[LabNode]]:
+    """The nodes, the first of which serves, and publishes what a machine behind it serves."""
+    nodes = nodes_of(spec)
+    server, before = nodes[0], nodes[0].config.read_bytes()
+    with machine_behind(server) as space:
+        edit(server.config, guard={"forward": ("dock0",)})
+        again(server)
+        trio.run(converged, nodes, PATIENCE_S)
+        with started(server.name, "serve", *map(str, OWN)), started(space, "serve", str(INSIDE)):
+            yield nodes
+    server.config.write_bytes(before)
+    again(server)
+    trio.run(converged, nodes, PATIENCE_S)
+
+
+def addresses(node: LabNode) -> tuple[str, str]:
+    status = status_of(node)
+    return status.ip4, status.ip6
+
+
+def matrix(nodes: list[LabNode]) -> dict[tuple[str, int, str, int], tuple[bool, bool]]:
+    """Each cell by source, family, protocol and port: what `acl check` says, and what is."""
+    server, *others = nodes
+    ends, client = addresses(server), NodeClient(server.socket, timeout=30.0)
+    cells = [
+        (family, protocol, port)
+        for family in (4, 6)
+        for protocol in (reaching.TCP, reaching.UDP)
+        for port in (*OWN, *PUBLISHED)
+    ]
+    found = {}
+    for node in others:
+        came = tried(node, [(ends[family == 6], protocol, port) for family, protocol, port in cells])
+        for (family, protocol, port), answered in zip(cells, came, strict=True):
+            said = client.acl_check(node.name, server.name, f"{port}/{protocol}", family=family)
+            found[node.name, family, protocol, port] = said.allowed, answered
+    return found
+
+
+def test_each_cell_is_as_acl_check_says(serving: list[LabNode]) -> None:
+    server, one, two = serving
+    everything = matrix(serving)
+    assert set(everything.values()) == {(True, True)}, everything  # without rules all passes
+    assert "phantommesh_acl_pm" not in run_in(server, "nft", "list", "tables")
+    ruled(
+        server, "deny",
+        RuleSection("ssh", source=(one.name,), protocol="tcp", ports=(22,)),
+        RuleSection("no-web", action="deny", source=(two.name,), target=(server.name,), ports=(80,)),
+        RuleSection("web", target=(server.name,), ports=("80-8001",), protocol="tcp"),
+        RuleSection("published", source=(two.name,), ports=(9000,)),
+    )  # fmt: skip
+    found = matrix(serving)
+    assert {cell: said for cell, (said, _) in found.items()} == {
+        cell: answered for cell, (_, answered) in found.items()
+    }
+    open_ = {cell[0:1] + cell[2:] for cell, (said, _) in found.items() if said}
+    assert open_ == {
+        (one.name, "tcp", 22), (one.name, "tcp", 80), (one.name, "tcp", 8001),
+        (two.name, "tcp", 8001), (two.name, "tcp", 9000), (two.name, "udp", 9000),
+    }  # fmt: skip
+    for node in (one, two):
+        for family, address in zip("46", addresses(server), strict=True):
+            assert run_inside(node.name, "ping", f"-{family}", "-c", "1", "-W", "5", address).status == 0
+    counts = {rule.name: rule.packets for rule in rules_of(server).rules}
+    assert counts["ssh"] and counts["no-web"] and counts["published"] and counts["(default)"]
+    # What the server begins itself is answered.
+    for node in (one, two):
+        with started(node.name, "serve", "7001"):
+            ends = addresses(node)
+            assert tried(server, [(end, how, 7001) for end in ends for how in ("tcp", "udp")]) == 4 * [True]
+    # The nodes go on measuring each other.
+    assert not [fault for fault in status_of(server).faults if fault.severity != "low"]
+
+
+def test_a_reload_drops_no_allowed_packet_and_passes_no_denied_one(serving: list[LabNode]) -> None:
+    server, one, _ = serving
+    ssh = RuleSection("ssh", source=(one.name,), ports=(22,))
+    ruled(server, "deny", ssh)
+    with started(one.name, "stream", addresses(server)[0], "22", "80") as streaming:
+        for number in range(5):
+            ruled(server, "deny", ssh, RuleSection(f"more-{number}", ports=(8001,)))
+        out, _ = streaming.communicate(input="", timeout=60.0)
+    counted = json.loads(out)
+    sent, came = counted["22"]
+    assert sent > 500 and came == sent, counted
+    assert counted["80"][0] > 500 and counted["80"][1] == 0, counted
+
+
+def test_a_connection_that_is_open_ends_with_its_rule(serving: list[LabNode]) -> None:
+    server, one, _ = serving
+    ruled(server, "deny", RuleSection("ssh", ports=(22,)))
+    with started(one.name, "stream", addresses(server)[0], "22") as streaming:
+        before = rules_of(server).denied or 0
+        time.sleep(1.0)
+        assert (rules_of(server).denied or 0) - before < 10
+        ruled(server, "deny")
+        allowed = next(one for one in rules_of(server).rules if one.name == "(default)").packets or 0
+        eventually(lambda: (rules_of(server).denied or 0) > allowed + 20, "it goes on")
+        out, _ = streaming.communicate(input="", timeout=60.0)
+    sent, came = json.loads(out)["22"]
+    assert 0 < came < sent
+
+
+def test_what_somebody_flushed_is_there_again(serving: list[LabNode]) -> None:
+    server, one, _ = serving
+    ruled(server, "deny")
+    run_in(server, "nft", "delete", "table", "inet", "phantommesh_acl_pm")
+    eventually(lambda: "phantommesh_acl_pm" in run_in(server, "nft", "list", "tables"), "it stays away")
+    assert tried(one, [(addresses(server)[0], "tcp", 22)]) == [False]
+    ruled(server, "allow")
+    eventually(lambda: "phantommesh_acl_pm" not in run_in(server, "nft", "list", "tables"), "it stays")
