@@ -49,8 +49,7 @@ _FIXES = {
 GROUPS = {
     "set up": "init invite join service up down run wait leave",
     "look": "status ip whois peers links paths topology scatter events proofs",
-    "ask": "ping netcheck doctor",
-    "do": "rotate revoke rename drain undrain identity",
+    "do": "ping netcheck doctor rotate revoke rename drain undrain identity",
     "others": "route federation acl token audit threats ban unban",
     "agents": "agents decisions incidents memory",
     "keep": "config set backup restore upgrade-check bugreport completion",

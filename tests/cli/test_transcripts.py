@@ -79,6 +79,14 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("invite withdraw nothing"),
         Case("invite withdraw"),
     ],
+    # Without systemd, and with nothing of this machine's in it.
+    "up": [Case("up", kept=False), Case("up --foreground --config none.toml")],
+    "service install": [Case("service install --dry-run", kept=False)],
+    "service uninstall": [Case("service uninstall")],
+    "backup": [Case("backup b.file", kept=False), Case("backup pm.toml")],
+    "restore": [Case("restore proofs.file"), Case("restore none --check")],
+    "bugreport": [Case("bugreport --output pm.toml")],
+    "upgrade-check": [Case("upgrade-check", kept=False)],
     "wait": [
         Case("wait --ready"),
         Case("wait --socket none.sock --timeout 1s", kept=False),
