@@ -181,8 +181,11 @@ class Bans:
             raise BanError(f"{text} is wider than one source", fix="")
         refused = shield.always(network) if origin == "operator" else shield.why(network)
         if refused and not force:
+            one = network.prefixlen in (network.max_prefixlen, NARROWEST_6)
+            fix = "give another address" if one else "narrow the network"
             raise BanError(
-                f"{text} is never banned: {refused}", fix="narrow the network" if "/" in text else ""
+                f"{text} is never banned: {refused}",
+                fix=f"{fix} (`phantommesh threats` has those that attack); --force bans it all the same",
             )
         bans = self._bans[origin]
         if text not in bans and len(bans) >= MOST[origin]:

@@ -13,16 +13,22 @@ import click
 from phantommesh import __version__
 from phantommesh.cli.access import audit, token
 from phantommesh.cli.acl import acl
+from phantommesh.cli.addresses import ip, whois
 from phantommesh.cli.agents import agents, decisions, incidents, memory
+from phantommesh.cli.backing import backup, restore
 from phantommesh.cli.bans import ban, threats, unban
-from phantommesh.cli.base import CONFIG, SOCKET, STATE_DIR, Cli, Options, accept_globals
+from phantommesh.cli.base import CONFIG, STATE_DIR, Cli, Options, accept_globals
+from phantommesh.cli.bugreporting import bugreport
+from phantommesh.cli.completing import completion
 from phantommesh.cli.configuring import config
 from phantommesh.cli.doctor import doctor
 from phantommesh.cli.draining import drain, undrain
 from phantommesh.cli.ending import down, leave
 from phantommesh.cli.events import events
+from phantommesh.cli.examples import show_examples
 from phantommesh.cli.federation import federation
 from phantommesh.cli.inspect import identity, revoke, rotate, status
+from phantommesh.cli.inviting import invite
 from phantommesh.cli.lab import lab
 from phantommesh.cli.lists import links, paths, peers, scatter
 from phantommesh.cli.output import flush_streams, prepare_streams
@@ -30,8 +36,12 @@ from phantommesh.cli.prefixes import route
 from phantommesh.cli.proofs import proofs
 from phantommesh.cli.reach import netcheck, ping
 from phantommesh.cli.renaming import rename
-from phantommesh.cli.setup import init, invite, join, run
+from phantommesh.cli.service import service, up
+from phantommesh.cli.setting import set_keys
+from phantommesh.cli.setup import init, join, run
 from phantommesh.cli.topology import topology
+from phantommesh.cli.upgrading import upgrade_check
+from phantommesh.cli.waiting import wait
 
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,7 +58,7 @@ from phantommesh.cli.topology import topology
     "socket_path",
     type=click.Path(path_type=Path, readable=False),
     envvar="PHANTOMMESH_SOCKET",
-    help=f"The node's API socket. [default: the config's, or {SOCKET}]",
+    help="The node's API socket. [default: the config's]",
 )
 @click.option(
     "--config",
@@ -64,20 +74,19 @@ from phantommesh.cli.topology import topology
 @click.version_option(__version__, prog_name="phantommesh")
 @click.pass_context
 def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: Path, json: bool) -> None:
-    """A post-quantum mesh VPN over WireGuard.
-
-    The options below may stand before or after the verb.
-    """
+    """A post-quantum mesh VPN over WireGuard. Options may stand before or after VERB."""
     ctx.obj = Options(state_dir, socket_path, config, json)
 
 
 for _verb in (
-    init, invite, join, run, down, leave, status, peers, links, paths, ping, netcheck, doctor, topology,
-    scatter, route, acl, federation, proofs, agents, decisions, incidents, memory, threats, ban, unban,
-    events, rotate, revoke, rename, drain, undrain, identity, config, token, audit, lab,
+    init, invite, join, run, up, wait, down, leave, service, status, ip, whois, peers, links, paths, ping,
+    netcheck, doctor, topology, scatter, route, acl, federation, proofs, agents, decisions, incidents, memory,
+    threats, ban, unban, events, rotate, revoke, rename, drain, undrain, identity, config, set_keys, token,
+    audit, completion, backup, restore, bugreport, upgrade_check, lab,
 ):  # fmt: skip
     cli.add_command(_verb)
 accept_globals(cli)
+show_examples(cli)
 
 
 def main() -> None:

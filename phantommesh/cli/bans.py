@@ -72,7 +72,11 @@ def _bans(bans: list[BanView]) -> None:
 def ban(options: Options, address: str, seconds: float, force: bool, dry_run: bool) -> None:
     """Drop all that comes from ADDR, an address or a network, outside the tunnels.
 
-    An IPv6 address stands for its /64, which is its host's.
+    An IPv6 address stands for its /64, which is its host's. It warns where a member is there now.
+
+    \b
+    Example:
+      phantommesh ban 192.0.2.7 --for 1h
     """
     done = client_of(options).ban(
         address, seconds=seconds, force=force, dry_run=dry_run, idempotency_key=str(uuid.uuid4())
@@ -82,6 +86,8 @@ def ban(options: Options, address: str, seconds: float, force: bool, dry_run: bo
         return
     said = "would be banned" if done.dry_run else "is banned"
     say(f"{done.ban.network} {said} until {moment(done.ban.until)}")
+    for note in done.notes:
+        say(f"warning: {note}", err=True, indent=len("warning: "))
 
 
 @click.command()
@@ -93,7 +99,12 @@ def ban(options: Options, address: str, seconds: float, force: bool, dry_run: bo
 @json_option
 @click.pass_obj
 def unban(options: Options, address: str | None, by: str | None) -> None:
-    """Lift the bans of ADDR, an address or a network as `phantommesh threats` shows it."""
+    """Lift the bans of ADDR, an address or a network as `phantommesh threats` shows it.
+
+    \b
+    Example:
+      phantommesh unban 192.0.2.7
+    """
     if (address is None) == (by is None):
         raise CliError("this needs an address or --all, and not both", fix="give one of the two")
     done = client_of(options).unban(network=address, by=by)
@@ -101,6 +112,8 @@ def unban(options: Options, address: str | None, by: str | None) -> None:
         emit(done)
         return
     for one in done.lifted:
-        say(f"{one.network} is not banned any more (by {_BY.get(one.by, one.by)})")
+        say(f"the ban of {one.network} by {_BY.get(one.by, one.by)} is lifted")
+    for note in done.notes:
+        say(f"note: {note}", err=True, indent=len("note: "))
     if not done.lifted:
         say("there were no such bans", err=True)

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 from click.core import ParameterSource
 
-from phantommesh.cli.output import columns_of, folded, one_line, say
+from phantommesh.cli.output import columns_of, folded, one_line, say, waiting
 from phantommesh.errors import PhantomMeshError, first_of
 
 if TYPE_CHECKING:
@@ -44,6 +44,16 @@ _FIXES = {
     errno.ENOSPC: "make room on that file system, then run this again",
     errno.EDQUOT: "make room on that file system, then run this again",
     errno.EROFS: "give a path on a file system that can be written to",
+}
+# The verbs by what they are for.
+GROUPS = {
+    "set up": "init invite join service up down run wait leave",
+    "look": "status ip whois peers links paths topology scatter events proofs",
+    "do": "ping netcheck doctor rotate revoke rename drain undrain identity",
+    "others": "route federation acl token audit threats ban unban",
+    "agents": "agents decisions incidents memory",
+    "keep": "config set backup restore upgrade-check bugreport completion",
+    "try": "lab",
 }
 _CAP_NET_ADMIN = 12  # linux/capability.h
 
@@ -85,6 +95,14 @@ class Cli(click.Group):
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
         with _folding():
             return super().make_context(*args, **extra)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Name the verbs by what they are for, so that all of them fit a screen."""
+        named = {name for names in GROUPS.values() for name in names.split()}
+        rest = " ".join(name for name in self.list_commands(ctx) if name not in named)
+        rows = [*GROUPS.items(), *([("more", rest)] if rest else [])]
+        with formatter.section("Verbs (`phantommesh VERB --help` says more)"):
+            formatter.write_dl(rows)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -173,7 +191,8 @@ def accept_globals(command: click.Command) -> None:
     if isinstance(command, click.Group):
         for each in command.commands.values():
             accept_globals(each)
-        return
+        if not command.invoke_without_command:
+            return
     taken = {option for param in command.params for option in param.opts}
     for option, attribute in (("--state-dir", "state_dir"), ("--socket", "socket"), ("--config", "config")):
         if option not in taken:
@@ -250,9 +269,15 @@ def _is_closed(path: Path) -> bool:
 
 
 def client_of(options: Options, timeout: float = 10.0) -> "NodeClient":
+    """A client of the node, which says on a terminal that it waits for an answer."""
     from phantommesh.client.http import NodeClient
 
-    return NodeClient(socket_of(options), timeout=timeout)
+    class Patient(NodeClient):
+        def request(self, method: str, path: str, **given: Any) -> bytes:
+            with waiting("the node is at work on it"):
+                return super().request(method, path, **given)
+
+    return Patient(socket_of(options), timeout=timeout)
 
 
 def default_name() -> str:

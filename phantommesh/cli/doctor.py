@@ -54,6 +54,15 @@ def doctor(ctx: click.Context, mends: bool, lists: bool) -> None:
         ctx.exit(EXIT_FAILED)
 
 
+def findings(options: Options) -> dict[str, object]:
+    """What `doctor --json` prints; nothing is mended."""
+    from phantommesh.hostcheck.scan import scan
+    from phantommesh.nursery.host.scanning import Where, look
+
+    seen = look(Where(options.state_dir, options.config, options.socket))
+    return _document(seen, scan(seen), [], [])
+
+
 def _mend(found: tuple[Finding, ...], seen: HostSeen) -> tuple[list[Mended], list[str]]:
     from phantommesh.nursery.host.mending import MendError, carry_out
 

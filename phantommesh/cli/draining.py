@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 LOOK_S = 0.5  # between looks at a node that is waited for
 ANSWER_S = 30.0
 
+LONGEST_S = 86_400.0  # as node/draining.py has it
 EXIT_BUSY = 4  # it drains, and something is still forwarded
 
 
@@ -49,6 +50,12 @@ def drain(ctx: click.Context, wait: bool, life: float, timeout: float, force: bo
     --wait: something is still forwarded after --timeout.
     """
     options: Options = ctx.obj
+    if life > LONGEST_S:
+        raise CliError(
+            "a node drains for a day at most, lest it is forgotten",
+            fix="give --for 24h or less, and drain it again where that is not enough; for good there is "
+            "`phantommesh leave`",
+        )
     client = client_of(options, ANSWER_S)
     end = time.monotonic() + timeout
     if wait:

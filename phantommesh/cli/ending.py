@@ -9,6 +9,7 @@ import click
 
 from phantommesh.cli.base import Options, json_option, need_root
 from phantommesh.cli.output import emit, field, say
+from phantommesh.cli.service import stop_service, unit_of
 
 if TYPE_CHECKING:
     from phantommesh.nursery.overlay.taking_down import Down
@@ -22,11 +23,16 @@ def down(options: Options) -> None:
 
     Stops the node if it runs (SIGTERM, and SIGKILL after 30 s), then removes its interfaces, rules and
     routes, also those of one that was killed. Until then nothing that is sent to the mesh's addresses leaves
-    this host in clear; afterwards it takes the default route, like anything else. If a service starts the
-    node, stop the service first. If configuration or state are lost, it removes what the kernel shows as
-    PhantomMesh's and no running node holds.
+    this host in clear; afterwards it takes the default route, like anything else. The service that `service
+    install` made is stopped first; stop another one yourself. If configuration or state are lost, it removes
+    what the kernel shows as PhantomMesh's and no running node holds.
+
+    \b
+    Example:
+      phantommesh down
     """
     need_root("down")
+    stop_service(options)
     import trio
 
     from phantommesh.nursery.overlay import taking_down
@@ -37,7 +43,8 @@ def down(options: Options) -> None:
         return
     _report(done)
     if done.mesh is not None:
-        say(f"next: {options.command('run')}", err=True)
+        then = "run" if unit_of(options) is None else "up"
+        say(f"next: {options.command(then)}", err=True)
 
 
 @click.command()
@@ -50,8 +57,13 @@ def leave(options: Options, force: bool) -> None:
     The state directory and the configuration become NAME.left-TIME, beside where they were; nothing is
     deleted. Moving both back and `phantommesh run` undoes it. The certificate holds on until it runs out: an
     authority should revoke this node.
+
+    \b
+    Example:
+      phantommesh leave
     """
     need_root("leave")
+    stop_service(options, disable=True)
     import trio
 
     from phantommesh.nursery.overlay import taking_down

@@ -10,6 +10,7 @@ import click
 from phantommesh.cli.base import Options, client_of, json_option
 from phantommesh.cli.lists import via
 from phantommesh.cli.output import age, emit, field, say
+from phantommesh.cli.peering import PEER, address_in, node_of
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
@@ -17,17 +18,18 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("dest")
+@click.argument("dest", type=PEER)
 @json_option
 @click.pass_obj
 def explain(options: Options, dest: str) -> None:
     """Say which way traffic to DEST goes, why, and what would change it.
 
-    DEST is a member's name, node id or overlay address, or any IPv4 or IPv6 address.
+    DEST is a member's name, node id, overlay address or DNS name, or any IPv4 or IPv6 address.
     """
     if not dest.strip():
         raise click.UsageError("DEST is empty: give a member's name or node id, or an address")
-    found = client_of(options).explain(dest)
+    client = client_of(options)
+    found = client.explain(node_of(client, dest) if address_in(dest) is None else dest)
     if options.json:
         emit(found)
         return

@@ -69,6 +69,7 @@ def invite(options: Options, /, ttl: float, **offer: Any) -> None:
         emit(made)
     else:
         click.echo(made.invite)
+    _warn(made.notes)
 
 
 @federation.command()
@@ -90,6 +91,12 @@ def accept(options: Options, /, line: str, **offer: Any) -> None:
         emit(made)
     else:
         say(f"pact {made.pact} with {made.mesh}")
+    _warn(made.notes)
+
+
+def _warn(notes: list[str]) -> None:
+    for note in notes:
+        say(f"warning: {note}", err=True, indent=len("warning: "))
 
 
 @federation.command()

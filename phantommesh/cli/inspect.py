@@ -20,6 +20,7 @@ from phantommesh.cli.base import (
     json_option,
 )
 from phantommesh.cli.output import age, ago, emit, field, moment, say
+from phantommesh.cli.peering import PEER, node_of
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
@@ -124,15 +125,21 @@ def _members(states: Mapping[MemberState, int], partly: int) -> str:
 
 
 @click.command()
-@click.argument("peer", required=False)
+@click.argument("peer", type=PEER, required=False)
 @click.option("--dry-run", is_flag=True, help="Show what would be rotated.")
 @json_option
 @click.pass_context
 def rotate(ctx: click.Context, peer: str | None, dry_run: bool) -> None:
-    """Rotate the PSKs shared with PEER (a name or node id), or with every peer."""
+    """Rotate the PSKs shared with PEER (a name, node id, address or DNS name), or with every peer.
+
+    \b
+    Example:
+      phantommesh rotate nas
+    """
     options: Options = ctx.obj
     client = client_of(options, ROTATE_TIMEOUT_S)
-    result = client.rotate(peer, dry_run=dry_run, idempotency_key=str(uuid.uuid4()))
+    wanted = None if peer is None else node_of(client, peer)
+    result = client.rotate(wanted, dry_run=dry_run, idempotency_key=str(uuid.uuid4()))
     if options.json:
         emit(result)
     elif not result.rotations:
@@ -153,7 +160,7 @@ def rotate(ctx: click.Context, peer: str | None, dry_run: bool) -> None:
 
 
 @click.command()
-@click.argument("node")
+@click.argument("node", type=PEER)
 @click.option("--force", is_flag=True, help="Even if it is the authority that this is run on.")
 @click.option("--undo", is_flag=True, help="Take NODE back instead. Needs the mesh's root key.")
 @click.option(
@@ -165,16 +172,26 @@ def rotate(ctx: click.Context, peer: str | None, dry_run: bool) -> None:
 @json_option
 @click.pass_obj
 def revoke(options: Options, node: str, force: bool, undo: bool, undo_all: bool, dry_run: bool) -> None:
-    """Put NODE (a name or node id) out of the mesh. Run it on an authority.
+    """Put NODE (a name, node id, address or DNS name) out of the mesh. Run it on an authority.
 
     Only the root takes a node back: run --undo where `phantommesh init` ran.
+
+    \b
+    Example:
+      phantommesh revoke nas --dry-run
     """
     if undo and undo_all:
         raise click.UsageError("give --undo or --undo-all, not both")
     if force and (undo or undo_all):
         raise click.UsageError("--force has no meaning with --undo and --undo-all")
-    result = client_of(options, REVOKE_TIMEOUT_S).revoke(
-        node, force=force, undo=undo, undo_all=undo_all, dry_run=dry_run, idempotency_key=str(uuid.uuid4())
+    client = client_of(options, REVOKE_TIMEOUT_S)
+    result = client.revoke(
+        node_of(client, node),
+        force=force,
+        undo=undo,
+        undo_all=undo_all,
+        dry_run=dry_run,
+        idempotency_key=str(uuid.uuid4()),
     )
     if options.json:
         emit(result)

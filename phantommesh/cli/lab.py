@@ -51,7 +51,7 @@ def _spec_options(func: Callable[..., None]) -> Callable[..., None]:
             "random-drop, double; A/B is A behind B, KIND+2 has two nodes behind it.",
         ),
         click.option("--uplinks", type=click.IntRange(1), default=3, show_default=True),
-        click.option("--nodes", type=click.IntRange(2), help="3, or as many as --nat and --regions have."),
+        click.option("--nodes", type=click.IntRange(2), help="3, or as --nat and --regions have."),
     ):
         func = option(func)
     return func

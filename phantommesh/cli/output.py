@@ -9,10 +9,14 @@ be copied. Where output goes to a file or a pipe, lines are as long as they are.
 import io
 import os
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 import click
 
+SOON_S = 1.0  # a wait that is shorter needs no word
 KEY = 12  # cells of a key before its value
 # ANSI X3.4: the encoding of the locales C and POSIX, which say nothing of what the terminal can show.
 _ASCII = "ascii"
@@ -110,6 +114,32 @@ def say(text: str, *, err: bool = False, indent: int = 0) -> None:
     """Print a line, folded if it is too long for the terminal: then all but its first are indented."""
     width = columns_of(sys.stderr if err else sys.stdout)
     click.echo("\n".join(folded(one_line(text), width, indent)), err=err)
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Say on a terminal what takes longer than a second, and take it away again when that is done."""
+    if columns_of(sys.stderr) is None or os.environ.get("TERM", "dumb") == "dumb":
+        yield
+        return
+    stream, shown = sys.stderr, threading.Event()
+
+    def show() -> None:
+        shown.set()
+        stream.write(f"{one_line(text)} ...")
+        stream.flush()
+
+    timer = threading.Timer(SOON_S, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        if shown.is_set():
+            stream.write("\r\x1b[K")  # ECMA-48: erase in line
+            stream.flush()
 
 
 def field(key: str, value: object, width: int = KEY) -> None:

@@ -12,6 +12,7 @@ import click
 from phantommesh.cli.base import Options, client_of, json_option
 from phantommesh.cli.explaining import explain
 from phantommesh.cli.output import emit, field, say
+from phantommesh.cli.peering import PEER, node_of
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
@@ -78,34 +79,33 @@ def list_routes(options: Options) -> None:
 
 
 @route.command()
-@click.argument("node")
+@click.argument("node", type=PEER)
 @click.argument("prefix", nargs=-1, required=True)
 @json_option
 @click.pass_obj
 def approve(options: Options, node: str, prefix: tuple[str, ...]) -> None:
-    """Approve that NODE (a name or node id) routes each PREFIX; "exit" means 0.0.0.0/0 and ::/0.
+    """Approve that NODE (a name, node id or address) routes each PREFIX; "exit" means 0.0.0.0/0 and ::/0.
 
     Run this on an authority. The node gets a certificate with the prefixes within seconds if it asks for
     them: where routes.advertise in its configuration names them.
     """
-    key = str(uuid.uuid4())
-    _tell(
-        options, client_of(options, TIMEOUT_S).approve_routes(node, prefix, idempotency_key=key), "approved"
-    )
+    key, client = str(uuid.uuid4()), client_of(options, TIMEOUT_S)
+    _tell(options, client.approve_routes(node_of(client, node), prefix, idempotency_key=key), "approved")
 
 
 @route.command("revoke")
-@click.argument("node")
+@click.argument("node", type=PEER)
 @click.argument("prefix", nargs=-1, required=True)
 @json_option
 @click.pass_obj
 def revoke_routes(options: Options, node: str, prefix: tuple[str, ...]) -> None:
-    """Withdraw each PREFIX ("exit": both default routes) from NODE (a name or node id), which stays a member.
+    """Withdraw each PREFIX ("exit": both default routes) from NODE (a name, node id or address), which stays
+    a member.
 
     Run this on an authority. All members hear of it in seconds, and send nothing more to NODE for PREFIX.
     """
-    key = str(uuid.uuid4())
-    _tell(options, client_of(options, TIMEOUT_S).revoke_routes(node, prefix, idempotency_key=key), "revoked")
+    key, client = str(uuid.uuid4()), client_of(options, TIMEOUT_S)
+    _tell(options, client.revoke_routes(node_of(client, node), prefix, idempotency_key=key), "revoked")
 
 
 def _tell(options: Options, done: RouteResult, what: str) -> None:

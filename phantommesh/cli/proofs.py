@@ -15,6 +15,7 @@ from click.core import ParameterSource
 from phantommesh.cli.base import EXIT_TOO_LITTLE, CliError, Options, client_of, json_option
 from phantommesh.cli.lists import PROOFS
 from phantommesh.cli.output import emit, say, size
+from phantommesh.cli.peering import PEER, node_of
 from phantommesh.cli.tables import table
 from phantommesh.errors import shortened
 
@@ -32,13 +33,12 @@ MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions
 @click.command()
 @click.option("--verify", type=click.Path(path_type=Path), metavar="FILE", help="Check a file of proofs.")
 @click.option("--export", type=click.Path(path_type=Path), metavar="FILE", help="Write the proofs to a file.")
-@click.option("--peer", help="Those with one peer (a name or node id) only; not with --verify.")
-@click.option("--root", metavar="HASH", help="With --verify: the hash of the mesh's root key, in hex.")
+@click.option("--peer", type=PEER, help="Those with one PEER only; not with --verify.")
+@click.option("--root", metavar="HASH", help="Its hash, in hex. [default: this machine's mesh's]")
 @click.option(
     "--unpinned",
     is_flag=True,
-    help="With --verify: believe the root in the file. That shows that the file agrees with itself, not "
-    "whose it is.",
+    help="Believe the root in the file: not whose it is, then.",
 )
 @click.option(
     "--max-loss",
@@ -46,7 +46,7 @@ MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions
     default=5.0,
     show_default=True,
     metavar="PERCENT",
-    help="With --verify: how much of what was sent may be lost, of each dimension and epoch.",
+    help="What may be lost, of each dimension and epoch.",
 )
 @click.option(
     "--min-coverage",
@@ -54,7 +54,7 @@ MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions
     default=50.0,
     show_default=True,
     metavar="PERCENT",
-    help="With --verify: how much of each link's time and bytes has to be proved.",
+    help="Of each link's time and bytes, what has to be proved.",
 )
 @click.option(
     "--min-entropy",
@@ -62,8 +62,7 @@ MOST_ENTROPY = 2.807  # bits; log2(7), rounded down: no plan of seven dimensions
     default=0.5,
     show_default=True,
     metavar="BITS",
-    help="With --verify: the least entropy of each link's plans, and of its bytes as received; at most "
-    f"{MOST_ENTROPY}, which is seven equal shares.",
+    help="The least of each link's plans, and of its bytes as received.",
 )
 @json_option
 @click.pass_obj
@@ -80,10 +79,8 @@ def proofs(
 ) -> None:
     """Show the scatter proofs of this node, export them, or check an exported file.
 
-    --verify needs no running node. It believes the root of this machine's mesh, or the one that --root names.
-    Anybody can make a file that agrees with itself under another root, so it fails where there is neither.
-    Each direction of a link gets a verdict, and all have to hold: it exits 1 where one fails or the file is
-    not genuine, and 4 where nothing is wrong but a link shows too little.
+    --verify, to which the last five options belong, needs no running node. It exits 1 where a link fails or
+    the file is not genuine, 4 where nothing is wrong but a link shows too little.
     """
     if verify is not None and export is not None:
         raise click.UsageError("give --verify or --export, not both")
@@ -113,7 +110,11 @@ def _refuse_without_verify(*names: str) -> None:
 
 
 def _list(options: Options, peer: str | None) -> None:
-    PROOFS.show(options, _of(PROOFS.fetch(options), peer))
+    PROOFS.show(options, _of(PROOFS.fetch(options), _named(options, peer)))
+
+
+def _named(options: Options, peer: str | None) -> str | None:
+    return None if peer is None else node_of(client_of(options), peer)
 
 
 def _of(views: list[ProofsView], peer: str | None) -> list[ProofsView]:
@@ -139,6 +140,7 @@ def _export(options: Options, path: Path, peer: str | None) -> None:
     from phantommesh.state.files import atomic_write
     from phantommesh.trust.certificates import describe_mesh, load_root
 
+    peer = _named(options, peer)
     query = "" if peer is None else "?" + urlencode({"peer": peer})
     views = _of(PROOFS.fetch(options), peer)
     data = client_of(options, EXPORT_TIMEOUT_S).request("GET", f"/v1/proofs/export{query}")

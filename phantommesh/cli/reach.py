@@ -19,6 +19,7 @@ from phantommesh.cli.base import (
 )
 from phantommesh.cli.lists import via
 from phantommesh.cli.output import emit, field, say
+from phantommesh.cli.peering import PEER, node_of
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ WIDE = 20  # cells of the longest key of `netcheck`
 
 
 @click.command()
-@click.argument("peer")
+@click.argument("peer", type=PEER)
 @click.option(
     "-c",
     "--count",
@@ -50,12 +51,12 @@ WIDE = 20  # cells of the longest key of `netcheck`
 @json_option
 @click.pass_obj
 def ping(options: Options, peer: str, count: int, size: int | None) -> None:
-    """Ping PEER (a name or node id) inside each dimension: round trip, loss, way and MTU.
+    """Ping PEER (a name, node id, address or DNS name) inside each dimension: round trip, loss, way and MTU.
 
     The node sends the pings, so this needs no root. The exit status is 0 if any dimension answers, else 1.
     """
     client = client_of(options, PING_TIMEOUT_S)
-    result = client.ping(peer, count=count, size=size, idempotency_key=str(uuid.uuid4()))
+    result = client.ping(node_of(client, peer), count=count, size=size, idempotency_key=str(uuid.uuid4()))
     if options.json:
         emit(result)
     else:

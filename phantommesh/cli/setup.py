@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The verbs that make a node and run it: init, invite, join, run."""
+"""The verbs that make a node and run it: init, join, run."""
 
 import os
 import sys
@@ -97,7 +97,7 @@ def init(
                 err=True,
             )
 
-    with _naming_options():
+    with naming_options():
         config = _settings(options, name=name, mesh=mesh, cidr=cidr, endpoints=endpoints)
         if config is None:
             raise click.UsageError("Missing option '--mesh'.", ctx)
@@ -181,7 +181,7 @@ _SETTINGS = {
 
 
 @contextmanager
-def _naming_options() -> Iterator[None]:
+def naming_options() -> Iterator[None]:
     """Name the option in an error about a setting that the operator gave by it."""
     from phantommesh.config.sections import ConfigError
 
@@ -217,115 +217,6 @@ def _report(options: Options, summary: Any, then: str) -> None:
 
 
 @click.command()
-@click.option("--ttl", type=Duration(), default=3600.0, show_default="1h", help="How long it may be used.")
-@click.option("--name", help="Only a node of this name may use it.")
-@click.option("--role", type=click.Choice(["node", "authority"]), default="node", show_default=True)
-@click.option("--uses", type=click.IntRange(1), default=1, show_default=True)
-@click.option(
-    "--replace",
-    "lost",
-    metavar="NODE",
-    help="For a machine that takes the place of a lost one: its name, role and IPv4 address. Its use revokes "
-    "the lost one.",
-)
-@tags_option("The machine gets the tag, for access rules; may be given several times.")
-@click.option(
-    "--endpoint",
-    "given",
-    multiple=True,
-    metavar="HOST[:PORT]",
-    help="Where the machine reaches this authority by TCP, in place of `node.endpoints`; up to three times.",
-)
-@json_option
-@click.pass_obj
-def invite(
-    options: Options,
-    ttl: float,
-    name: str | None,
-    role: str,
-    uses: int,
-    lost: str | None,
-    tags: tuple[str, ...],
-    given: tuple[str, ...],
-) -> None:
-    """Print one line that lets a machine join. It is a secret until it is used."""
-    need_access("invite", options.state_dir)
-    from phantommesh.config.reading import parse, refuse_overlay
-    from phantommesh.config.writing import render
-    from phantommesh.endpoint import format_endpoint, parse_endpoint
-    from phantommesh.moments import rfc3339, span
-    from phantommesh.node.returning import place_of
-    from phantommesh.records.record import callable_at
-    from phantommesh.state.agreement import load_config, need_state
-    from phantommesh.state.start import load_node
-    from phantommesh.trust.certificates import Role
-    from phantommesh.trust.invites import MAX_ENDPOINTS, MAX_LIFE
-
-    if ttl > MAX_LIFE:
-        raise CliError(
-            f"an invite is a password: it lasts {span(MAX_LIFE)} at most",
-            fix="give --ttl 30d or less, and make another invite later",
-        )
-    if len(given) > MAX_ENDPOINTS:
-        raise CliError(
-            f"--endpoint is given {len(given)} times: an invite names {MAX_ENDPOINTS} at most",
-            fix="leave some out",
-        )
-    config = load_config(options.config, options.state_dir)
-    need_state(options.config, options.state_dir)
-    if given:
-        with _naming_options():
-            config = parse(render(config), {"node": {"endpoints": list(given)}})
-    now = datetime.now(UTC).timestamp()
-    node = load_node(options.state_dir, now)
-    if node.authority is None:
-        raise CliError(
-            "this node is no authority and cannot invite", fix="run `phantommesh invite` on an authority"
-        )
-    if given:
-        with _naming_options():
-            refuse_overlay(config, (node.mesh.network4, node.mesh.network6))
-    replaces, ip4 = None, ""
-    if lost is not None:
-        if name is not None or role != "node" or uses != 1:
-            raise CliError("--replace says name, role and uses", fix="leave out --name, --role and --uses")
-        place = place_of(node, lost)
-        name, role, replaces, ip4 = place.name, place.role.value, place.replaces, str(place.ip4)
-        tags = tags or place.tags
-    if Role(role) is Role.AUTHORITY:
-        node.root_key()  # else the joiner would find out
-    endpoints = tuple(
-        format_endpoint(*parse_endpoint(endpoint, config.control.port)) for endpoint in config.node.endpoints
-    )
-    mine = node.roster.get(node.identity.node_id)
-    if not endpoints and config.nat.discover and mine is not None:
-        endpoints = callable_at(mine.record)  # what the node has found out
-    node.invites.expire(now)
-    for damaged in node.invites.damaged():
-        say(f"note: {damaged} is damaged: nobody can use its invite; delete the file", err=True)
-    made = node.invites.create(
-        root_hash=node.mesh.root_hash,
-        authority=node.identity.node_id,
-        mesh=node.mesh.name,
-        endpoints=endpoints[:MAX_ENDPOINTS],
-        expires=int(now + ttl),
-        role=Role(role),
-        name=name,
-        uses=uses,
-        replaces=replaces,
-        ip4=ip4,
-        tags=tags,
-    )
-    if replaces is not None:
-        click.echo(f"note: the use of this invite revokes the present {name} for ever", err=True)
-    if options.json:
-        expires = rfc3339(made.expires)
-        emit({"invite": made.encode(), "expires": expires, "role": role, "name": name, "uses": uses})
-    else:
-        click.echo(made.encode())
-
-
-@click.command()
 @click.argument("token", envvar="PHANTOMMESH_INVITE")
 @click.option("--name", help="This node's name. [default: the host name]")
 @endpoints_option
@@ -349,7 +240,7 @@ def join(
     if token == "-":  # noqa: S105  # the conventional name of stdin
         token = sys.stdin.readline()
     invite = Invite.parse_untrusted(token.strip())
-    with _naming_options():
+    with naming_options():
         config = _settings(options, name=name, mesh=None, cidr=None, endpoints=endpoints)
         if config is None:
             config = _settings(options, name=name, mesh=invite.mesh, cidr=None, endpoints=endpoints)

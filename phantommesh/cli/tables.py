@@ -11,6 +11,7 @@ from phantommesh.cli.output import columns_of, fold, one_line
 GAP = 2  # cells between columns
 INDENT = 4  # of what stands below its row
 MIN_FOLDED = 24  # cells below which a column of text is not worth folding
+RECORDS = 60  # cells below which what does not fit is shown as a record an item
 MIN_BESIDE = 2  # columns that a row has to have room for, to be one
 
 Row = Sequence[str]
@@ -29,8 +30,8 @@ def lay_out(
     If it does not fit, the last column is folded where that leaves it enough room. Else the columns that
     matter least stand below their row, each with its title. ``first`` names those that matter most, the most
     important first; the others follow in their order. A first cell that is much longer than the others has a
-    line of its own above its row. Where not even two columns fit, each row becomes a block of lines, one a
-    column, as in psql.
+    line of its own above its row. On less than `RECORDS` cells, and where not even two columns fit, each row
+    becomes a block of lines, one a column, as in psql; what an item does not have is left out.
     """
     from rich.cells import cell_len
 
@@ -38,6 +39,8 @@ def lay_out(
     widths = [max(map(cell_len, column)) for column in zip(columns, *shown, strict=True)]
     if width is None or sum(widths) + GAP * (len(widths) - 1) <= width:
         return _lines(columns, shown, widths, widths[-1])
+    if width < RECORDS and len(columns) > MIN_BESIDE:
+        return _blocks(columns, shown, width)
     widths[0] = _usual(columns[0], [row[0] for row in shown], width)
     before = sum(widths[:-1]) + GAP * (len(widths) - 1)
     longest = max(cell_len(word) for row in (columns, *shown) for word in row[-1].split(" "))
@@ -126,6 +129,8 @@ def _blocks(columns: Row, rows: Iterable[Row], width: int) -> list[str]:
     for row in rows:
         lines += [""] if lines else []
         for column, text in zip(columns, row, strict=True):
+            if text == "-":
+                continue
             first, *more = fold(text, max(1, width - titles))
             lines += [_pad(column, titles) + first, *(" " * titles + part for part in more)]
     return lines

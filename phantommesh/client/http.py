@@ -23,6 +23,7 @@ from phantommesh.management.agentview import AgentDetail, AgentsResult, MemoryVi
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
+from phantommesh.management.inviteview import InvitesView, WithdrawnView
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -211,6 +212,12 @@ class NodeClient:
     def unban(self, *, network: str | None = None, by: str | None = None) -> UnbanResult:
         asked = {key: value for key, value in (("network", network), ("by", by)) if value is not None}
         return decode(self.request("DELETE", f"/v1/bans?{urlencode(asked, quote_via=quote)}"), UnbanResult)
+
+    def invites(self) -> InvitesView:
+        return self.get("/v1/invites", InvitesView)
+
+    def withdraw_invite(self, wanted: str) -> WithdrawnView:
+        return decode(self.request("DELETE", f"/v1/invites/{_segment(wanted)}"), WithdrawnView)
 
     def netcheck(self) -> NetCheck:
         return self.get("/v1/netcheck", NetCheck)

@@ -72,7 +72,7 @@ def read(environment: Mapping[str, str]) -> Settings:
                 )
         elif text:
             section, key, kind = known[name]
-            found.setdefault(section, {})[key] = _value(text, kind)
+            found.setdefault(section, {})[key] = value_of(text, kind)
     return found
 
 
@@ -99,7 +99,13 @@ def _names(text: str, key: str) -> bool:
     return re.search(_whole(key), text) is not None
 
 
-def _value(text: str, kind: Any) -> Any:
+def shape_of(kind: Any) -> Any:
+    """Return the type of a key's values without its bounds: ``tuple``, ``dict``, ``str`` and so on."""
+    bare = get_args(kind)[0] if get_origin(kind) is Annotated else kind
+    return get_origin(bare) or bare
+
+
+def value_of(text: str, kind: Any) -> Any:
     """Return a variable's value as the file would have it. Text that is no value of the kind stays text."""
     if get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
@@ -113,7 +119,7 @@ def _value(text: str, kind: Any) -> Any:
     if origin is tuple:
         parts, of = [part.strip() for part in text.split(",") if part.strip()], get_args(kind)[0]
         numbers = get_origin(of) is Annotated and get_args(of)[0] is int
-        return [_value(part, of) for part in parts] if numbers else parts
+        return [value_of(part, of) for part in parts] if numbers else parts
     if origin is dict:
         pairs = (part.partition("=") for part in text.split(",") if part.strip())
         return {name.strip(): value.strip() for name, _, value in pairs}

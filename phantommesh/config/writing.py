@@ -30,7 +30,7 @@ def render(config: Config) -> str:
             if is_section(field.type) or is_tables(field.type):
                 continue
             key, value = field.encode_name, values[field.encode_name]
-            lines.append(f"# {key} = not set" if value is None else f"{key} = {_toml(value)}")
+            lines.append(f"# {key} = not set" if value is None else f"{key} = {toml(value)}")
     return "\n".join(lines) + "\n"
 
 
@@ -61,12 +61,13 @@ def _node_name(text: str) -> object:
 
 def _key(key: str) -> str:
     """A key of an inline table: bare where TOML allows it."""
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml(key)
 
 
-def _toml(value: Any) -> str:
+def toml(value: Any) -> str:
+    """A value as TOML writes it, on one line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(key)} = {_toml(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_key(key)} = {toml(item)}" for key, item in value.items()) + "}"
     return json.dumps(value)  # TOML's basic strings are JSON's, but for DEL, which _check lets into no value
 
 

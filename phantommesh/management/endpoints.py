@@ -41,6 +41,7 @@ from phantommesh.management.bodies import (
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
+from phantommesh.management.inviteview import InvitesView, WithdrawnView
 from phantommesh.management.mapview import MapView
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
@@ -314,6 +315,16 @@ TOKENS = Endpoint(
     errors=_WRITE,
     shown_once=True,
 )
+WITHDRAWN_INVITES: Endpoint[Any] = Endpoint(
+    name="withdraw_invite",
+    method="DELETE",
+    path="/v1/invites/{invite}",
+    summary="Take an invite back, by its id or the beginning of it.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may take an invite back", fix="run this with sudo on the authority"),
+    answer=WithdrawnView,
+    errors=frozenset({404, 409}),
+)
 PAUSES = Endpoint(
     name="pause_agent",
     method="POST",
@@ -439,6 +450,12 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         summary="Lift the bans of a network, or all by this node, by an operator or with hints (by).",
         scope=Scope.OPERATE, answer=UnbanResult, query=("network", "by"), errors=frozenset({409}),
     ),
+    Endpoint(
+        name="invites", method="GET", path="/v1/invites",
+        summary="The invites of this authority that may still be used, without their secrets.",
+        scope=Scope.READ, answer=InvitesView, errors=frozenset({409}),
+    ),
+    WITHDRAWN_INVITES,
     Endpoint(
         name="netcheck", method="GET", path="/v1/netcheck",
         summary="This host's network, and how members reach it, which they are asked.",

@@ -64,15 +64,19 @@ class FederationView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FederationInvited(msgspec.Struct, frozen=True, kw_only=True):
-    """The line for the other mesh. It is a secret until it is used."""
+    """The line for the other mesh. It is a secret until it is used. ``notes``: names in the offer that nobody
+    has, as far as is known."""
 
     invite: str
     pact: str
     expires: str
+    notes: list[str] = []
 
 
 class PactResult(msgspec.Struct, frozen=True, kw_only=True):
-    """A pact that was made or ended, and the other mesh's name where it is known."""
+    """A pact that was made or ended, and the other mesh's name where it is known. ``notes``: names in the
+    offer that nobody has, as far as is known."""
 
     pact: str
     mesh: str | None
+    notes: list[str] = []

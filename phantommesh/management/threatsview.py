@@ -69,9 +69,12 @@ class BanResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     ban: BanView
     dry_run: bool = False
+    notes: list[str] = []
+    """What the operator may not have meant: members that are there now."""
 
 
 class UnbanResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The bans that were lifted."""
+    """The bans that were lifted. ``notes``: wider bans that hold on."""
 
     lifted: list[BanView]
+    notes: list[str] = []

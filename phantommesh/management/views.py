@@ -25,6 +25,7 @@ from phantommesh.management.agentview import (
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
+from phantommesh.management.inviteview import InvitesView, WithdrawnView
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -522,6 +523,14 @@ class NodePort(Protocol):
 
     async def unban(self, network: str | None, by: str | None) -> UnbanResult:
         """Lift the bans of a network, or all of one origin."""
+        ...
+
+    async def invites(self) -> InvitesView:
+        """The open invites of this authority. Raises TrustError where this node is none."""
+        ...
+
+    async def withdraw_invite(self, wanted: str) -> WithdrawnView:
+        """Take an invite back, by its id or the beginning of it. Raises UnknownMemberError."""
         ...
 
     async def netcheck(self) -> NetCheck:

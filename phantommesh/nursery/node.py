@@ -73,6 +73,8 @@ class Node:
         self._weaving = Weaving(self.parts, self.reporter, self.recorder)
         teller.listen(self._weaving.react)
         self.agents = Agents(self.parts)
+        self.up = trio.Event()
+        """Set once what has to come first is done, and the API answers."""
         self._health = SOUND
         self.parts.drainer.told = self._draining
 
@@ -93,12 +95,14 @@ class Node:
                 self._weaving.route_by(done.config.routes)
             self._weaving.peers_changed()
         log.info("configuration taken over", changed=list(done.taken))
+        parts.events.publish("config.taken", None, {"keys": list(done.taken), "restart": list(done.waiting)})
         if done.waiting:
             log.warning("the node has to be restarted for the rest", settings=list(done.waiting))
 
     def keep_config(self, error: PhantomMeshError) -> None:
         """The configuration in the file does not hold: the node runs on with the one that it has."""
         self.parts.settings.refused = error
+        self.parts.events.publish("config.refused", None, {"why": str(error), "fix": error.fix})
         log.error(
             "the configuration is not taken over, the node goes on as before", error=str(error), fix=error.fix
         )
@@ -126,6 +130,7 @@ class Node:
                 nursery.start_soon(self._work)
                 stop_api, api_stopped = trio.Event(), trio.Event()
                 await nursery.start(self._serve_api, socket_path, stop_api, api_stopped)
+                self.up.set()
                 log.info(
                     "node is up",
                     node=parts.own.member.name,

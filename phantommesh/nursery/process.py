@@ -7,6 +7,7 @@ checked. Below it sockets are bound, interfaces made and peers spoken to.
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -26,6 +27,7 @@ from phantommesh.kem import provider
 from phantommesh.nursery import logs
 from phantommesh.nursery.host import leftovers
 from phantommesh.nursery.host.backend import Backend, choose
+from phantommesh.nursery.host.notify import Supervisor
 from phantommesh.nursery.host.owning import held, owned
 from phantommesh.nursery.host.users import numbers_of
 from phantommesh.nursery.names.resolve import SystemNames
@@ -60,6 +62,7 @@ async def run(state_dir: Path, config_path: Path, *, socket_path: Path | None = 
             async with trio.open_nursery() as nursery:
                 process = _Process(state_dir, config_path, socket_path)
                 nursery.start_soon(process.heed, signals)
+                nursery.start_soon(process.supervisor.watch)
                 above: Run | None = NOBODY
                 while above is not None and not process.leave.is_set():
                     above = await process.run(above)
@@ -116,6 +119,7 @@ class _Process:
         self._state_dir, self._config_path, self._socket_path = state_dir, config_path, socket_path
         self._node: Node | None = None
         self.leave, self.hurry = trio.Event(), trio.Event()
+        self.supervisor = Supervisor.take(os.environ)
 
     async def heed(self, signals: AsyncIterator[int]) -> None:
         """Do what signals ask, until cancelled."""
@@ -131,6 +135,7 @@ class _Process:
                         log.warning("leaving at once: nobody is told")
                         self.hurry.set()
                     case _:
+                        self.supervisor.say("STOPPING=1", "STATUS=leaving")
                         self.leave.set()
 
     async def _reload(self, alone: trio.CapacityLimiter) -> None:
@@ -152,6 +157,11 @@ class _Process:
             if wanted.log != before:
                 logs.configure(wanted.log.level, wanted.log.format)
 
+    async def _tell_when_up(self, node: Node) -> None:
+        """Tell the supervisor that the node is up: what it has to come first is done, and its API answers."""
+        await node.up.wait()
+        self.supervisor.say("READY=1", f"STATUS=node {node.parts.own.member.name} is up")
+
     async def run(self, above: Run) -> Run | None:
         """Run the node once. Return None where that is the end; else it is to run again, as a later run than
         the one that is returned: it got a new identity, or the run that it stepped aside for has gone."""
@@ -171,6 +181,7 @@ class _Process:
                 self._node = node
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(keep_lock, ready.lock, state.state.path)
+                    nursery.start_soon(self._tell_when_up, node)
                     await node.serve(self._socket_path or Path(config.api.socket), self.leave, self.hurry)
                     nursery.cancel_scope.cancel()
                 self._node = None

@@ -102,7 +102,7 @@ class StateDir:
 
     @classmethod
     def create(cls, path: Path, files: Mapping[str, bytes]) -> Self:
-        """Make the state directory `path` with `files` (a name is relative, one level deep at most).
+        """Make the state directory `path` with `files` (a name is relative, two levels deep at most).
 
         An existing empty directory is taken; anything else is left untouched. Raises StateError; when
         it raises anything, `path` is as it was.
@@ -115,10 +115,13 @@ class StateDir:
             with _staging(staging):
                 for name, data in {**files, FORMAT_FILE: FORMAT}.items():
                     target = staging / name
-                    target.parent.mkdir(exist_ok=True, mode=0o700)
+                    for above in reversed(target.relative_to(staging).parents):
+                        (staging / above).mkdir(exist_ok=True, mode=0o700)
                     with open_new(target) as file:
                         fill(file, data, 0o600)
-                for directory in {(staging / name).parent for name in files} | {staging}:
+                for directory in {staging / above for name in files for above in Path(name).parents} | {
+                    staging
+                }:
                     sync_directory(directory)
                 # rename(2) replaces an empty directory only, so nobody's files can be lost here
                 staging.rename(path)

@@ -180,6 +180,18 @@ class InviteBook:
                 gone += 1
         return gone
 
+    def entries(self) -> Iterator[tuple[str, InviteEntry]]:
+        """Yield the invites that can be read, each with its id in hex; also those that have run out."""
+        return ((path.stem, entry) for path, entry in self._readable())
+
+    def withdraw(self, invite_id: bytes) -> None:
+        """Delete an invite: nobody can use it any more. Raises StateError."""
+        with self._exclusively():  # a joiner that spends it just now would write it anew
+            try:
+                self._path(invite_id).unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot(f"delete {self._path(invite_id)}", error) from error
+
     def damaged(self) -> list[Path]:
         """The files that cannot be read. Each is an invite that nobody can use, and can be deleted."""
         readable = {path for path, _ in self._readable()}

@@ -4,6 +4,9 @@ ends."""
 
 import fcntl
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Self
 
@@ -72,3 +75,59 @@ def flock(descriptor: int, busy: str) -> None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise StateInUseError(busy, fix="stop the other process first, or give another --state-dir") from None
+
+
+@contextmanager
+def holder(lock: Path) -> Iterator[int | None]:
+    """The process that has the lock of this file, as a handle that no other process can come to stand
+    behind; None where there is none that this process may look into."""
+    try:
+        wanted = lock.stat()
+    except OSError:
+        yield None
+        return
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
+            continue
+        try:
+            handle = os.pidfd_open(int(entry.name))
+        except OSError:
+            continue
+        try:
+            if _holds(entry, (wanted.st_dev, wanted.st_ino)):
+                yield handle
+                return
+        finally:
+            os.close(handle)
+    yield None
+
+
+def _holds(process: Path, wanted: tuple[int, int]) -> bool:
+    try:
+        for entry in (process / "fd").iterdir():
+            try:
+                if not str(entry.readlink()).endswith(f"/{LOCK_FILE}"):
+                    continue  # stat(2) of some others' would wait
+                status = entry.stat()
+                if (status.st_dev, status.st_ino) == wanted:
+                    return "FLOCK" in (process / "fdinfo" / entry.name).read_text()
+            except FileNotFoundError:
+                continue
+    except OSError:
+        pass  # it has ended, or is not ours to look into
+    return False
+
+
+def hang_up(state_dir: Path) -> bool:
+    """Send SIGHUP to the node that runs on a state directory; say whether one does. Raises StateError where
+    this process may not."""
+    with holder(state_dir.resolve() / LOCK_FILE) as handle:
+        if handle is None:
+            return False
+        try:
+            signal.pidfd_send_signal(handle, signal.SIGHUP)
+        except ProcessLookupError:
+            return False
+        except PermissionError as error:
+            raise cannot("have the node read its configuration", error) from error
+    return True

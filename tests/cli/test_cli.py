@@ -4,6 +4,7 @@
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -23,6 +24,7 @@ from click.testing import CliRunner, Result
 from rich.cells import cell_len
 
 from phantommesh.cli import base, cli, lists
+from phantommesh.cli.examples import EXAMPLES
 from phantommesh.cli.tables import lay_out, table
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
@@ -106,6 +108,7 @@ def every_command(group: click.Group = cli, prefix: tuple[str, ...] = ()) -> lis
     for name, command in group.commands.items():
         path = (*prefix, name)
         found += every_command(command, path) if isinstance(command, click.Group) else [path]
+        found += [path] if isinstance(command, click.Group) and command.invoke_without_command else []
     return found
 
 
@@ -140,6 +143,36 @@ def test_json_is_refused_where_there_is_none(words: list[str]) -> None:
 def test_json_for_all_verbs_is_no_error_where_there_is_none(tmp_path: Path) -> None:
     result = run("run", root=tmp_path, env={"PHANTOMMESH_JSON": "1"})
     assert "there is no configuration" in told(result, 1)
+
+
+GROUPS = [(), *(path for path in every_command())]
+
+
+@pytest.mark.parametrize("command", GROUPS, ids=" ".join)
+def test_each_help_fits_a_screen_and_has_an_example(command: tuple[str, ...]) -> None:
+    found: click.Command = cli
+    for name in command:
+        assert isinstance(found, click.Group)
+        found = found.commands[name]
+    context = click.Context(found, info_name=" ".join(("phantommesh", *command)))
+    context.terminal_width = 80
+    shown = found.get_help(context)
+    assert len(shown.splitlines()) <= 24, shown
+    assert "Example" in shown, shown
+
+
+def test_each_example_names_a_verb() -> None:
+    paths = {" ".join(path) for path in every_command()}
+    for words, example in EXAMPLES.items():
+        given = example.removeprefix("sudo ").removeprefix("phantommesh ")
+        assert words in ("", *paths, *(path.rpartition(" ")[0] for path in paths)), words
+        assert any(given == path or given.startswith(f"{path} ") for path in paths), example
+
+
+def test_the_first_help_names_every_verb_once() -> None:
+    shown = run("--help").stdout.partition("Verbs (")[2]
+    named = re.findall(r"[a-z][a-z-]+", " ".join(line[10:] for line in shown.splitlines()[1:8]))
+    assert sorted(named) == sorted(cli.commands)
 
 
 @pytest.mark.parametrize("command", every_command(), ids=" ".join)

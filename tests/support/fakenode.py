@@ -47,6 +47,7 @@ from phantommesh.management.federationview import (
     VisitorView,
 )
 from phantommesh.management.finding import UnknownMemberError, find
+from phantommesh.management.inviteview import InvitesView, InviteView, WithdrawnView
 from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import (
     ClockView,
@@ -838,6 +839,20 @@ class FakeNode:
             raise self.failure
         self.decided.append(("withdraw", wanted, tuple(prefixes)))
         return RouteResult(name=wanted, node_id="id002", prefixes=list(prefixes), certified=[], waiting=[])
+
+    async def invites(self) -> InvitesView:
+        one = InviteView(
+            id="3f9a10c2" * 4, name="nas", role="node", expires="2030-01-01T01:00:00Z", uses_left=1,
+            replaces="", joined=[],
+        )  # fmt: skip
+        many = msgspec.structs.replace(one, id="00ff" * 8, name="", uses_left=7, joined=["pm-1", "pm-2"])
+        return InvitesView(invites=[one, many], damaged=[])
+
+    async def withdraw_invite(self, wanted: str) -> WithdrawnView:
+        for one in (await self.invites()).invites:
+            if one.id.startswith(wanted):
+                return WithdrawnView(id=one.id, joined=one.joined)
+        raise UnknownMemberError(f"there is no invite {wanted!r}", fix="see `phantommesh invite list`")
 
     def federation(self) -> FederationView:
         service = ServiceView(member="pm-0", ports=["tcp/5432"], users=["web"])

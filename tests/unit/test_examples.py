@@ -31,6 +31,8 @@ def parse(arguments: list[str]) -> None:
     context = click.Context(cli, info_name="phantommesh")
     while isinstance(command, click.Group):
         _, rest, _ = command.make_parser(context).parse_args(list(arguments))
+        if not rest and command.invoke_without_command:
+            break
         name, inner, arguments = command.resolve_command(context, rest)
         assert inner is not None
         command, context = inner, click.Context(inner, info_name=name, parent=context)

@@ -36,8 +36,12 @@ def test_each_command_is_one(line: str) -> None:
     command: click.Command = cli
     context = click.Context(cli)
     while isinstance(command, click.Group):
-        context = command.make_context(command.name, words, parent=None if command is cli else context)
-        words = [*context._protected_args, *context.args]
+        given = list(words)
+        context = command.make_context(command.name, given, parent=None if command is cli else context)
+        rest = [*context._protected_args, *context.args]
+        if not rest and command.invoke_without_command:
+            return
+        words = rest
         name, found, words = command.resolve_command(context, words)
         assert found is not None, name
         command = found

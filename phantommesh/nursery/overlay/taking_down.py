@@ -7,10 +7,9 @@ step, when nothing of the overlay is left; what goes wrong before leaves it clos
 
 from __future__ import annotations
 
-import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from ipaddress import ip_network
@@ -33,7 +32,7 @@ from phantommesh.state import directory
 from phantommesh.state.agreement import load_config, need_state
 from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError, cannot
-from phantommesh.state.lock import LOCK_FILE, StateInUseError
+from phantommesh.state.lock import LOCK_FILE, StateInUseError, holder
 from phantommesh.state.start import load_mesh, load_node
 from phantommesh.trust.certificates import Mesh, Role
 from phantommesh.wireguard.device import Network
@@ -199,7 +198,7 @@ async def _stopped(state: StateDir) -> AsyncIterator[How]:
 async def _stop(state: StateDir) -> How:
     """End the process that holds the state directory."""
     for _ in range(_LOOKS):
-        with _holder(state.path / LOCK_FILE) as handle:
+        with holder(state.path / LOCK_FILE) as handle:
             if handle is not None:
                 return await _end(handle, state.path)
         await trio.sleep(_LOOK_SECONDS)
@@ -229,42 +228,6 @@ async def _end(handle: int, path: Path) -> How:
             await trio.lowlevel.wait_readable(handle)
             return "stopped" if how == "stopped" else "killed"
     raise TakeDownError(f"the node on {path} does not end", fix="see what blocks its process")
-
-
-@contextmanager
-def _holder(lock: Path) -> Iterator[int | None]:
-    """The process that has the lock, as a handle that no other process can come to stand behind."""
-    wanted = lock.stat()
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
-        try:
-            handle = os.pidfd_open(int(entry.name))
-        except OSError:
-            continue
-        try:
-            if _holds(entry, (wanted.st_dev, wanted.st_ino)):
-                yield handle
-                return
-        finally:
-            os.close(handle)
-    yield None
-
-
-def _holds(process: Path, wanted: tuple[int, int]) -> bool:
-    try:
-        for entry in (process / "fd").iterdir():
-            try:
-                if not str(entry.readlink()).endswith(f"/{LOCK_FILE}"):
-                    continue  # stat(2) of some others' would wait
-                status = entry.stat()
-                if (status.st_dev, status.st_ino) == wanted:
-                    return "FLOCK" in (process / "fdinfo" / entry.name).read_text()
-            except FileNotFoundError:
-                continue
-    except OSError:
-        pass  # it has ended, or is not ours to look into
-    return False
 
 
 # ---- what it put on the host ----

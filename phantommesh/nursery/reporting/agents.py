@@ -5,9 +5,9 @@ word on who pauses and who goes on."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from inspect import cleandoc
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import islice
 from math import isfinite
 from typing import Final, Literal
@@ -41,6 +41,7 @@ from phantommesh.moments import rfc3339
 from phantommesh.nursery.due import moment
 from phantommesh.nursery.keeping.decisions import Concluded, kind_of
 from phantommesh.nursery.parts import Parts
+from phantommesh.trust.certificates import Member
 from phantommesh.trust.identity import format_node_id
 
 APEX: Final = "apex"
@@ -165,8 +166,11 @@ def pause(parts: Parts, wanted: str) -> AgentsResult:
 
 
 def resume(parts: Parts, wanted: str, *, dry_run: bool) -> AgentsResult:
-    """Let an agent, or all, go on, or only say what they would do. Raises UnknownMemberError."""
+    """Let an agent, or all, go on, or only say what they would do. With all, APEX accepts again, too. Raises
+    UnknownMemberError."""
     lifted = 0
+    if wanted == ALL and not dry_run:
+        parts.decisions.freeze(on=False)
     for name in _named(parts, wanted):
         if name == APEX:
             parts.decisions.freeze(on=False)
@@ -184,16 +188,22 @@ def known(parts: Parts) -> Callable[[str], str]:
             block = ip_network(key)
         except ValueError:
             return key
-        for entry in parts.peers.entries:
-            wg_keys = parts.peers.wg_keys_of(entry)
-            for name, wg_key in zip(parts.names, wg_keys, strict=True):
-                device = parts.reconciler.actual.get(name)
-                peer = None if device is None else device.peers.get(wg_key)
-                if peer is not None and peer.endpoint is not None and ip_address(peer.endpoint.host) in block:
-                    return format_node_id(entry.member.node_id)
-        return key
+        member = next(members_at(parts, block), None)
+        return key if member is None else format_node_id(member.node_id)
 
     return whose
+
+
+def members_at(parts: Parts, block: IPv4Network | IPv6Network) -> Iterator[Member]:
+    """Yield the members that WireGuard sees at an address of a network, each once."""
+    for entry in parts.peers.entries:
+        wg_keys = parts.peers.wg_keys_of(entry)
+        for name, wg_key in zip(parts.names, wg_keys, strict=True):
+            device = parts.reconciler.actual.get(name)
+            peer = None if device is None else device.peers.get(wg_key)
+            if peer is not None and peer.endpoint is not None and ip_address(peer.endpoint.host) in block:
+                yield entry.member
+                break
 
 
 def synthesise(parts: Parts) -> None:

@@ -22,8 +22,9 @@ from phantommesh.moments import rfc3339, span
 from phantommesh.node.pactmaking import Offer, make_offer
 from phantommesh.nursery.parts import Parts
 from phantommesh.records.roster import Entry
+from phantommesh.routing.explain import names_near
 from phantommesh.trust.certificates import DAY, TrustError
-from phantommesh.trust.federation import FederationInvite, Ports, Terms
+from phantommesh.trust.federation import FederationInvite, Ports, Terms, by_id
 from phantommesh.trust.identity import NodeId, format_node_id
 
 RUNS_OUT = FaultKind("pact-runs-out", "medium")
@@ -148,8 +149,14 @@ async def invite(
     ttl: float,
 ) -> FederationInvited:  # fmt: skip
     """Make a line for another mesh. Raises PhantomMeshError."""
-    made = await parts.federating.invite(_offer(parts, members, services, gateways, life), ttl)
-    return FederationInvited(invite=made.encode(), pact=made.pact.hex(), expires=rfc3339(made.expires))
+    offer = _offer(parts, members, services, gateways, life)
+    made = await parts.federating.invite(offer, ttl)
+    return FederationInvited(
+        invite=made.encode(),
+        pact=made.pact.hex(),
+        expires=rfc3339(made.expires),
+        notes=_strangers(parts, offer),
+    )
 
 
 async def accept(
@@ -158,8 +165,51 @@ async def accept(
 ) -> PactResult:  # fmt: skip
     """Answer the line of another mesh. Raises PhantomMeshError."""
     invited = FederationInvite.parse_untrusted(line.strip())
-    pact = await parts.federating.accept(invited, _offer(parts, members, services, gateways, life))
-    return PactResult(pact=pact.hex(), mesh=invited.mesh)
+    offer = _offer(parts, members, services, gateways, life)
+    pact = await parts.federating.accept(invited, offer)
+    notes = _strangers(parts, offer) + _unmet(parts, pact, invited.mesh)
+    return PactResult(pact=pact.hex(), mesh=invited.mesh, notes=notes)
+
+
+def _strangers(parts: Parts, offer: Offer) -> list[str]:
+    """Say which members of an offer nobody here is: the pact waits for one of that name, and a slip of the
+    hand waits for ever."""
+    members = [entry.member for entry in parts.keeper.roster]
+    names = {member.name for member in members}
+    called = names | {by_id(member.node_id) for member in members}
+    return [
+        f"no member of this mesh is {one}{_meant(one, names)}: this part of the pact does nothing until "
+        "there is one"
+        for one in offer.members
+        if one not in called
+    ]
+
+
+def _unmet(parts: Parts, pact: bytes, mesh: str) -> list[str]:
+    """Say which names each half of a pact uses for members of the other mesh that the other half does not
+    have."""
+    federation = parts.federating.federation
+    ours, theirs = federation.pacts.ours(pact), federation.pacts.theirs(pact)
+    if ours is None or theirs is None:
+        return []
+    notes = list[str]()
+    for here, there, whose in ((ours, theirs, mesh), (theirs, ours, "this mesh")):
+        gateways = {by_id(NodeId(one.node_id)) for one in there.gateways}
+        named = [one for one in there.members if one not in gateways]
+        if any(":" in one for one in named):
+            continue  # a member that is put in by its node id may be meant by its name
+        users = dict.fromkeys(user for service in here.services for user in service.users)
+        notes += [
+            f"{user} may use services, and {whose} put no member {user} into the pact{_meant(user, named)}"
+            for user in users
+            if user not in there.members
+        ]
+    return notes
+
+
+def _meant(wanted: str, names: Iterable[str]) -> str:
+    near = names_near(wanted, names)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 async def end(parts: Parts, wanted: str) -> PactResult:

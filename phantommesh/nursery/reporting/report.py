@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
-`pause_agent`, `resume_agent`, `ban`, `unban`, `drain`, `undrain`, `revoke`, `rename`, `new_identity`,
-`approve_routes`, `withdraw_routes`, `invite_mesh`, `accept_pact` and `end_pact`."""
+`withdraw_invite`, `pause_agent`, `resume_agent`, `ban`, `unban`, `drain`, `undrain`, `revoke`, `rename`,
+`new_identity`, `approve_routes`, `withdraw_routes`, `invite_mesh`, `accept_pact` and `end_pact`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from time import time
 
+import structlog
 import trio
 
 from phantommesh import __version__
@@ -29,6 +31,7 @@ from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.finding import find
+from phantommesh.management.inviteview import InvitesView, WithdrawnView
 from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.peerfaults import Here, PeerSeen, judge
@@ -47,6 +50,7 @@ from phantommesh.management.views import (
     Status,
 )
 from phantommesh.moments import rfc3339
+from phantommesh.node.invitations import listed, withdrawn
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.keeping.audit import Audit
 from phantommesh.nursery.keeping.decisions import asked
@@ -76,6 +80,8 @@ from phantommesh.trust.identity import NodeId, format_node_id, parse_node_id
 ADVICE = 3  # pieces of advice that `status` has
 STARTING = 15.0  # s that the interfaces may take to come up before what is missing is a fault
 ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merely started
+
+log = structlog.get_logger("phantommesh.reporting")
 
 
 class Reporter(Rows):
@@ -204,6 +210,16 @@ class Reporter(Rows):
         entry = find(self._parts.peers.entries, peer, lambda entry: entry.called)
         tallies = await self._parts.paths.ping(entry.member.node_id, count=count, size=size)
         return pinging.result(entry, tallies, self.paths_to(entry), count=count, size=size)
+
+    async def invites(self) -> InvitesView:
+        """The open invites of this authority. Raises TrustError where this node is none."""
+        return await trio.to_thread.run_sync(listed, self._parts.state, time())
+
+    async def withdraw_invite(self, wanted: str) -> WithdrawnView:
+        """Take an invite back. Raises UnknownMemberError, TrustError or StateError."""
+        gone = await trio.to_thread.run_sync(withdrawn, self._parts.state, wanted)
+        log.warning("invite withdrawn", invite=gone.id[:8])
+        return gone
 
     async def topology(self) -> TopologyView:
         """The mesh as its members measure it; they are asked now, unless that was just done."""

@@ -27,11 +27,14 @@ from phantommesh.nursery.dataplane.banning import EXPIRED, LIFTED
 from phantommesh.nursery.host.nft import NftError
 from phantommesh.nursery.keeping import offenders
 from phantommesh.nursery.parts import Parts
+from phantommesh.nursery.reporting.agents import members_at
 from phantommesh.rates import Bucket
+from phantommesh.routable import Network, within
 
 DROPPED = "an operator lifted all of them"  # a word on the origin, and not on each source
 
 # Tuning.
+MOST_NAMED = 8  # members that one note names
 EVENT_RATE, EVENT_BURST = 1.0, 32.0  # events of threats and bans, a second and at once; all are counted
 
 
@@ -64,7 +67,20 @@ async def ban(parts: Parts, wanted: str, seconds: float, *, force: bool, dry_run
     done = await made
     if not dry_run:
         _record(parts, done, seconds)
-    return BanResult(ban=_ban(done, {}), dry_run=dry_run)
+    return BanResult(ban=_ban(done, {}), dry_run=dry_run, notes=_meant(parts, done))
+
+
+def _meant(parts: Parts, done: Ban) -> list[str]:
+    """Say which members are cut off by a ban: nothing that they send outside the tunnels' interfaces comes
+    in, and neither do the tunnels' own packets."""
+    names = sorted(member.name for member in members_at(parts, done.parsed))
+    if not names:
+        return []
+    left = len(names) - MOST_NAMED
+    shown = ", ".join(names[:MOST_NAMED]) + (f" and {left} more" if left > 0 else "")
+    are = "is a member that is" if len(names) == 1 else "are members that are"
+    here = f"{shown} {are} at an address of {done.network} now: this node hears nothing from there"
+    return [f"{here}. `phantommesh unban {done.network}` takes it back; to cut a member off, revoke it"]
 
 
 def _record(parts: Parts, done: Ban, seconds: float) -> None:
@@ -88,15 +104,28 @@ async def unban(parts: Parts, network: str | None, by: str | None) -> UnbanResul
     if (network is None) == (by is None):
         raise BanError("this needs a network, or whose bans to lift", fix="give one of network and by")
     if network is not None:
-        lifted = await banning.unban(parse_network(network))
+        asked = parse_network(network)
+        wider = [ban.network for ban in banning.bans if _holds(ban, asked)]
+        lifted = await banning.unban(asked)
+        if not lifted and wider:
+            raise BanError(
+                f"{asked} has no ban of its own: it is in {wider[0]}, which is banned",
+                fix=f"lift that: `phantommesh unban {wider[0]}`; then ban what is still to be kept out",
+            )
         if not lifted:
-            raise BanError("this network is not banned", fix="see `phantommesh threats` for what is")
-    else:
-        origin = next((origin for origin in ORIGINS if origin == by), None)
-        if origin is None:
-            raise BanError("there are no such bans", fix=f"give one of {', '.join(ORIGINS)}")
-        lifted = await banning.drop(origin, DROPPED)
+            raise BanError(f"{asked} is not banned", fix="see `phantommesh threats` for what is")
+        notes = [f"{asked} is still kept out: it is in {one}, which is banned" for one in wider]
+        return UnbanResult(lifted=[_ban(ban, {}) for ban in lifted], notes=notes)
+    origin = next((origin for origin in ORIGINS if origin == by), None)
+    if origin is None:
+        raise BanError("there are no such bans", fix=f"give one of {', '.join(ORIGINS)}")
+    lifted = await banning.drop(origin, DROPPED)
     return UnbanResult(lifted=[_ban(ban, {}) for ban in lifted])
+
+
+def _holds(ban: Ban, network: Network) -> bool:
+    """Whether a ban is of a wider network, which this one is in."""
+    return ban.network != str(network) and within(network, ban.parsed)
 
 
 async def _shown(parts: Parts, found: Iterable[Ban]) -> list[BanView]:

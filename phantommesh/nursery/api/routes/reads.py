@@ -94,6 +94,9 @@ def reads(node: NodePort) -> Handlers:
     async def bans() -> Response:
         return json(await node.bans())
 
+    async def invites() -> Response:
+        return json(await node.invites())
+
     async def drain() -> Response:
         return json(node.drain_state())
 
@@ -167,6 +170,7 @@ def reads(node: NodePort) -> Handlers:
         "routes": routes,
         "federation": federation,
         "explain_route": explain_route,
+        "invites": invites,
         "drain": drain,
         "topology": topology,
         "acl": acl,

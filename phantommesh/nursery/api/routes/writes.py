@@ -45,6 +45,7 @@ from phantommesh.management.endpoints import (
     ROTATIONS,
     UNDRAINS,
     WITHDRAWALS,
+    WITHDRAWN_INVITES,
     Endpoint,
     RootOnly,
 )
@@ -95,6 +96,12 @@ def writes(node: NodePort) -> Handlers:
             need_full(RootOnly("only root may lift what evidence banned", fix="run this with sudo"))
         done = await node.unban(network, by)
         return Response(msgspec.json.encode(done), content_type=JSON)
+
+    async def withdraw_invite(invite: str) -> Response:
+        """An invite that is gone cannot be withdrawn twice: this has no body and needs no key."""
+        assert WITHDRAWN_INVITES.root is not None
+        need_full(WITHDRAWN_INVITES.root)
+        return Response(msgspec.json.encode(await node.withdraw_invite(invite)), content_type=JSON)
 
     async def drain(wanted: DrainRequest, dry_run: bool) -> DrainView:
         return await node.drain(wanted.seconds, force=wanted.force, dry_run=dry_run)
@@ -165,6 +172,7 @@ def writes(node: NodePort) -> Handlers:
         PINGS.name: writing(PINGS, ping),
         BANS.name: writing(BANS, ban),
         "unban": unban,
+        WITHDRAWN_INVITES.name: withdraw_invite,
         DRAINS.name: writing(DRAINS, drain),
         UNDRAINS.name: writing(UNDRAINS, undrain),
         IDENTITIES.name: writing(IDENTITIES, replace),
