@@ -40,7 +40,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_backup_is_put_back_elsewhere_and_nothing_is_overwritten(root: Path) -> None:
-    key = ["--passphrase-file", root / "word"]
+    key: list[str | Path] = ["--passphrase-file", root / "word"]
     done = run(root / "a", "backup", root / "b", *key)
     assert done.exit_code == 0, done.output
     assert (root / "b").stat().st_mode & 0o777 == 0o600
