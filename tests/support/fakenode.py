@@ -610,8 +610,7 @@ class FakeNode:
             target_address=gone.ip6 if family == 6 else gone.ip4,
             protocol=protocol_name(protocol), port=port or None, allowed=allowed,
             rule="web" if allowed else "(default)", whose="node",
-            why="the rule web of this node's configuration allows it" if allowed else
-            "this node's configuration has no rule for it, and its default denies it",
+            why=f"the rule web of this node's configuration {'allows' if allowed else 'denies'} it",
             here=target != "pm-1",
         )  # fmt: skip
 
