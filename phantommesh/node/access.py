@@ -19,16 +19,17 @@ def party_of(member: Member) -> Party:
 
 
 def parties(members: Iterable[Member], disputes: Iterable[Dispute]) -> list[Party]:
-    """The members, without what they have lost to another: a name that two have is the winner's alone, and
-    whoever has lost its IPv4 address is in no rule until it has another one."""
+    """The members, without what they have lost to another: a name that two have is the winner's alone. Who
+    has lost an IPv4 address stands before all others, so that the address is the winner's (`by_address`). The
+    IPv6 address is the loser's own: rules go on to hold for it, or a dispute would end what denies."""
     lost = {(dispute.loser, dispute.over) for dispute in disputes}
-    return [
+    found = [
         Party("", member.node_id, (member.ip4, member.ip6), frozenset(member.tags))
         if (member.node_id, "name") in lost
         else party_of(member)
         for member in members
-        if (member.node_id, "address") not in lost
     ]
+    return sorted(found, key=lambda party: (party.node_id, "address") not in lost)
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,9 +208,11 @@ async def write(
     async def answer() -> bytes:
         return msgspec.json.encode(await act(wanted, dry_run))
 
-    asked = msgspec.json.encode((endpoint.name, *named, caller().called, wanted, dry_run))
+    asked = msgspec.json.encode((endpoint.name, *named, wanted, dry_run))
     key = request.headers.get("Idempotency-Key")
-    body, replayed = await answers.once(key, asked, answer, shown_once=endpoint.shown_once)
+    body, replayed = await answers.once(
+        key, asked, answer, by=caller().called, shown_once=endpoint.shown_once
+    )
     response = Response(body, content_type=JSON)
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
