@@ -206,7 +206,7 @@ def _ends(test: TestSection, policy: Policy, mesh: Mesh) -> Iterator[tuple[_End,
 def _addresses(test: TestSection, words: Iterable[str]) -> dict[int, IpAddress]:
     """The addresses among the words of an end by their version, which has one at most."""
     found = [address for word in words if (address := parse_address(word)) is not None]
-    by_version = {one.version: one for one in found}
+    by_version: dict[int, IpAddress] = {one.version: one for one in found}
     if len(by_version) < len(found):
         raise PolicyError(f"the test {test.said} has two addresses at one end", fix="write a test for each")
     return by_version
@@ -226,7 +226,7 @@ def _free(
     for start in starts:
         for value in range(start, min(start + 3, int(network[-1]))):
             address: IpAddress = IPv4Address(value) if network.version == 4 else IPv6Address(value)
-            if address not in used and not any(address in one for one in narrow):  # type: ignore[operator]
+            if address not in used and not any(address in one for one in narrow):
                 return address
     raise PolicyError(
         f"the rules name all addresses of the mesh one by one, so the test {test.said} has none",

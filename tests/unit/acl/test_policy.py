@@ -202,12 +202,13 @@ def test_a_nodes_own_rules_only_tighten_the_policy(
     asked: list[tuple[IpAddress, int, int]],
 ) -> None:  # fmt: skip
     policy = PolicySection(whole, mesh).policy()  # type: ignore[arg-type]
-    both = holding(policy, policy_of(AclSection(own, node), "node"))  # type: ignore[arg-type]
+    mine = policy_of(AclSection(own, node), "node")  # type: ignore[arg-type]
+    both = holding(policy, mine)
     holders, compiled = by_address(PARTIES), compile_for(PARTIES[0], both, PARTIES)
     for source, protocol, port in asked:
         target = PARTIES[0].addresses[source.version == 6]
         said = decide(both, holders, source, target, protocol, port)
-        each = [decide([one], holders, source, target, protocol, port).allowed for one in both]
+        each = [decide([one], holders, source, target, protocol, port).allowed for one in (policy, mine)]
         assert said.allowed == all(each)
         assert compiled.decide(source, target, protocol, port) == said
 

@@ -26,11 +26,12 @@ from phantommesh.acl.signedpolicy import (
 )
 from phantommesh.config.acl import RuleSection
 from phantommesh.trust.certificates import EARLY, TrustError
+from phantommesh.trust.identity import Identity, NodeId
 from phantommesh.trust.issuing import Authority, issue_authority
 from tests.support.makemesh import NOW, identity, make_mesh
 
 HERE, THERE = make_mesh("here"), make_mesh("there")
-NOBODY = frozenset[bytes]()
+NOBODY = frozenset[NodeId]()
 DENY = PolicySection("deny", (RuleSection("ssh", source=("tag:ops",), ports=(22,)),))
 FAILS = PolicySection("allow", (), (TestSection(("laptop",), ("db",), "22", "deny"),))
 
@@ -42,10 +43,12 @@ def authority(label: str) -> Authority:
     return Authority(HERE.root, issue_authority(HERE.root, HERE.root_key, key.spki, node, NOW), key)
 
 
-def forged(by: Authority, section: PolicySection, number: int = int(NOW)) -> SignedPolicy:
-    """Signed without any look at it."""
+def forged(
+    by: Authority, section: PolicySection, number: int = int(NOW), key: Identity | None = None
+) -> SignedPolicy:
+    """Signed without any look at it, with another key than the authority's where one is given."""
     said = HERE.mesh.root_hash + number.to_bytes(8) + section.encode()
-    signature = by.key.sign(said, CONTEXT)
+    signature = (key or by.key).sign(said, CONTEXT)
     return SignedPolicy(1, HERE.mesh.root_hash, number, section.encode(), signature, by.der)
 
 
@@ -77,15 +80,14 @@ def test_nobody_but_an_authority_of_this_mesh_makes_a_policy(monkeypatch: pytest
     """And nobody else makes a node run tests."""
     ran = list[PolicySection]()
     monkeypatch.setattr(signedpolicy, "accept", lambda section, mesh: ran.append(section))
-    member = Authority(HERE.root, HERE.authority.certificate, identity("a member"))
+    member = identity("a member")
+    mine = forged(HERE.authority, DENY, key=member)
     for bad in (
         sign(THERE.authority, DENY, last=0, now=NOW),  # another mesh's
         msgspec.structs.replace(sign(THERE.authority, DENY, last=0, now=NOW), mesh=HERE.mesh.root_hash),
-        forged(member, DENY),  # not the certificate's key
-        msgspec.structs.replace(forged(member, DENY), authority_cert=HERE.root.public_bytes(Encoding.DER)),
-        msgspec.structs.replace(
-            forged(authority("one"), DENY), authority_cert=HERE.certify(identity("a member"), "member")
-        ),
+        mine,  # not the certificate's key
+        msgspec.structs.replace(mine, authority_cert=HERE.root.public_bytes(Encoding.DER)),
+        msgspec.structs.replace(mine, authority_cert=HERE.certify(member, "member")),
     ):
         ran.clear()
         with pytest.raises(TrustError):
@@ -135,7 +137,7 @@ signers = st.frozensets(st.sampled_from(["one", "two", "three"]).map(lambda labe
 
 @given(st.permutations(range(6)), st.lists(st.integers(0, 5), max_size=4), signers)
 def test_every_node_comes_to_the_same_policy(
-    order: list[int], again: list[int], revoked: frozenset[bytes]
+    order: list[int], again: list[int], revoked: frozenset[NodeId]
 ) -> None:
     held = Policies()
     for at in (*order, *again):
