@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from phantommesh.acl.compiled import Compiled, compile_for
-from phantommesh.acl.rules import Party, policy_of
+from phantommesh.acl.policy import holding
+from phantommesh.acl.rules import Party, Policy, policy_of
 from phantommesh.config.acl import AclSection
 from phantommesh.records.roster import Dispute, Roster
 from phantommesh.trust.certificates import Member
@@ -35,12 +36,13 @@ def parties(members: Iterable[Member], disputes: Iterable[Dispute]) -> list[Part
 @dataclass(frozen=True, slots=True)
 class Situation:
     """All that a node's access rules depend on. ``own`` are the UDP ports by which members measure the
-    mesh."""
+    mesh; ``mesh`` is the mesh's policy, which ``section`` can only tighten."""
 
     section: AclSection
     me: Party
     others: tuple[Party, ...]
     own: tuple[int, ...]
+    mesh: Policy | None = None
 
     def compile(self) -> Compiled:
         """The rules as they hold for this node."""
@@ -48,10 +50,14 @@ class Situation:
 
     def seen_by(self, party: Party) -> Compiled:
         """The rules as they would hold for another member with the same configuration."""
-        return compile_for(party, [policy_of(self.section, "node")], (self.me, *self.others), self.own)
+        policies = holding(self.mesh, policy_of(self.section, "node"))
+        return compile_for(party, policies, (self.me, *self.others), self.own)
 
 
-def situation(section: AclSection, me: Member, roster: Roster, wall: float, own: Iterable[int]) -> Situation:
+def situation(
+    section: AclSection, me: Member, roster: Roster, wall: float, own: Iterable[int],
+    mesh: Policy | None = None,
+) -> Situation:  # fmt: skip
     """The situation of a node with the members that are in good standing at ``wall``, unix time."""
     others = (member for member in roster.members(wall) if member.node_id != me.node_id)
-    return Situation(section, party_of(me), tuple(parties(others, roster.disputes(wall))), tuple(own))
+    return Situation(section, party_of(me), tuple(parties(others, roster.disputes(wall))), tuple(own), mesh)
