@@ -117,7 +117,9 @@ def command_line() -> str:
     """Every verb, with its help at 80 columns."""
     text = [f"# Command line\n\n{MADE}"]
     for words, command in _verbs(cli, ()):
-        context = click.Context(command, info_name=" ".join(("phantommesh", *words)), max_content_width=80)
+        context = click.Context(
+            command, info_name=" ".join(("phantommesh", *words)), max_content_width=80, **cli.context_settings
+        )
         context.terminal_width = 80
         shown = "\n".join(f"    {line}".rstrip() for line in command.get_help(context).splitlines())
         text.append(f"\n## `{' '.join(('phantommesh', *words))}`\n\n{shown}\n")

@@ -184,7 +184,10 @@ def _state(options: Options) -> bytes:
             }
         )  # fmt: skip
     if not names:
-        raise CliError(f"{options.state_dir} is empty, or may not be read")
+        raise CliError(
+            f"{options.state_dir} is empty, or may not be read",
+            fix="run the verb as root, or give --state-dir",
+        )
     return _json(names)
 
 

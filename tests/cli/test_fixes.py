@@ -251,6 +251,12 @@ def resolved_without_server(machine: Machine) -> None:
     machine.set("dns.serve", "false")
 
 
+def tokens_in_clear(machine: Machine) -> None:
+    """The API listens beyond loopback, and TLS is turned off."""
+    machine.set("api.listen", '"192.0.2.1:8480"')
+    machine.set("api.tls", '"off"')
+
+
 def foreign_state(machine: Machine) -> None:
     """--state-dir is another program's directory; the state is elsewhere."""
     rename_away(machine, machine.state)
@@ -466,7 +472,15 @@ ROWS: list[Row] = [
         "choose a shorter api.socket",
         error="too long",
     ),
-    key("api.listen", '"192.0.2.1:8480"', '"127.0.0.1:8480"', '"127.0.0.1:8480"'),
+    key("api.listen", '"vpn.example.net:8480"', '"127.0.0.1:8480"', '"127.0.0.1:8480"'),
+    Row(
+        "tokens in clear",
+        CHECK,
+        tokens_in_clear,
+        "tokens would cross the network in clear",
+        'set api.tls to "auto"',
+        lambda m, _: m.set("api.tls", '"auto"'),
+    ),
     # --- what the certificates decide is not edited
     key("node.mesh", '"other"', '"lab"', 'set node.mesh to "lab" again'),
     key(

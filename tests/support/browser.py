@@ -157,10 +157,12 @@ class Page:
 
 @asynccontextmanager
 async def chromium(home: Path) -> AsyncIterator[Browser]:
-    """Run a browser with its profile in ``home``. `scripts/setup` installs it."""
-    program = shutil.which("chromium") or shutil.which("google-chrome")
+    """Run a browser with its profile in ``home``. `scripts/setup` installs it, but on Ubuntu: there it is a
+    snap alone, which may not read a profile outside the user's home."""
+    found = map(shutil.which, ("chromium", "google-chrome"))
+    program = next((path for path in found if path and Path(path).resolve().name != "snap"), None)
     if program is None:
-        pytest.fail("there is no Chromium here; scripts/setup installs it")
+        pytest.skip("no Chromium here but perhaps a snap: install google-chrome to test the dashboard")
     to_read, to_write = os.pipe()
     from_read, from_write = os.pipe()
     arguments = [

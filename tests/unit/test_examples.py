@@ -28,7 +28,7 @@ def commands(text: str) -> list[list[str]]:
 def parse(arguments: list[str]) -> None:
     """Parse arguments as the command would, and run nothing. Raises click.UsageError."""
     command: click.Command = cli
-    context = click.Context(cli, info_name="phantommesh")
+    context = click.Context(cli, info_name="phantommesh", **cli.context_settings)
     while isinstance(command, click.Group):
         _, rest, _ = command.make_parser(context).parse_args(list(arguments))
         if not rest and command.invoke_without_command:

@@ -34,7 +34,7 @@ def commands() -> list[str]:
 def test_each_command_is_one(line: str) -> None:
     words = shlex.split(line)[1:]
     command: click.Command = cli
-    context = click.Context(cli)
+    context = click.Context(cli, **cli.context_settings)
     while isinstance(command, click.Group):
         given = list(words)
         context = command.make_context(command.name, given, parent=None if command is cli else context)
