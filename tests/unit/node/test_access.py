@@ -12,7 +12,7 @@ from phantommesh.acl.rules import TCP, Party, by_address, policy_of
 from phantommesh.config.acl import AclSection, RuleSection
 from phantommesh.node.access import parties
 from phantommesh.records.roster import Dispute
-from phantommesh.trust.certificates import Member
+from phantommesh.trust.certificates import Member, Role
 from phantommesh.trust.identity import Identity, NodeId, format_node_id
 
 KEY = Identity.generate().public_key
@@ -22,7 +22,7 @@ DB = Party("db", NodeId(bytes(16)), (IPv4Address("100.64.0.1"), IPv6Address("fd0
 
 def member(number: int, *tags: str) -> Member:
     node_id = NodeId(bytes([number]) * 16)
-    return Member(node_id, f"m{number}", "node", IP4, IPv6Address(f"fd00::{number}"), KEY, 0, 1, tags=tags)
+    return Member(node_id, f"m{number}", Role.NODE, IP4, IPv6Address(f"fd00::{number}"), KEY, 0, 1, tags=tags)
 
 
 @pytest.mark.parametrize("losers_first", [False, True])
