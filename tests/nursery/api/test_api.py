@@ -24,6 +24,7 @@ from quart_trio import QuartTrio
 from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
+from phantommesh.management.aclview import PolicyResult
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationView
@@ -1045,6 +1046,20 @@ async def test_bans_are_made_lifted_and_shown() -> None:
     for body in ({"network": "192.0.2.9", "seconds": 0}, {"network": "x" * 65}, {"for": "10m"}):
         await problem(await ask(node, "POST", "/v1/bans", json=body), 400)
     await problem(await ask(node, "DELETE", "/v1/bans?who=me"), 400)
+
+
+async def test_the_meshs_policy_is_signed_by_root_alone_and_tried_by_the_group() -> None:
+    node, body = FakeNode(), {"policy": 'default = "deny"'}
+    tried = await ask(node, "POST", "/v1/acl/policy?dry_run=true", json=body)
+    assert msgspec.json.decode(await tried.get_data(), type=PolicyResult).dry_run and not node.policies
+    await problem(await ask(node, "POST", "/v1/acl/policy", json=body), 403)
+    done = await ask(node, "POST", "/v1/acl/policy", json=body, scope_base={"state": ROOT})
+    assert done.status_code == 200 and node.policies == [body["policy"]]
+    node.failure = PhantomMeshError("the policy fails its test", fix="correct the rule")
+    refused = await problem(
+        await ask(node, "POST", "/v1/acl/policy?dry_run=true", json=body, scope_base={"state": ROOT}), 409
+    )
+    assert refused.fix == "correct the rule"
 
 
 async def test_draining_is_begun_shown_and_ended() -> None:
