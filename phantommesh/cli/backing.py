@@ -88,7 +88,7 @@ def restore(options: Options, file: Path, check: bool, passphrase_file: Path | N
 
     \b
     Example:
-      phantommesh restore /media/usb/nas.backup && phantommesh up
+      phantommesh restore /media/usb/nas.backup
     """
     from phantommesh.state.backup import restore as put_back
     from phantommesh.state.backup import unpack

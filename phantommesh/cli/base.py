@@ -119,7 +119,7 @@ class Cli(click.Group):
             raise  # click ends quietly
         except OSError as error:
             _fail(ctx, _of_system(error))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, click.Abort):  # Abort: at a prompt
             ctx.exit(_EXIT_INTERRUPTED)
 
 

@@ -15,11 +15,13 @@ VARIABLE = "_PHANTOMMESH_COMPLETE"  # as click derives it from the program's nam
 def completion(ctx: click.Context, shell: str) -> None:
     """Print a script with which SHELL completes verbs, options and the names of peers.
 
+    Put the line into ~/.bashrc, ~/.zshrc or ~/.config/fish/config.fish to have it in each shell.
+
     \b
     Example:
-      phantommesh completion bash > /etc/bash_completion.d/phantommesh
-      phantommesh completion zsh > "${fpath[1]}/_phantommesh"
-      phantommesh completion fish > ~/.config/fish/completions/phantommesh.fish
+      source <(phantommesh completion bash)
+      source <(phantommesh completion zsh)
+      phantommesh completion fish | source
     """
     kind = get_completion_class(shell)
     assert kind is not None, "click has these three"

@@ -37,7 +37,7 @@ def set_keys(options: Options, assignments: tuple[str, ...], dry_run: bool) -> N
     \b
     Example:
       phantommesh set log.level=debug
-      phantommesh set routes.advertise=10.1.0.0/16,10.2.0.0/16
+      phantommesh set routes.advertise=10.1.0.0/16
     """
     from phantommesh.config.changes import change
     from phantommesh.config.editing import assignment, edited

@@ -124,12 +124,19 @@ def _flowing(items: Iterable[str], width: int) -> list[str]:
 
 
 def _blocks(columns: Row, rows: Iterable[Row], width: int) -> list[str]:
+    """Each row as lines of a title and a cell. A cell with a word that has no room beside the title stands
+    below it, so that endpoints can be copied."""
+    from rich.cells import cell_len
+
     titles = max(map(len, columns)) + GAP
     lines: list[str] = []
     for row in rows:
         lines += [""] if lines else []
         for column, text in zip(columns, row, strict=True):
             if text == "-":
+                continue
+            if width - titles < max(map(cell_len, text.split(" "))) <= width - INDENT:  # it would be broken
+                lines += [column, *(" " * INDENT + part for part in fold(text, width - INDENT))]
                 continue
             first, *more = fold(text, max(1, width - titles))
             lines += [_pad(column, titles) + first, *(" " * titles + part for part in more)]

@@ -43,7 +43,8 @@ def upgrade_check(ctx: click.Context) -> None:
 
     \b
     Example:
-      phantommesh upgrade-check && systemctl restart phantommesh
+      phantommesh upgrade-check
+      systemctl restart phantommesh
     """
     options: Options = ctx.obj
     need_access("upgrade-check", options.state_dir)

@@ -33,7 +33,7 @@ def wait(options: Options, ready: bool, timeout: float) -> None:
 
     \b
     Example:
-      phantommesh up && phantommesh wait --ready --timeout 30s
+      phantommesh wait --ready --timeout 30s
     """
     from phantommesh.client.http import NodeNotRunningError
 

@@ -476,6 +476,12 @@ def test_columns_without_room_stand_below_their_row() -> None:
     assert lines[2].startswith("    WHAT a long text")
 
 
+def test_a_word_of_a_record_is_not_broken_where_a_line_of_its_own_holds_it() -> None:
+    endpoint = "[2001:db8:4f2a:91c3:7b5e:1234:abcd:ef01]:51820"
+    lines = lay_out(("DIMENSION", "ENDPOINT", "WAY"), [("0", endpoint, "direct")], 50)
+    assert lines == ["DIMENSION  0", "ENDPOINT", f"    {endpoint}", "WAY        direct"]
+
+
 def test_a_text_is_folded_between_words() -> None:
     lines = lay_out(("TIME", "WHAT"), [("now", "its node does not answer " * 3 + "x" * 50)], 34)
     told = [line[6:] for line in lines[1:]]

@@ -25,6 +25,7 @@ from click.testing import CliRunner
 from rich.cells import cell_len
 
 from phantommesh.cli import cli
+from phantommesh.cli.tables import RECORDS
 from phantommesh.nursery.api.server import serve_api
 from tests.support.longnames import LONGEST, NAMES, NOW, Alone, LongNames
 from tests.support.makeproofs import World
@@ -83,7 +84,7 @@ CASES: Final[dict[str, list[Case]]] = {
     "up": [Case("up", kept=False), Case("up --foreground --config none.toml")],
     "service install": [Case("service install --dry-run", kept=False)],
     "service uninstall": [Case("service uninstall")],
-    "backup": [Case("backup b.file", kept=False), Case("backup pm.toml")],
+    "backup": [Case("backup b.file", until="Passphrase", kept=False), Case("backup pm.toml")],
     "restore": [Case("restore proofs.file"), Case("restore none --check")],
     "bugreport": [Case("bugreport --output pm.toml")],
     "upgrade-check": [Case("upgrade-check", kept=False)],
@@ -506,6 +507,8 @@ def test_nothing_is_left_out_on_a_narrow_terminal(verb: str, seen: list[Seen]) -
             if each.encoding == "UTF-8" and not any(sign in each.text for sign in SIGNS):
                 whole = "".join(each.text.split())
                 missing = [word for word in words_of(widest.text) if word not in whole]
+                if each.columns < RECORDS:  # a record an item has no titles of what none of the items has
+                    missing = [word for word in missing if not word.isupper()]
                 assert missing == [], each
 
 

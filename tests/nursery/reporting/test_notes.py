@@ -31,7 +31,7 @@ async def test_unban_says_that_a_wider_ban_holds_on(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as node:
         bans, now = node.parts.banning.bans, time()
         for text in ("192.0.2.0/24", "192.0.2.9/32"):
-            bans.add(ip_network(text), "operator", 1e9, "a word", now, OPEN)
+            bans.add(ip_network(text), "operator", 3600.0, "a word", now, OPEN)
         first = await node.reporter.unban("192.0.2.9", None)
         assert [one.network for one in first.lifted] == ["192.0.2.9/32"]
         assert first.notes == ["192.0.2.9/32 is still kept out: it is in 192.0.2.0/24, which is banned"]
