@@ -233,7 +233,7 @@ def selects(selector: Selector, address: IpAddress, party: Party | None) -> bool
 
 
 def by_address(parties: Iterable[Party]) -> dict[IpAddress, Party]:
-    """The members by their overlay addresses."""
+    """The members by their overlay addresses; of two that claim one address, the later."""
     return {address: party for party in parties for address in party.addresses}
 
 

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The verbs on access rules: `acl show`, `acl check`."""
+"""The verbs on access rules: `acl show`, `acl check`, `acl set-policy`."""
 
 from __future__ import annotations
 
+import uuid
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from phantommesh.cli.base import EXIT_FAULTY, Options, client_of, json_option
+from phantommesh.cli.base import EXIT_FAULTY, CliError, Options, client_of, json_option
 from phantommesh.cli.output import emit, field, say
 from phantommesh.cli.tables import table
 
@@ -40,6 +42,8 @@ def show(options: Options) -> None:
         say("warning: the kernel has other rules than these: see `phantommesh status`", err=True)
     field("default", found.default)
     field("denied", "not known" if found.denied is None else f"{found.denied} packets")
+    if (policy := found.policy) is not None:
+        field("policy", f"the mesh's, number {policy.number}, signed by {policy.signed_by}")
     if not found.filtered:
         field("filter", "none: no rule denies anything")
     say("")
@@ -57,6 +61,30 @@ def show(options: Options) -> None:
     for one in found.rules:
         if one.nobody:
             say(f"note: the rule {one.name} names {', '.join(one.nobody)}, and no member is that", err=True)
+
+
+@acl.command("set-policy")
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Run the policy's tests, and sign nothing.")
+@json_option
+@click.pass_obj
+def set_policy(options: Options, file: Path, dry_run: bool, /) -> None:
+    """Sign the access policy in FILE for the whole mesh; on an authority.
+
+    FILE is TOML with default, [[rule]] and [[test]], and has to pass its tests. A node's own rules only deny
+    more. Example: phantommesh acl set-policy policy.toml
+    """
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CliError(f"cannot read {file}: {error}", fix="give a file of TOML text") from None
+    done = client_of(options).set_policy(text, dry_run=dry_run, idempotency_key=str(uuid.uuid4()))
+    if options.json:
+        emit(done)
+        return
+    passed = f"{done.rules} rules, {done.tests} tests passed"
+    said = "the policy would be signed" if done.dry_run else f"policy {done.number} is signed"
+    say(f"{said}: {passed}")
 
 
 def _service(rule: AclRuleView) -> str:

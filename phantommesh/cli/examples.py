@@ -29,6 +29,7 @@ EXAMPLES: Final = {
     "route revoke": "phantommesh route revoke nas 10.1.0.0/16",
     "acl": "phantommesh acl show",
     "acl show": "phantommesh acl show",
+    "acl set-policy": "phantommesh acl set-policy policy.toml",
     "acl check": "phantommesh acl check laptop nas 443",
     "federation": "phantommesh federation list",
     "federation list": "phantommesh federation list",

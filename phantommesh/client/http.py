@@ -18,7 +18,7 @@ from urllib.parse import quote, urlencode
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.aclview import AclCheckView, AclView
+from phantommesh.management.aclview import AclCheckView, AclView, PolicyResult
 from phantommesh.management.agentview import AgentDetail, AgentsResult, MemoryView
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
@@ -201,6 +201,10 @@ class NodeClient:
 
     def threats(self) -> ThreatsView:
         return self.get("/v1/threats", ThreatsView)
+
+    def set_policy(self, text: str, *, dry_run: bool, idempotency_key: str) -> PolicyResult:
+        path = "/v1/acl/policy" + ("?dry_run=true" if dry_run else "")
+        return self._do(path, {"policy": text}, PolicyResult, idempotency_key)
 
     def ban(
         self, network: str, *, seconds: float, force: bool, dry_run: bool, idempotency_key: str

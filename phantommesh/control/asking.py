@@ -15,7 +15,7 @@ from random import Random
 from typing import Any, Final, NamedTuple, TypeVar
 
 from phantommesh import idtree
-from phantommesh.control import messages, pactmessages
+from phantommesh.control import messages, pactmessages, policymessages
 from phantommesh.endpoint import Address
 from phantommesh.membership.effects import FetchRecord
 from phantommesh.records import antientropy
@@ -118,26 +118,38 @@ def compare(
 
 class Shut(NamedTuple):
     """A member's revocations and group keys, as far as it gave them: packed statements that are new here, the
-    keys; and what it knows of pacts where we do not know the same."""
+    keys; and what it knows of pacts, and of the mesh's policies, where we do not know the same."""
 
     statements: Sequence[bytes]
     keys: messages.KeysAre
     pacts: Sequence[bytes] = ()
+    policies: Sequence[bytes] = ()
 
 
-def keys(held: Revocations, pacts: bytes = b"") -> Talk[Shut]:
-    """Ask for revocations and group keys, and for pacts where the other end's differ from ours, of which
-    ``pacts`` is the digest."""
+def keys(held: Revocations, pacts: bytes = b"", policies: bytes = b"") -> Talk[Shut]:
+    """Ask for revocations and group keys, and for pacts and the mesh's policies where the other end's differ
+    from ours, of which ``pacts`` and ``policies`` are the digests."""
     answer = yield messages.AskKeys()
     if not isinstance(answer, messages.KeysAre):
         raise AskingError("not an answer to a request for keys")
     came = [] if answer.revoked == held.digest() else (yield from revocations(held))
-    if answer.pacts in (b"", pacts):
-        return Shut(came, answer)
+    bundles = () if answer.pacts in (b"", pacts) else (yield from _bundles())
+    signed = () if answer.policies in (b"", policies) else (yield from _policies())
+    return Shut(came, answer, bundles, signed)
+
+
+def _bundles() -> Talk[Sequence[bytes]]:
     told = yield pactmessages.AskPacts()
     if not isinstance(told, pactmessages.PactsAre):
         raise AskingError("not an answer to a request for pacts")
-    return Shut(came, answer, told.bundles)
+    return told.bundles
+
+
+def _policies() -> Talk[Sequence[bytes]]:
+    told = yield policymessages.AskPolicies()
+    if not isinstance(told, policymessages.PoliciesAre):
+        raise AskingError("not an answer to a request for policies")
+    return told.policies
 
 
 def revocations(held: Revocations) -> Talk[list[bytes]]:

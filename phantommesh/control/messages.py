@@ -14,6 +14,7 @@ import msgspec
 from phantommesh.control.channel import MAX_FRAME
 from phantommesh.control.hinting import TellHints
 from phantommesh.control.pactmessages import MAX_TOLD, AskPact, AskPacts, MakePact, PactIs, PactMade, PactsAre
+from phantommesh.control.policymessages import AskPolicies, PoliciesAre
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.idtree import MAX_DEPTH
@@ -186,13 +187,15 @@ class AskKeys(msgspec.Struct, frozen=True, tag="ask-keys"):
 
 
 class KeysAre(msgspec.Struct, frozen=True, tag="keys"):
-    """The digest of the revocations, the group keys, the id of the key that is sent with, and the digest of
-    what is known of pacts with other meshes, empty where there are none."""
+    """The digest of the revocations, the group keys, the id of the key that is sent with, and the
+    digests of what is known of pacts with other meshes and of the mesh's policies, empty where there are
+    none."""
 
     revoked: bytes
     keys: bytes
     active_key: bytes
     pacts: bytes = b""
+    policies: bytes = b""
 
     def __repr__(self) -> str:
         return "KeysAre(***)"
@@ -497,7 +500,7 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
 
 
 Request = (
-    AskPacts | AskPact | MakePact
+    AskPacts | AskPact | MakePact | AskPolicies
     | Enrol | Renew | Return | Rename | Route | Approved | Replace | Announce | AskKeys
     | CompareRevocations | FetchRevocations | Compare | Fetch | SyncOpen | SyncClose | Turn | Prove
     | Attend | Look | AskRelay | LeaveRelay | OfferRelay
@@ -506,7 +509,7 @@ Request = (
     | Bridge | Bridged | AskNeighbours | TellHints
 )  # fmt: skip
 Answer = (
-    PactsAre | PactIs | PactMade
+    PactsAre | PactIs | PactMade | PoliciesAre
     | Enrolled | Renewed | Returned | Replacement | Done | KeysAre | RevocationsDiffer | SomeRevocations
     | Differs | Records | SyncAnswer | Relayed | Sighting | Refused
     | Frame | TcpChecked | NeighboursAre
@@ -525,7 +528,7 @@ def answer_limit(request: Request) -> int:
             return MAX_DIFFERENCE + _AROUND
         case SyncOpen():
             return MAX_SYNC + _AROUND
-        case AskKeys() | Enrol() | Return() | AskPacts():
+        case AskKeys() | Enrol() | Return() | AskPacts() | AskPolicies():
             return MAX_FRAME
         case AskPact() | MakePact():
             return SMALL + MAX_TOLD * (MAX_RECORD_BYTES + _AROUND)

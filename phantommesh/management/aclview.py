@@ -40,10 +40,26 @@ class AclMemberView(msgspec.Struct, frozen=True, kw_only=True):
     ip6: str
 
 
+class MeshPolicyView(msgspec.Struct, frozen=True, kw_only=True):
+    """The mesh's policy. ``number`` is greater than of each before it; ``signed_by`` the authority, by node
+    id; ``rules`` and ``tests`` how many of either it has."""
+
+    number: int
+    signed_by: str
+    rules: int
+    tests: int
+
+
+class PolicyResult(MeshPolicyView, frozen=True, kw_only=True):
+    """The answer of POST /v1/acl/policy: the policy as it was signed."""
+
+    dry_run: bool = False
+
+
 class AclView(msgspec.Struct, frozen=True, kw_only=True):
     """What may come to this node out of the mesh. ``held``: the kernel has these rules. ``filtered``: some
     rule denies something, so that the kernel has rules at all. ``denied``: packets, since the node
-    started."""
+    started. ``policy``: the mesh's, if there is one, beside which the node's own rules only deny more."""
 
     default: Action
     held: bool
@@ -51,6 +67,7 @@ class AclView(msgspec.Struct, frozen=True, kw_only=True):
     denied: int | None
     rules: list[AclRuleView]
     members: list[AclMemberView]
+    policy: MeshPolicyView | None = None
 
 
 class AclCheckView(msgspec.Struct, frozen=True, kw_only=True, rename={"source": "from", "target": "to"}):

@@ -120,6 +120,13 @@ class DrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     force: bool = False
 
 
+class PolicyRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of POST /v1/acl/policy: the mesh's policy in TOML, with `default`, `[[rule]]` and
+    `[[test]]`."""
+
+    policy: Annotated[str, msgspec.Meta(max_length=65_536)]
+
+
 class UndrainRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/undrain: nothing to choose."""
 

@@ -10,7 +10,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
-from phantommesh.management.aclview import AclCheckView, AclView
+from phantommesh.management.aclview import AclCheckView, AclView, PolicyResult
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsResult,
@@ -30,6 +30,7 @@ from phantommesh.management.bodies import (
     PactRequest,
     PauseRequest,
     PingRequest,
+    PolicyRequest,
     Probe,
     ResumeRequest,
     RevocationRequest,
@@ -172,6 +173,19 @@ DRAINS = Endpoint(
     answer=DrainView,
     errors=_WRITE,
     dry_run=True,
+)
+POLICIES = Endpoint(
+    name="set_policy",
+    method="POST",
+    path="/v1/acl/policy",
+    summary="Sign an access policy for the whole mesh, which passes its own tests.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may sign the mesh's policy", fix="run this with sudo on an authority"),
+    body=PolicyRequest,
+    example='{"policy": "default = \\"deny\\""}',
+    dry_run=True,
+    answer=PolicyResult,
+    errors=_WRITE,
 )
 UNDRAINS = Endpoint(
     name="end_drain",
@@ -519,6 +533,7 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     PINGS,
     DRAINS,
     UNDRAINS,
+    POLICIES,
     IDENTITIES,
     NAMES,
     REVOCATIONS,

@@ -39,8 +39,9 @@ State: TypeAlias = Literal["good", "expired", "revoked"]
 Standing: TypeAlias = Literal["good", "expired", "revoked", "unknown", "malformed"]
 """What a text that should be a token is. Callers are told apart only the good ones; the audit has all."""
 
+# Python's `$` also matches before a newline at the end, which would stand in logs and in the audit trail.
 TokenName: TypeAlias = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]*$")
+    str, msgspec.Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]*$(?!\n)")
 ]
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import msgspec
 
 from phantommesh.faults import Fault
-from phantommesh.management.aclview import AclCheckView, AclView
+from phantommesh.management.aclview import AclCheckView, AclView, PolicyResult
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsGlance,
@@ -593,6 +593,11 @@ class NodePort(Protocol):
     async def drain(self, seconds: float, *, force: bool, dry_run: bool) -> DrainView:
         """Have members use other routers, exits and relays for so long at most; ``force``: also while another
         node of the region drains. A dry run only says whether that would be refused."""
+        ...
+
+    async def set_policy(self, text: str, *, dry_run: bool) -> PolicyResult:
+        """Sign an access policy in TOML for the whole mesh. A dry run only says whether it passes its
+        tests."""
         ...
 
     async def undrain(self) -> DrainView:

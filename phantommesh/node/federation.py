@@ -51,10 +51,10 @@ def door_of(pact: bytes) -> bytes:
     return hashlib.sha3_256(b"phantommesh pact door" + pact).digest()[:16]
 
 
-def together(keys: Callable[[], bytes], pacts: Callable[[], bytes]) -> bytes:
-    """Eight bytes that differ between nodes with other revocations, another newest key or other pacts: those
-    of the keys alone where there are no pacts."""
-    known = pacts()
+def together(keys: Callable[[], bytes], *more: Callable[[], bytes]) -> bytes:
+    """Eight bytes that differ between nodes with other revocations, another newest key or ``more`` digests
+    that differ, of pacts and policies: those of the keys alone where there is none of these."""
+    known = b"".join(one() for one in more)
     return hashlib.sha3_256(keys() + known).digest()[:8] if known else keys()
 
 

@@ -81,13 +81,14 @@ class News:
         linked: Callable[[NodeId], bool],
         carry_out: Callable[[list[Effect]], None],
         pacts: Callable[[], bytes] = lambda: b"",
+        policies: Callable[[], bytes] = lambda: b"",
     ) -> None:
         """``where`` gives the addresses of a member's record that may be used; ``may`` says whether somebody
         may be spoken to at an address; ``reachable`` returns the members that can be called, the given ones
         first; ``linked`` says whether a member can be called. ``carry_out`` takes gossip's effects while a
-        conversation goes on. ``requests`` seals questions to whoever is at an address. ``pacts`` is the
-        digest of what is known of pacts."""
-        self._pacts = pacts
+        conversation goes on. ``requests`` seals questions to whoever is at an address. ``pacts`` and
+        ``policies`` are the digests of what is known of pacts and of the mesh's policies."""
+        self._pacts, self._policies = pacts, policies
         self._roster, self._revocations, self._gossip = roster, revocations, gossip
         self._requests, self._where, self._may = requests, where, may
         self._reachable, self._linked, self._carry_out = reachable, linked, carry_out
@@ -251,7 +252,8 @@ class News:
         for member in members[:ASKED]:  # the first may be away
             if not self._linked(member):
                 return  # no link with it yet: its next datagram says the same
-            told = yield asking.Call(member, asking.keys(self._revocations, self._pacts()))
+            question = asking.keys(self._revocations, self._pacts(), self._policies())
+            told = yield asking.Call(member, question)
             if not isinstance(told, asking.Shut):
                 continue
             new = yield Take(member, told)

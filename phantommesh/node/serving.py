@@ -7,7 +7,8 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from phantommesh.control import hinting, messages, pactmessages
+from phantommesh.acl.signedpolicy import Policies
+from phantommesh.control import hinting, messages, pactmessages, policymessages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.idtree import IdTreeError
 from phantommesh.membership.messages import GossipError
@@ -178,7 +179,8 @@ class Serving:
     None: this node uses no relays. ``bridged`` takes a member's word that another waits there.
     ``neighbours`` says what links this node has. ``approved`` is called when an authority says that it has
     approved routes of this node. ``hinted`` takes a member's hints; None: this node takes none.
-    ``pacts`` is the digest of what is known of pacts with other meshes."""
+    ``pacts`` is the digest of what is known of pacts with other meshes, ``policies`` what is held of the
+    mesh's policies."""
 
     def __init__(
         self,
@@ -195,8 +197,9 @@ class Serving:
         approved: Callable[[], None] | None = None,
         hinted: Callable[[NodeId, hinting.TellHints], messages.Answer] | None = None,
         pacts: Callable[[], bytes] = lambda: b"",
+        policies: Policies | None = None,
     ) -> None:
-        self._pacts = pacts
+        self._pacts, self._policies = pacts, policies or Policies()
         self._neighbours, self._approved, self._hinted = neighbours, approved, hinted
         self._node, self._ring, self._desk, self._proofs = node, ring, desk, proofs
         self._relay, self._offered, self._bridged = relay, offered, bridged
@@ -269,8 +272,11 @@ class Serving:
             case messages.AskKeys():
                 active = NO_KEY if self._ring.active is None else self._ring.active.id
                 return messages.KeysAre(
-                    node.revocations.digest(), encode_keys(self._ring.keys), active, self._pacts()
-                )
+                    node.revocations.digest(), encode_keys(self._ring.keys), active, self._pacts(),
+                    self._policies.digest(),
+                )  # fmt: skip
+            case policymessages.AskPolicies():
+                return policymessages.PoliciesAre(tuple(one.signed.encode() for one in self._policies))
             case pactmessages.AskPacts():
                 told: messages.Answer = yield Federal(party, request)
                 return told

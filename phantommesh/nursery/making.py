@@ -77,6 +77,7 @@ from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.mapping import Mapping
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.places import Places
+from phantommesh.nursery.members.policing import Policing
 from phantommesh.nursery.members.proving import Proving
 from phantommesh.nursery.members.punching import PunchDriver
 from phantommesh.nursery.members.runs import RunWatch
@@ -156,6 +157,7 @@ def make_parts(
     caller = Caller(state, keeper, sessions, where, lent)
     attending = Attending(caller)
     desk = AuthorityDesk(state, keeper, keys)
+    policing = Policing(state, changed=lambda: access.kick())
     federating = Federating(
         state, keeper, own=lambda: own.member, may=places.may, changed=peers_changed,
         guarded=lambda: guarding.others,
@@ -306,6 +308,7 @@ def make_parts(
         where=where, may=places.may, changed=tell, learned=metrics.gossip_convergence_seconds.observe,
         look=reconciler.kick, agree=own.agree, near=nearness(config.node.region, keeper.roster.get),
         further=lambda address: tcp.callable.get(address, ()), federating=federating,
+        policing=policing,
     )  # fmt: skip
     gossip.hinted = finding.hinted
     runs = RunWatch(
@@ -376,7 +379,7 @@ def make_parts(
         meet=punching.meet, echo=lifetimes.answer, relay=lending.relay, offered=borrower.offered,
         bridged=framed.prompted, neighbours=surveying.answer, approved=own.routes_approved,
         hinted=hinting.take,
-        federal=federating.answer, pacts=federating.federation.pacts.digest,
+        federal=federating.answer, pacts=federating.federation.pacts.digest, policies=state.policies,
     )  # fmt: skip
     bridging = make_bridging(config, state.identity.node_id, peers, caller, lending)
 
@@ -413,7 +416,8 @@ def make_parts(
     shielding.offended = banning.offended
     access = Access(
         lambda: situation(
-            settings.config.acl, own.member, keeper.roster, time(), (config.paths.port, config.routes.port)
+            settings.config.acl, own.member, keeper.roster, time(), (config.paths.port, config.routes.port),
+            policing.current(),
         ),
         master, names,
     )  # fmt: skip
@@ -451,6 +455,7 @@ def make_parts(
         ),
         copies=copies,
         federating=federating,
+        policing=policing,
         enrolment=enrolment,
         links=links,
         driver=driver,

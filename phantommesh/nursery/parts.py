@@ -62,6 +62,7 @@ from phantommesh.nursery.members.links import LinkDriver
 from phantommesh.nursery.members.mapping import Mapping
 from phantommesh.nursery.members.own import OwnRecord
 from phantommesh.nursery.members.places import Places
+from phantommesh.nursery.members.policing import Policing
 from phantommesh.nursery.members.proving import Proving
 from phantommesh.nursery.members.punching import PunchDriver
 from phantommesh.nursery.members.runs import RunWatch
@@ -124,6 +125,7 @@ class Parts:
     naming: Naming
     copies: Copies
     federating: Federating
+    policing: Policing
     enrolment: Enrolment
     links: Links
     driver: LinkDriver

@@ -57,6 +57,7 @@ INVITES: Final = "invites"
 APPROVALS: Final = "routes.json"  # an authority's: which member may route what; there from the first one on
 DRAIN: Final = "drain.json"  # there while this node drains; the node is back at work if it is lost
 PACTS: Final = "pacts.bin"  # with other meshes, their secrets among them; there from the first one on
+POLICIES: Final = "policies.bin"  # of access, as authorities signed them; there from the first one on
 SUCCESSION: Final = "successor.invite"  # what a new identity is got by; there while one is under way
 SUCCESSOR: Final = "successor"  # a directory: the whole state of the new identity, until it is put in place
 DECISIONS: Final = "decisions"  # a directory: what agents did and why; no loss but of that if it is lost

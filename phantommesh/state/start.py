@@ -7,13 +7,15 @@ import random
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 from cryptography import x509
 
 from phantommesh import __version__
+from phantommesh.acl.signedpolicy import Policies
+from phantommesh.acl.signedpolicy import decode as decode_policies
 from phantommesh.config.sections import Config
 from phantommesh.endpoint import format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
@@ -68,6 +70,7 @@ class NodeState:
     invites: InviteBook
     approvals: tuple[Approval, ...] = ()  # of routes, as they were at the start
     pacts: bytes = b""  # with other meshes, as they were at the start
+    policies: Policies = field(default_factory=Policies)  # of access; live, too
     keyring: bytes = b""  # as `Keyring.encode` gave it; empty before the first key
 
     def root_key(self, what: str = "make another an authority") -> Identity:
@@ -179,6 +182,10 @@ def load_node(state_dir: Path, now: float) -> NodeState:
             authority = Authority(root, load_certificate(authority_cert, "authority"), key)
     with _blame(state, directory.APPROVALS):
         approvals = read_approvals(state)
+    policies = Policies()
+    if state.has(directory.POLICIES):
+        with _blame(state, directory.POLICIES):  # what they deny would be open
+            policies = decode_policies(state.read(directory.POLICIES), root, now)
     pacts = state.read_secret(directory.PACTS).reveal() if state.has(directory.PACTS) else b""
     return NodeState(
         state=state,
@@ -197,6 +204,7 @@ def load_node(state_dir: Path, now: float) -> NodeState:
         approvals=approvals,
         keyring=keyring,
         pacts=pacts,
+        policies=policies,
     )
 
 

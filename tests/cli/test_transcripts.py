@@ -156,6 +156,11 @@ CASES: Final[dict[str, list[Case]]] = {
     "route approve": [Case("route approve nas 10.1.0.0/16"), Case("route approve nas")],
     "route revoke": [Case("route revoke nas 10.1.0.0/16 2001:db8:1234:5678::/64")],
     "acl show": [Case("acl show"), Case(f"acl show {ALONE}"), Case("acl show --json")],
+    "acl set-policy": [
+        Case("acl set-policy none.toml"),
+        Case("acl set-policy pm.toml --dry-run"),
+        Case(f"acl set-policy pm.toml {ALONE}"),
+    ],
     "acl check": [
         Case("acl check nas berlin-gw-1 80"),
         Case("acl check nas berlin-gw-1 53/udp --exit-code"),

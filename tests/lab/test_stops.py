@@ -304,7 +304,7 @@ async def exit_status(node: LabNode) -> int:
 def readyz(node: LabNode) -> tuple[bool, set[str]]:
     """Return whether a node says that it is ready, and the codes of its faults."""
     with connect(node.socket, 10.0) as sock:
-        sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")
+        sock.sendall(b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         response = http.client.HTTPResponse(sock)
         response.begin()
         body = response.read()

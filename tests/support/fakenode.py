@@ -10,7 +10,7 @@ import msgspec
 
 from phantommesh.acl.rules import protocol_name
 from phantommesh.faults import Fault
-from phantommesh.management.aclview import AclCheckView, AclMemberView, AclRuleView, AclView
+from phantommesh.management.aclview import AclCheckView, AclMemberView, AclRuleView, AclView, PolicyResult
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsGlance,
@@ -371,6 +371,7 @@ class FakeNode:
         self.reasons: list[str] = []
         self.state: Life = "running"
         self.rotated: list[str | None] = []
+        self.policies: list[str] = []
         self.pinged: list[tuple[str, int, int | None]] = []
         self.replaced = 0
         self.revoked: list[tuple[str, bool]] = []
@@ -584,6 +585,13 @@ class FakeNode:
             ],
             bans=(await self.bans()).bans,
         )  # fmt: skip
+
+    async def set_policy(self, text: str, *, dry_run: bool) -> PolicyResult:
+        if self.failure is not None:
+            raise self.failure
+        if not dry_run:
+            self.policies.append(text)
+        return PolicyResult(number=1, signed_by="id001", rules=1, tests=0, dry_run=dry_run)
 
     async def acl(self) -> AclView:
         return AclView(

@@ -146,8 +146,7 @@ class Gate:
     def _check(self, asked: Request | Websocket, endpoint: Endpoint[Any] | None) -> None:
         address = client_of(asked)
         g.caller = Caller(None, address=address)
-        if not self._door.trusted:
-            self._check_host(asked)
+        self._check_host(asked)
         _check_origin(asked)
         if self._door.trusted:
             uid: int | None = asked.scope.get("state", {}).get("uid")
@@ -176,9 +175,21 @@ class Gate:
 
     def _check_host(self, asked: Request | Websocket) -> None:
         """A web page on this machine, or in this network, can reach the node under a name of its own (DNS
-        rebinding). So a name has to be known; an address has to be the one that was connected to."""
+        rebinding). So a name has to be known; an address has to be the one that was connected to.
+
+        At the Unix socket nobody but a browser means anything by the name: it gets there over a port that
+        somebody has forwarded (`ssh -L`), which is on the browser's own machine. Nor does Origin help: a page
+        that asks its own site sends none with GET, and a true one otherwise.
+        """
         given = asked.headers.getlist("Host") or [asked.headers.get(":authority", "")]
         name = host_of(given[0]) if len(given) == 1 else None
+        if self._door.trusted:
+            if given == [""] or (name is not None and _is_loopback(name)):
+                return
+            raise ProblemError(
+                421, "this host name is not this machine's",
+                fix="ask for http://localhost/ at the socket, and at a port that is forwarded to it",
+            )  # fmt: skip
         server = (asked.scope.get("server") or ("", 0))[0]
         own = {*self._door.hosts, _plain(server)}
         if name is not None and (name in own or (_is_loopback(server or name) and _is_loopback(name))):

@@ -33,6 +33,7 @@ from phantommesh.nursery.keeping.roster import RosterKeeper
 from phantommesh.nursery.keeping.saver import Patience, Saver
 from phantommesh.nursery.members.calling import Caller, converse
 from phantommesh.nursery.members.federating import Federating
+from phantommesh.nursery.members.policing import Policing
 from phantommesh.nursery.sockets import channels, framing
 from phantommesh.nursery.sockets.udp import UdpPort
 from phantommesh.nursery.unexpected import left_out
@@ -99,6 +100,7 @@ class GossipDriver:
         further: Callable[[Address], Sequence[int]] = lambda address: (),
         near: Callable[[bytes], bool] | None = None,
         federating: Federating | None = None,
+        policing: Policing | None = None,
     ) -> None:
         """``generation`` is the number of this start; no rumour changes the number of the next start.
         ``where`` gives the addresses of a member's record that may be used, ``seeds`` those to try for ever;
@@ -106,9 +108,10 @@ class GossipDriver:
         interfaces read soon; ``agree`` is `WgKeys.agree` of this node's keys; ``further`` gives more
         TCP ports of an address. For ``near`` see `Membership`."""
         self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
-        self._federating = federating
+        self._federating, self._policing = federating, policing
         pacts = (lambda: b"") if federating is None else federating.federation.pacts.digest
-        digest = partial(together, keys.digest, pacts)
+        policies = node.policies.digest
+        digest = partial(together, keys.digest, pacts, policies)
         self._where, self._changed, self._look = where, changed, look
         self._may, self._agree_on, self._further = may, agree, further
         self._mine, self._seeds = node.identity.node_id, seeds
@@ -159,6 +162,7 @@ class GossipDriver:
             linked=lambda member: caller.sessions.newest(member) is not None,
             carry_out=self._carry_out,
             pacts=pacts,
+            policies=policies,
         )
         self._send_framed: Callable[[bytes, Address], None] = lambda datagram, to: None
         self._dropped = self.news.dropped
@@ -359,6 +363,8 @@ class GossipDriver:
                 news = await self._keeper.hear(member, told.statements)
                 if self._federating is not None and told.pacts:
                     news |= await self._federating.take(told.pacts, member)
+                if self._policing is not None and told.policies:
+                    news |= await self._policing.take(told.policies, member)
                 return self._keys.merge(told.keys.keys, told.keys.active_key, member) or news
             case _:
                 assert_never(step)

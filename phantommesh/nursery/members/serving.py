@@ -10,6 +10,7 @@ from typing import Any, assert_never
 
 import trio
 
+from phantommesh.acl.signedpolicy import Policies
 from phantommesh.control import hinting, messages, sessions
 from phantommesh.endpoint import Address
 from phantommesh.node import serving, steps
@@ -33,7 +34,8 @@ class ControlServer:
     """Answers the requests of others. ``sync_answer`` and ``sync_finish`` are membership's part; they raise
     `GossipError` for bytes that cannot be read. ``sight`` says where a member is seen from here; ``check``
     connects to it there. ``federal`` answers questions about pacts with other meshes. For ``relay``,
-    ``offered``, ``bridged``, ``neighbours``, ``approved``, ``hinted`` and ``pacts`` see `serving.Serving`."""
+    ``offered``, ``bridged``, ``neighbours``, ``approved``, ``hinted``, ``pacts`` and ``policies`` see
+    `serving.Serving`."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class ControlServer:
         hinted: Callable[[NodeId, hinting.TellHints], messages.Answer] | None = None,
         federal: Callable[[steps.Party, messages.Request], Awaitable[messages.Answer]] | None = None,
         pacts: Callable[[], bytes] = lambda: b"",
+        policies: Policies | None = None,
     ) -> None:
         self._federal = federal
         self._worker = desk.worker
@@ -67,7 +70,7 @@ class ControlServer:
         self.serving = serving.Serving(
             node, keys.ring, desk.desk, keeper.verifications,
             proofs=proving is not None, relay=relay, offered=offered, bridged=bridged,
-            neighbours=neighbours, approved=approved, hinted=hinted, pacts=pacts,
+            neighbours=neighbours, approved=approved, hinted=hinted, pacts=pacts, policies=policies,
         )  # fmt: skip
 
     async def serve(

@@ -3,7 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from phantommesh.acl.compiled import Compiled
+from phantommesh.acl.policy import decode_untrusted, parse
 from phantommesh.acl.rules import (
     EVERY_PORT,
     TCP,
@@ -19,8 +22,16 @@ from phantommesh.acl.rules import (
     selects,
     word_of,
 )
+from phantommesh.acl.signedpolicy import Verified
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.aclview import AclCheckView, AclMemberView, AclRuleView, AclView
+from phantommesh.management.aclview import (
+    AclCheckView,
+    AclMemberView,
+    AclRuleView,
+    AclView,
+    MeshPolicyView,
+    PolicyResult,
+)
 from phantommesh.management.finding import find
 from phantommesh.node.access import Situation
 from phantommesh.nursery.dataplane.access import Access
@@ -69,7 +80,22 @@ async def view(parts: Parts) -> AclView:
             )
             for one in (now.me, *now.others)
         ],
+        policy=None if (signed := parts.policing.verified()) is None else MeshPolicyView(**_told(signed)),
     )  # fmt: skip
+
+
+async def set_policy(parts: Parts, text: str, *, dry_run: bool) -> PolicyResult:
+    """Sign an access policy, in TOML, for the whole mesh. Raises PolicyError or TrustError."""
+    made = await parts.policing.set(parse(text), dry_run=dry_run)
+    return PolicyResult(**_told(made), dry_run=dry_run)
+
+
+def _told(signed: Verified) -> dict[str, Any]:
+    section = decode_untrusted(signed.signed.policy)
+    return {
+        "number": signed.signed.number, "signed_by": format_node_id(signed.signer),
+        "rules": len(section.rule), "tests": len(section.test),
+    }  # fmt: skip
 
 
 def check(parts: Parts, source: str, target: str, protocol: int, port: int, family: int) -> AclCheckView:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
 `withdraw_invite`, `pause_agent`, `resume_agent`, `ban`, `unban`, `drain`, `undrain`, `revoke`, `rename`,
-`new_identity`, `approve_routes`, `withdraw_routes`, `invite_mesh`, `accept_pact` and `end_pact`."""
+`new_identity`, `set_policy`, `approve_routes`, `withdraw_routes`, `invite_mesh`, `accept_pact` and
+`end_pact`."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from phantommesh.agents.actions import Rotate
 from phantommesh.agents.base import Subject
 from phantommesh.faults import Fault
 from phantommesh.link.psk import PskPhase
-from phantommesh.management.aclview import AclCheckView, AclView
+from phantommesh.management.aclview import AclCheckView, AclView, PolicyResult
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsResult,
@@ -272,6 +273,10 @@ class Reporter(Rows):
     async def acl(self) -> AclView:
         """The access rules, and what came by each."""
         return await access.view(self._parts)
+
+    async def set_policy(self, text: str, *, dry_run: bool) -> PolicyResult:
+        """Sign an access policy for the whole mesh. Raises PolicyError or TrustError."""
+        return await access.set_policy(self._parts, text, dry_run=dry_run)
 
     def acl_check(self, source: str, target: str, protocol: int, port: int, *, family: int) -> AclCheckView:
         """Whether a new connection passes, by which rule. Raises PhantomMeshError."""

@@ -226,6 +226,45 @@ def test_what_is_no_host_is_none(given: str) -> None:
     assert host_of(given) is None
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost", 200),
+        ("localhost.:8080", 200),
+        ("127.0.0.1:8080", 200),
+        ("[::1]:8080", 200),
+        ("", 200),  # HTTP/1.0
+        ("evil.example:8080", 421),
+        ("localhost.evil.example", 421),
+        ("192.0.2.1:8080", 421),
+        ("0.0.0.0:8080", 421),
+        ("no host", 421),
+    ],
+)
+async def test_no_page_rebinds_its_name_to_a_port_that_is_forwarded_to_the_socket(
+    host: str, status: int
+) -> None:
+    """`ssh -L 8080:api.sock`, and a page whose name leads to 127.0.0.1 by now: to the browser the node is
+    that page's own site. It reads without an Origin, and writes with one that fits the Host."""
+    node = FakeNode()
+    app = create_app(node, Door(trusted=True))
+    socket = {"client": None, "server": None, "state": {"uid": 0}}
+    for headers in ([("Host", host)], [("Host", host), ("Origin", f"http://{host}")]):
+        asked = await app.test_client().get("/v1/status", headers=Headers(headers), scope_base=socket)
+        assert asked.status_code == status
+    write = [("Host", host), ("Origin", f"http://{host}"), ("Content-Type", "application/json")]
+    done = await app.test_client().post(
+        "/v1/rotations", headers=Headers(write), data=b"{}", scope_base=socket
+    )
+    assert done.status_code == status and bool(node.rotated) == (status == 200)
+
+
+async def test_two_hosts_are_none_at_the_socket() -> None:
+    app = create_app(FakeNode(), Door(trusted=True))
+    twice = Headers([("Host", "localhost"), ("Host", "evil.example")])
+    assert (await app.test_client().get("/v1/status", headers=twice)).status_code == 421
+
+
 async def test_origins_are_compared_whole() -> None:
     node = FakeNode()
     (status,) = [each for each in ENDPOINTS if each.name == "status"]
@@ -389,7 +428,7 @@ async def test_a_token_is_shown_once_and_never_kept() -> None:
     [
         {}, {"scope": "root"}, {"scope": "read", "seconds": 0}, {"scope": "read", "seconds": 1e12},
         {"scope": "read", "name": ""}, {"scope": "read", "name": "a\nb"}, {"scope": "read", "name": "x" * 65},
-        {"scope": "read", "hash": "x"},
+        {"scope": "read", "name": "a\n"}, {"scope": "read", "hash": "x"},
     ],
 )  # fmt: skip
 async def test_a_token_that_makes_no_sense_is_not_made(body: dict[str, object]) -> None:

@@ -24,6 +24,7 @@ from quart_trio import QuartTrio
 from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
+from phantommesh.management.aclview import PolicyResult
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationView
@@ -48,7 +49,12 @@ from phantommesh.management.views import (
 from phantommesh.node.draining import DrainRefusedError
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.auth import Door
-from phantommesh.nursery.api.idempotency import LIFE_S, MAX_KEYS, IdempotencyCache
+from phantommesh.nursery.api.idempotency import (
+    LIFE_S,
+    MAX_KEYS,
+    MAX_OF_CALLER,
+    IdempotencyCache,
+)
 from phantommesh.nursery.api.problems import MAX_BODY_BYTES
 from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix, peer_uid
@@ -510,13 +516,34 @@ async def test_the_memory_of_keys_is_bounded(autojump_clock: trio.testing.MockCl
         return b"x"
 
     for number in range(MAX_KEYS + 5):
-        await cache.once(f"k{number}", b"", partial(act, str(number)))
+        await cache.once("k", b"", partial(act, str(number)), by=f"caller {number}")
     assert len(cache._entries) == MAX_KEYS
-    assert await cache.once(f"k{MAX_KEYS}", b"", partial(act, "never")) == (b"x", True)
+    last = f"caller {MAX_KEYS}"
+    assert await cache.once("k", b"", partial(act, "never"), by=last) == (b"x", True)
     await trio.sleep(LIFE_S)
-    await cache.once(f"k{MAX_KEYS}", b"", partial(act, "after a day"))
+    await cache.once("k", b"", partial(act, "after a day"), by=last)
     assert done[-1] == "after a day"
     assert len(cache._entries) == 1
+
+
+async def test_nobody_has_anothers_key_forgotten_or_finds_out_about_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else whoever may write at all has another's retry done twice, or refused."""
+    cache = IdempotencyCache()
+    done: list[str] = []
+
+    async def act(name: str) -> bytes:
+        done.append(name)
+        return name.encode()
+
+    await cache.once("k", b"one", partial(act, "first"), by="alice")
+    assert await cache.once("k", b"two", partial(act, "second"), by="bob") == (b"second", False)
+    for number in range(2 * MAX_KEYS):
+        await cache.once(f"k{number}", b"", partial(act, "flood"), by="bob")
+    assert await cache.once("k", b"one", partial(act, "again"), by="alice") == (b"first", True)
+    assert len(cache._entries) == 1 + MAX_OF_CALLER
+    assert "again" not in done
 
 
 def sample(node: FakeNode, **labels: str) -> float | None:
@@ -738,7 +765,7 @@ def test_a_listen_that_is_no_address_is_said_so(listen: str) -> None:
         listen_tcp(listen)
 
 
-REQUEST = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"
+REQUEST = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 async def fill_up(stream: trio.SocketStream) -> None:
@@ -806,7 +833,9 @@ async def test_a_request_under_way_is_answered_at_shutdown(tmp_path: Path) -> No
 async def test_a_connection_that_must_close_closes(tmp_path: Path, version: bytes) -> None:
     path = tmp_path / "api.sock"
     async with serving(FakeNode(), path), await trio.open_unix_socket(path) as stream:
-        await stream.send_all(b"GET /healthz HTTP/" + version + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await stream.send_all(
+            b"GET /healthz HTTP/" + version + b"\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        )
         with trio.fail_after(10):
             answer = b"".join([part async for part in stream])
     assert answer.endswith(b'{"status":"ok","state":"running"}')
@@ -815,7 +844,7 @@ async def test_a_connection_that_must_close_closes(tmp_path: Path, version: byte
 async def test_a_target_without_a_path_is_a_problem_too(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     async with serving(FakeNode(), path), await trio.open_unix_socket(path) as stream:
-        await stream.send_all(b"GET ?x HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        await stream.send_all(b"GET ?x HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
         with trio.fail_after(10):
             answer = b"".join([part async for part in stream])
     assert answer.startswith(b"HTTP/1.1 400 ")
@@ -834,7 +863,7 @@ async def test_a_connection_its_client_closed_is_gone_at_once(request_first: boo
 
             nursery.start_soon(serving)
             if request_first:
-                await ours.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+                await ours.send_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 while b"ok" not in await ours.receive_some():
                     pass
             await ours.aclose()
@@ -864,7 +893,7 @@ async def test_junk_on_the_socket_ends_only_its_connection(tmp_path: Path) -> No
 async def test_a_websocket_where_there_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "api.sock"
     handshake = (
-        b"GET /v1/status HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
     )
     async with serving(FakeNode(), path):
@@ -996,8 +1025,12 @@ def test_who_is_at_the_other_end_of_a_socket() -> None:
 
 async def test_a_key_of_a_rotation_is_not_one_of_a_revocation() -> None:
     app = app_of(FakeNode())
-    await rotate(app, "pm-2", "k")
-    await problem(await revoke(app, {"node": "pm-2"}, key="k"), 422)
+    assert (await revoke(app, {"node": "pm-2"}, key="k")).status_code == 200
+    rotation = await ask(
+        app, "POST", "/v1/rotations", json={"peer": "pm-2"}, headers={"Idempotency-Key": "k"},
+        scope_base={"state": {"uid": os.geteuid()}},
+    )  # fmt: skip
+    await problem(rotation, 422)
 
 
 async def test_bans_are_made_lifted_and_shown() -> None:
@@ -1013,6 +1046,20 @@ async def test_bans_are_made_lifted_and_shown() -> None:
     for body in ({"network": "192.0.2.9", "seconds": 0}, {"network": "x" * 65}, {"for": "10m"}):
         await problem(await ask(node, "POST", "/v1/bans", json=body), 400)
     await problem(await ask(node, "DELETE", "/v1/bans?who=me"), 400)
+
+
+async def test_the_meshs_policy_is_signed_by_root_alone_and_tried_by_the_group() -> None:
+    node, body = FakeNode(), {"policy": 'default = "deny"'}
+    tried = await ask(node, "POST", "/v1/acl/policy?dry_run=true", json=body)
+    assert msgspec.json.decode(await tried.get_data(), type=PolicyResult).dry_run and not node.policies
+    await problem(await ask(node, "POST", "/v1/acl/policy", json=body), 403)
+    done = await ask(node, "POST", "/v1/acl/policy", json=body, scope_base={"state": ROOT})
+    assert done.status_code == 200 and node.policies == [body["policy"]]
+    node.failure = PhantomMeshError("the policy fails its test", fix="correct the rule")
+    refused = await problem(
+        await ask(node, "POST", "/v1/acl/policy?dry_run=true", json=body, scope_base={"state": ROOT}), 409
+    )
+    assert refused.fix == "correct the rule"
 
 
 async def test_draining_is_begun_shown_and_ended() -> None:

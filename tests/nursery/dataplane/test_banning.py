@@ -328,8 +328,9 @@ async def test_a_table_that_is_flushed_is_put_back(
 
 
 async def test_a_set_that_somebody_emptied_is_filled_again(
-    banning: Banning, table: Table, nursery: trio.Nursery
+    banning: Banning, table: Table, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "CHECK", 0.5)
     await banning.begin()
     nursery.start_soon(banning.run)
     await banning.ban(ip_network(BLOCK), "own", 600.0, "scan", kinds=["scan"])

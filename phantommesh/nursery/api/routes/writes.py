@@ -9,6 +9,7 @@ import msgspec
 from quart import Response, g, request
 
 from phantommesh.acl.bans import parse_network
+from phantommesh.management.aclview import PolicyResult
 from phantommesh.management.agentview import AgentsResult
 from phantommesh.management.audit import asked as asked_for
 from phantommesh.management.bodies import (
@@ -21,6 +22,7 @@ from phantommesh.management.bodies import (
     PactRequest,
     PauseRequest,
     PingRequest,
+    PolicyRequest,
     ResumeRequest,
     RevocationRequest,
     RotationRequest,
@@ -40,6 +42,7 @@ from phantommesh.management.endpoints import (
     NAMES,
     PAUSES,
     PINGS,
+    POLICIES,
     RESUMES,
     REVOCATIONS,
     ROTATIONS,
@@ -105,6 +108,9 @@ def writes(node: NodePort) -> Handlers:
 
     async def drain(wanted: DrainRequest, dry_run: bool) -> DrainView:
         return await node.drain(wanted.seconds, force=wanted.force, dry_run=dry_run)
+
+    async def set_policy(wanted: PolicyRequest, dry_run: bool) -> PolicyResult:
+        return await node.set_policy(wanted.policy, dry_run=dry_run)
 
     async def undrain(_wanted: UndrainRequest, _dry_run: bool) -> DrainView:
         return await node.undrain()
@@ -175,6 +181,7 @@ def writes(node: NodePort) -> Handlers:
         WITHDRAWN_INVITES.name: withdraw_invite,
         DRAINS.name: writing(DRAINS, drain),
         UNDRAINS.name: writing(UNDRAINS, undrain),
+        POLICIES.name: writing(POLICIES, set_policy),
         IDENTITIES.name: writing(IDENTITIES, replace),
         NAMES.name: writing(NAMES, rename),
         REVOCATIONS.name: writing(REVOCATIONS, revoke),
@@ -208,9 +215,11 @@ async def write(
     async def answer() -> bytes:
         return msgspec.json.encode(await act(wanted, dry_run))
 
-    asked = msgspec.json.encode((endpoint.name, *named, caller().called, wanted, dry_run))
+    asked = msgspec.json.encode((endpoint.name, *named, wanted, dry_run))
     key = request.headers.get("Idempotency-Key")
-    body, replayed = await answers.once(key, asked, answer, shown_once=endpoint.shown_once)
+    body, replayed = await answers.once(
+        key, asked, answer, by=caller().called, shown_once=endpoint.shown_once
+    )
     response = Response(body, content_type=JSON)
     if replayed:
         response.headers["Idempotency-Replayed"] = "true"
