@@ -61,6 +61,7 @@ class Second(LabNode):
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
+    """Where the second nodes keep what is theirs. To be asked for before the lab, whose end kills them."""
     DIRECTORY.mkdir(mode=0o700, parents=True)
     try:
         yield DIRECTORY
@@ -118,7 +119,7 @@ def answers(node: LabNode, source: str, target: str) -> bool:
 
 
 @pytest.mark.parametrize("hook", ["egress", "mark"])
-async def test_two_meshes_on_one_host(other: LabSpec, directory: Path, tmp_path: Path, hook: str) -> None:
+async def test_two_meshes_on_one_host(directory: Path, other: LabSpec, tmp_path: Path, hook: str) -> None:
     await up.up(other)
     first = nodes_of(other)
     second = [Second(node.lab, node.number) for node in first]
