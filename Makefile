@@ -28,7 +28,7 @@ test-kernel:
 	scripts/setup kernel
 	$(BIN)/python -m compileall -q phantommesh tests  # the VM cannot write here, and compiles forty times as slowly
 	more="$(MORE)" less=""; \
-	[ "$(WHOLE)" ] || $(SUDO) scripts/kernel-vm --host-has-wireguard || { more=""; less=" and not killed_node and not that_lost"; }; \
+	[ "$(WHOLE)" ] || $(SUDO) scripts/kernel-vm --host-has-wireguard || { more=""; less=" and not killed_node and not that_lost and not netcheck"; }; \
 	$(SUDO) env PHANTOMMESH_LAB_BACKEND=kernel $(if $(WHOLE),PHANTOMMESH_VM_TIMEOUT=7200) scripts/kernel-vm --prefer-host \
 	    $(BIN)/python -m pytest -v -m "(kernel or lab) and not slow" -p no:cacheprovider -p no:hypothesispytest --durations=8 \
 	    -k "not wireguard_go and not boringtun and not second_lab and not down_ and not no_lab and not root$$less" \
