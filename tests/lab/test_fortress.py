@@ -44,6 +44,11 @@ def threats(node: LabNode) -> ThreatsView:
     return NodeClient(node.socket, timeout=30.0).threats()
 
 
+def lists(node: LabNode, name: str, element: str) -> bool:
+    """Whether a set of a node's table of bans has this element."""
+    return element in run_inside(node.name, "nft", "list", "set", *TABLE, name).out
+
+
 def eventually(met: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + PATIENCE_S
     while not met():
@@ -153,8 +158,7 @@ def test_a_table_that_is_flushed_comes_back_with_its_bans(
         ("arrived", "51800"),
     ):
         run_inside(victim.name, "nft", "flush", "set", *TABLE, emptied)
-        listed = partial(run_inside, victim.name, "nft", "list", "set", *TABLE, emptied)
-        eventually(lambda listed=listed, back=back: back in listed().out, f"{emptied} emptied")  # type: ignore[misc]
+        eventually(partial(lists, victim, emptied, back), f"{emptied} emptied")
     client.unban(network="203.0.113.0/24")
     assert "203.0.113.9" in held() and "203.0.113.0/24" not in held()
 

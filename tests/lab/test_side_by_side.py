@@ -61,7 +61,8 @@ class Second(LabNode):
 
 @pytest.fixture
 def directory() -> Iterator[Path]:
-    """Where the second nodes keep what is theirs. To be asked for before the lab, whose end kills them."""
+    """The directory of the second nodes' states, configurations and sockets. A test asks for this directory
+    before its lab: the lab's end kills those nodes, and then nobody writes here any more."""
     DIRECTORY.mkdir(mode=0o700, parents=True)
     try:
         yield DIRECTORY

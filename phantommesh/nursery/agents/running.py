@@ -80,8 +80,9 @@ class Agents:
         for name in self._council.seats:
             if getattr(before, name) != getattr(now, name):
                 self._council.anew(name, self._make(name))
-            by_hand = self._council.seats[name].phase == "paused" != phase_of(before, name)
-            if phase_of(before, name) != (phase := phase_of(now, name)) and not by_hand:
+            was, phase = phase_of(before, name), phase_of(now, name)
+            by_hand = self._council.seats[name].phase == "paused" and was != "paused"
+            if phase != was and not by_hand:
                 moment = trio.current_time()
                 self._decisions.order(follow(self._council, name, now, moment), moment)
                 self._decisions.phase(name, "paused" if phase == "paused" else "back", "by the configuration")

@@ -3,8 +3,8 @@
 
 The table is there before the node serves anything, with the bans that the state directory remembers, and it
 stays when the node ends: its elements end by themselves. Each look reads the kernel's counters of unknown
-sources. A table that somebody removed is found missing by that look, and put back. Rules that somebody edited
-and sets that somebody emptied are found by the next check.
+sources. A table that somebody removed is found missing by that look, and put back; so is one without its sets
+of counted ports. Other rules and sets that somebody changed are found by the next check.
 """
 
 from __future__ import annotations
@@ -56,9 +56,7 @@ _NEIGHBOUR: Final[Proof] = "neighbour"
 
 # Tuning.
 LOOK: Final = 0.25  # s between looks at the kernel's counters while strangers send anything
-IDLE_LOOK: Final = (
-    0.5  # s between them while nobody does; with two looks more a flood is banned within a second
-)
+IDLE_LOOK: Final = 0.5  # s between them otherwise; with two looks more a flood is banned within a second
 CHECK: Final = 5.0  # s between looks at whether the table is still ours, and at who is never banned
 REFRESH: Final = 30.0  # s between looks at who is logged in and such; each ban looks anew by itself
 MAX_BACKOFF: Final = 30.0  # s between attempts while the table cannot be put in place
@@ -428,7 +426,8 @@ class Banning:
         """See whether the table is as it was left, and who is never banned now."""
         if now >= self._refreshed + REFRESH:
             await self._refresh()
-        self.shield = self._around.shield()
+        else:
+            self.shield = self._around.shield()
         lifted = self.bans.lift(self.shield)
         for ban, why in lifted:
             await self._gone([ban], f"it is {why}")

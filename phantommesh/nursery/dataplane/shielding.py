@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from ipaddress import IPv6Network, ip_address, ip_network
+from ipaddress import IPv6Network, ip_network
 from typing import Final
 
 import trio
@@ -80,11 +80,11 @@ class Shielding:
 
     def known(self) -> list[Network]:
         """The addresses at which members and seeds are known."""
-        return [_network(host) for host in {*(host for host, _ in self._members()), *self._seeds()}]
+        return list({*(network for network, _ in self._members()), *map(_network, self._seeds())})
 
     def shield(self) -> Shield:
         """Who is never banned, as things are now."""
-        return Shield(self._always(), [(_network(host), why) for host, why in self._members()])
+        return Shield(self._always(), self._members())
 
     def _always(self) -> Iterator[tuple[Network, str]]:
         reach = self._places.reach
@@ -105,39 +105,34 @@ class Shielding:
             member = entry.member
             if member.role is Role.RELAY or member.role is Role.AUTHORITY or member.routes:
                 what = "a router" if member.routes else f"a {member.role.value}"
-                for host in self._hosts(entry):
-                    yield ip_network(host), f"an address of {member.name}, {what} of the mesh"
+                for network in self._networks(entry):
+                    yield network, f"an address of {member.name}, {what} of the mesh"
 
     def _seeds(self) -> set[str]:
         return {address.host for address in self._places.seeds()}
 
-    def _members(self) -> Iterator[tuple[str, str]]:
+    def _members(self) -> Iterator[tuple[Network, str]]:
         """The addresses at which members are, or were of late."""
         for entry in self._entries():
-            for host in self._hosts(entry):
-                yield host, f"an address of {entry.member.name}"
+            for network in self._networks(entry):
+                yield network, f"an address of {entry.member.name}"
         for device in self._actual().values():
             for peer in device.peers.values():
                 if peer.endpoint is not None and not self.offended(peer.endpoint.host):
-                    yield peer.endpoint.host, "an address at which WireGuard has a member"
+                    yield _network(peer.endpoint.host), "an address at which WireGuard has a member"
 
-    def _hosts(self, entry: Entry) -> set[str]:
+    def _networks(self, entry: Entry) -> set[Network]:
         member = entry.member.node_id
         proved = {*_hosts(seen_at(self._finding, self._gossip, member)), *self._places.heard(member)}
         said = {*_hosts(self._places.of(entry)), *_hosts(self._gossip.heard_at(member))} - proved
         hosts = (*proved, *(host for host in said if not self.offended(host)))
-        return {_plain(host) for host in hosts}
+        return {_network(host) for host in hosts}
 
 
 # All of these are read again every few seconds, and a thousand members have four thousand addresses.
 @lru_cache(maxsize=MOST_PARSED)
 def _network(host: str) -> Network:
     return ip_network(host)
-
-
-@lru_cache(maxsize=MOST_PARSED)
-def _plain(host: str) -> str:
-    return str(ip_address(host))
 
 
 def _hosts(addresses: Iterable[Address]) -> Iterator[str]:
