@@ -4,6 +4,10 @@
 ``serve HOST PORT...`` echoes what comes by TCP and UDP, in both families; ``try`` reads a JSON list of
 [host, protocol, port] and prints which of them answered; ``stream HOST PORT...`` sends numbered datagrams to
 the ports in turn until its stdin closes, and prints by port how many it sent and how many came back.
+
+``hold PORT`` takes one TCP connection in each family, and ``call HOST PORT`` makes one; ``listen HOST PORT``
+too, and sends nothing. The others send numbers all the time. Each answers a line of its stdin with a line:
+how many bytes have come by then. ``forget`` empties the kernel's list of connections.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import sys
 from typing import cast
 
@@ -100,6 +105,61 @@ async def stream(host: str, ports: list[int]) -> None:
     print(json.dumps({port: [sent[port], len(came[port])] for port in ports}))
 
 
+class Held:
+    """TCP connections that are held open, and what has come by them."""
+
+    def __init__(self) -> None:
+        self.came = 0
+        self._tasks = set[asyncio.Task[None]]()
+
+    def take(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, quiet: bool = False
+    ) -> None:
+        self._tasks.add(asyncio.create_task(self._hear(reader)))
+        if not quiet:
+            self._tasks.add(asyncio.create_task(self._send(writer)))
+
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
+        while data := await reader.read(4096):
+            self.came += len(data)
+
+    async def _send(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            if writer.transport.get_write_buffer_size() < 4096:
+                writer.write(b"12345678")
+            await asyncio.sleep(10 * PACE)
+
+    async def tell(self) -> None:
+        """Say that it is ready, and how much has come as often as somebody asks."""
+        print("ready", flush=True)
+        loop = asyncio.get_running_loop()
+        while await loop.run_in_executor(None, sys.stdin.readline):
+            print(self.came, flush=True)
+
+
+async def hold(port: int) -> None:
+    held = Held()
+    for family, host in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        await asyncio.start_server(held.take, host, port, family=family)
+    await held.tell()
+
+
+async def call(host: str, port: int, *, quiet: bool) -> None:
+    held = Held()
+    held.take(*await asyncio.open_connection(host, port), quiet=quiet)
+    await held.tell()
+
+
+def forget() -> None:
+    """Empty the list of connections: linux/netfilter/nfnetlink_conntrack.h."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_NETFILTER) as netlink:
+        delete, flags = 1 << 8 | 2, 1 | 4  # IPCTNL_MSG_CT_DELETE; NLM_F_REQUEST, NLM_F_ACK
+        netlink.send(struct.pack("=IHHIIBBH", 20, delete, flags, 1, 0, socket.AF_UNSPEC, 0, 0))
+        (code,) = struct.unpack_from("=i", netlink.recv(4096), 16)
+        if code:
+            raise OSError(-code, "the connections are not forgotten")
+
+
 if __name__ == "__main__":
     match sys.argv[1:]:
         case ["serve", *ports]:
@@ -108,5 +168,11 @@ if __name__ == "__main__":
             asyncio.run(try_all(json.loads(sys.stdin.read())))
         case ["stream", host, *ports]:
             asyncio.run(stream(host, [int(port) for port in ports]))
+        case ["hold", port]:
+            asyncio.run(hold(int(port)))
+        case ["call" | "listen" as how, host, port]:
+            asyncio.run(call(host, int(port), quiet=how == "listen"))
+        case ["forget"]:
+            forget()
         case _:
             sys.exit(2)

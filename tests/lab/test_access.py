@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -40,16 +40,24 @@ pytestmark = pytest.mark.lab
 
 TAGS = (("data",), ("front",), ("ops",), ("front", "edge"), ("edge", "data"), ("data", "front"))
 OWN, PUBLISHED = (22, 80, 8001), (9000, 9001)
+HELD = 81  # of a machine behind and published, for connections that are held open
 INSIDE = 80  # the port of the machine behind, for all that is published
-BEHIND4, BEHIND6 = "172.31.7.2", "fd77::2"
+SETTLED_S, LOOKED_S = 1.0, 1.5  # s: a retransmission comes within the latter
 DNAT = """
 table inet containers {{
   chain pre {{
     type nat hook prerouting priority dstnat;
     ip daddr {four} tcp dport {{ 9000, 9001 }} dnat ip to 172.31.7.2:80
+    ip daddr {four} tcp dport 81 dnat ip to 172.31.7.2
     ip daddr {four} udp dport {{ 9000, 9001 }} dnat ip to 172.31.7.2:80
     ip6 daddr {six} tcp dport {{ 9000, 9001 }} dnat ip6 to [fd77::2]:80
     ip6 daddr {six} udp dport {{ 9000, 9001 }} dnat ip6 to [fd77::2]:80
+    ip6 daddr {six} tcp dport 81 dnat ip6 to fd77::2
+  }}
+  chain post {{
+    type nat hook postrouting priority srcnat;
+    ip saddr 172.31.7.0/24 oifname != dock0 masquerade
+    ip6 saddr fd77::/64 oifname != dock0 masquerade
   }}
 }}
 """
@@ -244,6 +252,70 @@ def test_a_connection_that_is_open_ends_with_its_rule(serving: list[LabNode]) ->
         out, _ = streaming.communicate(input="", timeout=60.0)
     sent, came = json.loads(out)["22"]
     assert 0 < came < sent
+
+
+def came(program: subprocess.Popen[str]) -> int:
+    """How many bytes have come to a program that holds a connection."""
+    assert program.stdin is not None and program.stdout is not None
+    program.stdin.write("?\n")
+    program.stdin.flush()
+    return int(program.stdout.readline())
+
+
+def goes_on(program: subprocess.Popen[str]) -> bool:
+    """Whether more comes, once what was under way has come."""
+    time.sleep(SETTLED_S)
+    before = came(program)
+    time.sleep(LOOKED_S)
+    return came(program) > before
+
+
+def test_connections_that_stood_before_the_first_rule_are_told_apart(serving: list[LabNode]) -> None:
+    """The first rule that denies ends what others had begun with this node, and nothing that it began."""
+    node, peer = serving[2], serving[1]
+    ruled(node, "allow")
+    with ExitStack() as stack:
+        service = stack.enter_context(started(node.name, "hold", "7100"))
+        theirs = stack.enter_context(started(peer.name, "hold", "7101"))
+        for end in addresses(node):
+            stack.enter_context(started(peer.name, "call", end, "7100"))
+        mine = [
+            stack.enter_context(started(node.name, how, end, "7101"))
+            for end in addresses(peer)
+            for how in ("call", "listen")
+        ]
+        assert all(map(goes_on, (service, theirs, *mine)))
+        ruled(node, "deny")
+        assert not goes_on(service)
+        assert all(map(goes_on, (theirs, *mine)))
+        ruled(node, "deny", RuleSection("more", ports=(8001,)))  # another table
+        assert not goes_on(service)
+        assert all(map(goes_on, (theirs, *mine)))
+        ruled(node, "allow")
+        assert goes_on(service)
+
+
+def test_a_denied_connection_that_the_kernel_has_forgotten_stays_denied(serving: list[LabNode]) -> None:
+    """A reset or a pause has it forgotten, and then the service is the first to send."""
+    server, peer = serving[:2]
+    allowed = RuleSection("held", source=(peer.name,), protocol="tcp", ports=(HELD, 7102))
+    ruled(server, "deny", allowed)
+    with ExitStack() as stack:
+        services = [
+            stack.enter_context(started(server.name, "hold", "7102")),
+            stack.enter_context(started(f"{server.name}-dock", "hold", str(HELD))),
+        ]
+        for port in (7102, HELD):
+            for end in addresses(server):
+                stack.enter_context(started(peer.name, "call", end, str(port)))
+        stack.enter_context(started(peer.name, "hold", "7103"))
+        mine = [stack.enter_context(started(server.name, "call", end, "7103")) for end in addresses(peer)]
+        assert all(map(goes_on, (*services, *mine)))
+        ruled(server, "deny")
+        assert not any(map(goes_on, services))
+        assert run_inside(server.name, sys.executable, "-m", "tests.lab.reaching", "forget").status == 0
+        assert not any(map(goes_on, services))
+        assert all(map(goes_on, mine))
 
 
 def test_what_somebody_flushed_is_there_again(serving: list[LabNode]) -> None:

@@ -2,8 +2,8 @@
 """Access rules in the kernel: one table, as the configuration and the members want it, and its counters.
 
 The table is there before the node serves anything. A change of rules replaces the whole table in one
-transaction, a change of members the elements of its sets. Without a rule that denies anything there is no
-table, and packets cost nothing more. The table goes when the interfaces have gone.
+transaction, a change of members or of the host's sockets the elements of its sets. Without a rule that denies
+anything there is no table, and packets cost nothing more. The table goes when the interfaces have gone.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import trio
 
 from phantommesh.acl.compiled import Compiled
 from phantommesh.acl.ruleset import FAMILY, Ruleset, render, table_name
+from phantommesh.acl.standing import Standing, TcpSockets
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Contest, Fault, FaultKind
 from phantommesh.nlattr import NetlinkFormatError
 from phantommesh.node.access import Situation
 from phantommesh.nursery.due import WORK, alive
+from phantommesh.nursery.host import tcpsockets
 from phantommesh.nursery.host.nft import Fingerprint, NftError, Table
 from phantommesh.nursery.host.nftwatch import watch
 
@@ -60,6 +62,7 @@ class Access:
         names: tuple[str, ...],
         *,
         rules: Rules | None = None,
+        sockets: Callable[[bool], TcpSockets] = lambda connections: tcpsockets.read(connections=connections),
     ) -> None:
         self.situation: Situation | None = None
         self.compiled: Compiled | None = None
@@ -67,6 +70,7 @@ class Access:
         self.contest = Contest()
         self.dropped: Counter[str] = Counter()
         self._look, self._device, self._names = look, device, names
+        self._sockets, self._standing, self._blind = sockets, Standing(), False
         self._rules: Rules = rules or Table(FAMILY, table_name(device))
         self._installed: Ruleset | None = None
         self._print: Fingerprint | None = None
@@ -95,7 +99,7 @@ class Access:
             else:
                 if wanted is None:
                     wanted = await trio.to_thread.run_sync(render, compiled, self._device, self._names)
-                await self._hold(wanted)
+                await self._hold(wanted, compiled)
             self.situation, self.compiled = now, compiled
 
     async def counts(self) -> Counts:
@@ -149,14 +153,15 @@ class Access:
             await self._count(self._installed)
         if not self._clear:
             await self._rules.remove()
-        self._installed, self._clear = None, True
+        self._installed, self._clear, self._standing = None, True, Standing()
 
-    async def _hold(self, wanted: Ruleset) -> None:
+    async def _hold(self, wanted: Ruleset, compiled: Compiled) -> None:
         held, self._clear = self._installed, False
         if held is not None and await self._seen(held) != self._print:
             self.contest.mended("the access rules", trio.current_time())
             log.warning("somebody else changed the access rules; they are installed again")
             held = self._installed = None
+        wanted = wanted.knowing(await self._known(compiled, fresh=held is None))
         if held is not None:
             await self._count(held)
             text = wanted.update(held)
@@ -166,11 +171,15 @@ class Access:
             text = None
         try:
             await self._rules.install(wanted.install() if text is None else text)
+            if text is None:
+                self._before = Counts()
+            if held is None:  # what has begun between that look and the table
+                wanted, before = wanted.knowing(await self._known(compiled, fresh=True)), wanted
+                if more := wanted.update(before):
+                    await self._rules.install(more)
         except NftError:
             self._installed = held if text is None else None  # a script that failed has changed nothing
             raise
-        if text is None:
-            self._before = Counts()
         self._installed, self._print = wanted, await self._seen(wanted)
         if self._print is None:
             self._installed = None
@@ -179,8 +188,21 @@ class Access:
                 fix="stop the program that flushes the firewall's rules",
             )
 
+    async def _known(self, compiled: Compiled, *, fresh: bool) -> Standing:
+        """What is known of the host's sockets; what was known before where the kernel does not tell."""
+        try:
+            now = await trio.to_thread.run_sync(self._sockets, fresh or bool(self._standing.begun))
+        except OSError as error:
+            if not self._blind:
+                log.warning("the host's TCP sockets cannot be read for the access rules", error=str(error))
+            self._blind = True
+        else:
+            self._blind = False
+            self._standing = self._standing.look(now, compiled.addresses, fresh=fresh)
+        return self._standing
+
     async def _seen(self, held: Ruleset) -> Fingerprint | None:
-        return await self._rules.fingerprint(*held.members)
+        return await self._rules.fingerprint(*held.members, *held.sets)
 
     async def _count(self, held: Ruleset) -> None:
         try:

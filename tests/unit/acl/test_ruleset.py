@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv6Address
 from phantommesh.acl.compiled import compile_for
 from phantommesh.acl.rules import Party, policy_of
 from phantommesh.acl.ruleset import Ruleset, render
+from phantommesh.acl.standing import Connection, Standing
 from phantommesh.config.acl import AclSection, RuleSection
 from phantommesh.trust.identity import NodeId
 
@@ -36,7 +37,7 @@ def test_the_table_looks_at_the_mesh_before_translation_and_lets_answers_pass_fi
     rules = text.split("chain arriving {")[1].split("}\n", 1)[0]
     assert "hook prerouting priority dstnat - 10" in rules
     assert 'iifname != { "pm", "pm0", "pm1" } accept' in rules
-    assert rules.index("ct state established ct direction reply accept") < rules.index("goto to0")
+    assert rules.index("ct state established ct direction reply jump answers") < rules.index("goto to0")
     assert "ip6 daddr fd00::1 udp dport { 51801 } accept" in rules
     assert text.startswith("add table inet phantommesh_acl_pm\ndelete table inet phantommesh_acl_pm\n")
     assert '8000-8010 comment "http" : accept' in text
@@ -75,3 +76,21 @@ def test_counters_are_told_by_rule() -> None:
     assert counts["node", "http"] == 2  # two ranges of ports
     assert ("node", "(default)") in rules.denying and counts["node", "(default)"] > 2
     assert rules.count({}) == {}
+
+
+def test_what_is_known_of_sockets_changes_elements_alone() -> None:
+    four = Connection(IPv4Address("100.64.0.1"), 40000, IPv4Address("100.64.0.2"), 443)
+    six = Connection(IPv6Address("fd00::1"), 40001, IPv6Address("fd00::2"), 80)
+    table, plain = "inet phantommesh_acl_pm", rendered([WEB])
+    knowing = plain.knowing(Standing(frozenset({22, 80}), frozenset({four, six})))
+    assert knowing.update(plain) == (
+        f"add element {table} served {{ 22, 80 }}\n"
+        f"add element {table} begun4 {{ 100.64.0.2 . 443 . 100.64.0.1 . 40000 }}\n"
+        f"add element {table} begun6 {{ fd00::2 . 80 . fd00::1 . 40001 }}\n"
+    )
+    assert knowing.install().endswith(knowing.update(plain) or "-")
+    assert plain.knowing(Standing(frozenset({22}))).update(knowing) == (
+        f"delete element {table} served {{ 80 }}\n"
+        f"delete element {table} begun4 {{ 100.64.0.2 . 443 . 100.64.0.1 . 40000 }}\n"
+        f"delete element {table} begun6 {{ fd00::2 . 80 . fd00::1 . 40001 }}\n"
+    )
