@@ -14,7 +14,7 @@ import msgspec
 from phantommesh.control.channel import MAX_FRAME
 from phantommesh.control.hinting import TellHints
 from phantommesh.control.pactmessages import MAX_TOLD, AskPact, AskPacts, MakePact, PactIs, PactMade, PactsAre
-from phantommesh.control.policymessages import AskPolicies, PoliciesAre
+from phantommesh.control.policymessages import AskPolicies, PoliciesAre, Told
 from phantommesh.dimensions import ALL, DIMENSIONS
 from phantommesh.endpoint import MAX_DATAGRAM
 from phantommesh.idtree import MAX_DEPTH
@@ -65,7 +65,8 @@ class Enrol(msgspec.Struct, frozen=True, tag="enrol"):
 
 class Enrolled(msgspec.Struct, frozen=True, tag="enrolled"):
     """The authority's answer: certificates (DER), the admission secret, everybody's records, revocations, the
-    group keys and the id of the one that is sent with; a new authority's own certificate."""
+    group keys and the id of the one that is sent with; a new authority's own certificate; the mesh's policies
+    of access."""
 
     node_cert: bytes
     authority_cert: bytes
@@ -76,6 +77,7 @@ class Enrolled(msgspec.Struct, frozen=True, tag="enrolled"):
     keys: bytes = b""
     active_key: bytes = b""
     own_authority_cert: bytes = b""
+    policies: Told = ()
 
     def __repr__(self) -> str:
         return "Enrolled(***)"

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
@@ -14,10 +14,15 @@ class AskPolicies(msgspec.Struct, frozen=True, tag="ask-policies"):
     """Ask a member for the policies that it holds. The answer is `PoliciesAre`."""
 
 
-class PoliciesAre(msgspec.Struct, frozen=True, tag="policies"):
-    """`SignedPolicy.encode` of each."""
+Told = Annotated[
+    tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_SIGNED_BYTES)], ...], msgspec.Meta(max_length=MAX_HELD)
+]
+"""`SignedPolicy.encode` of each."""
 
-    policies: Annotated[
-        tuple[Annotated[bytes, msgspec.Meta(max_length=MAX_SIGNED_BYTES)], ...],
-        msgspec.Meta(max_length=MAX_HELD),
-    ]
+MAX_TOLD_BYTES: Final = MAX_HELD * (MAX_SIGNED_BYTES + 8)  # with the length before each
+
+
+class PoliciesAre(msgspec.Struct, frozen=True, tag="policies"):
+    """The policies that a member holds."""
+
+    policies: Told

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 from cryptography import x509
 
+from phantommesh.acl.signedpolicy import Policies
 from phantommesh.records.record import SignedRecord
 from phantommesh.records.roster import Roster
 from phantommesh.state.routebook import Approval
@@ -37,7 +38,8 @@ class Moment(NamedTuple):
 
 
 class Holdings(Protocol):
-    """The things that a node has. Roster, revocations and admission secrets change while the node runs."""
+    """The things that a node has. Roster, revocations, policies and admission secrets change while the node
+    runs."""
 
     @property
     def identity(self) -> Identity:
@@ -66,6 +68,10 @@ class Holdings(Protocol):
     @property
     def revocations(self) -> Revocations:
         """Every revocation that the node holds."""
+
+    @property
+    def policies(self) -> Policies:
+        """The mesh's policies of access that the node holds."""
 
 
 class Party(Protocol):

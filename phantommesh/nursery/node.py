@@ -238,6 +238,7 @@ class Node:
             "guard": parts.guarding.run,
             "bans": parts.banning.run,
             "access-rules": parts.access.run,
+            "policies": parts.policing.run,
             "changes": parts.changes.run,
             "whereabouts": parts.finding.run,
             "port-mapping": parts.mapping.run,

@@ -19,6 +19,9 @@ import msgspec
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from phantommesh.acl.signedpolicy import Policies, SignedPolicy
+from phantommesh.acl.signedpolicy import encode as encode_policies
+from phantommesh.acl.signedpolicy import verify as verify_policy
 from phantommesh.config.reading import load, parse, refuse_overlay
 from phantommesh.config.sections import Config, ConfigError, NodeSection, OverlaySection
 from phantommesh.config.writing import render
@@ -193,14 +196,16 @@ def finish_join(
     keys: bytes = b"",
     active_key: bytes = b"",
     own_authority_cert: bytes = b"",
+    policies: Sequence[bytes] = (),
     check: Check = lambda networks, members: None,
 ) -> Summary:
     """Check all that the authority sent and make the node of it. All of it, or nothing.
 
     Certificates are DER; `roster` and `revocations` are encoded, as `Roster.encode` and `Revocations.encode`
-    give them, `keys` as `encode_keys` does. `check` is called before anything is written. Our own signed
-    record is added to the roster. A new authority certifies itself from the start. Raises TrustError,
-    RecordError, StateError or ConfigError.
+    give them, `keys` as `encode_keys` does, each of `policies` as `SignedPolicy.encode` does: with one that
+    cannot be read the node does not join, since it may be what denies. `check` is called before anything is
+    written. Our own signed record is added to the roster. A new authority certifies itself from the start.
+    Raises TrustError, RecordError, PolicyError, StateError or ConfigError.
     """
     root = load_root(root_cert, invite.root_hash)
     mesh = describe_mesh(root)
@@ -234,6 +239,9 @@ def finish_join(
             verify_group_key(key, root, revoked, now)
             ring.install(key, now)
     ring.promote(active_key, now)
+    ruled = Policies()
+    for told in policies:
+        ruled.hold(verify_policy(SignedPolicy.decode_untrusted(told), root, now))
     known = Roster.decode_untrusted(roster, root, revoked, now)
     members = [member, *(entry.member for entry in known if entry.valid(now))]
     check((mesh.network4, mesh.network6), {ip: m.name for m in members for ip in (m.ip4, m.ip6)})
@@ -260,6 +268,8 @@ def finish_join(
     )
     if ring.active is not None:
         files[directory.KEYRING] = ring.encode()
+    if ruled.last:
+        files[directory.POLICIES] = encode_policies(ruled)
     if draft.authority_key is not None:
         files[directory.AUTHORITY_KEY] = draft.authority_key.to_pem().reveal()
     _commit(state_dir, files, config_path, config)

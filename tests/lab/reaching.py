@@ -110,11 +110,12 @@ class Held:
 
     def __init__(self) -> None:
         self.came = 0
-        self._tasks = set[asyncio.Task[None]]()
+        self._tasks, self._writers = set[asyncio.Task[None]](), list[asyncio.StreamWriter]()
 
     def take(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, quiet: bool = False
     ) -> None:
+        self._writers.append(writer)  # one that nobody has is closed
         self._tasks.add(asyncio.create_task(self._hear(reader)))
         if not quiet:
             self._tasks.add(asyncio.create_task(self._send(writer)))
@@ -124,7 +125,7 @@ class Held:
             self.came += len(data)
 
     async def _send(self, writer: asyncio.StreamWriter) -> None:
-        while True:
+        while not writer.transport.is_closing():
             if writer.transport.get_write_buffer_size() < 4096:
                 writer.write(b"12345678")
             await asyncio.sleep(10 * PACE)

@@ -262,12 +262,12 @@ def came(program: subprocess.Popen[str]) -> int:
     return int(program.stdout.readline())
 
 
-def goes_on(program: subprocess.Popen[str]) -> bool:
-    """Whether more comes, once what was under way has come."""
+def go_on(*programs: subprocess.Popen[str]) -> list[bool]:
+    """Whether more comes to each, once what was under way has come."""
     time.sleep(SETTLED_S)
-    before = came(program)
+    before = list(map(came, programs))
     time.sleep(LOOKED_S)
-    return came(program) > before
+    return [came(program) > had for program, had in zip(programs, before, strict=True)]
 
 
 def test_connections_that_stood_before_the_first_rule_are_told_apart(serving: list[LabNode]) -> None:
@@ -284,15 +284,15 @@ def test_connections_that_stood_before_the_first_rule_are_told_apart(serving: li
             for end in addresses(peer)
             for how in ("call", "listen")
         ]
-        assert all(map(goes_on, (service, theirs, *mine)))
+        assert all(go_on(service, theirs, *mine))
         ruled(node, "deny")
-        assert not goes_on(service)
-        assert all(map(goes_on, (theirs, *mine)))
+        assert go_on(service) == [False]
+        assert all(go_on(theirs, *mine))
         ruled(node, "deny", RuleSection("more", ports=(8001,)))  # another table
-        assert not goes_on(service)
-        assert all(map(goes_on, (theirs, *mine)))
+        assert go_on(service) == [False]
+        assert all(go_on(theirs, *mine))
         ruled(node, "allow")
-        assert goes_on(service)
+        eventually(lambda: all(go_on(service)), "they do not go on")
 
 
 def test_a_denied_connection_that_the_kernel_has_forgotten_stays_denied(serving: list[LabNode]) -> None:
@@ -310,12 +310,12 @@ def test_a_denied_connection_that_the_kernel_has_forgotten_stays_denied(serving:
                 stack.enter_context(started(peer.name, "call", end, str(port)))
         stack.enter_context(started(peer.name, "hold", "7103"))
         mine = [stack.enter_context(started(server.name, "call", end, "7103")) for end in addresses(peer)]
-        assert all(map(goes_on, (*services, *mine)))
+        assert all(go_on(*services, *mine))
         ruled(server, "deny")
-        assert not any(map(goes_on, services))
+        assert not any(go_on(*services))
         assert run_inside(server.name, sys.executable, "-m", "tests.lab.reaching", "forget").status == 0
-        assert not any(map(goes_on, services))
-        assert all(map(goes_on, mine))
+        assert not any(go_on(*services))
+        assert all(go_on(*mine))
 
 
 def test_what_somebody_flushed_is_there_again(serving: list[LabNode]) -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, assert_never
 
 from cryptography import x509
 
+from phantommesh.acl.signedpolicy import Policies
 from phantommesh.control import messages
 from phantommesh.errors import PhantomMeshError
 from phantommesh.membership.messages import GossipError
@@ -47,6 +48,7 @@ class Has:
     admission: MeshSecrets
     roster: Roster
     revocations: Revocations
+    policies: Policies = field(default_factory=Policies)
 
     @classmethod
     def of(cls, process: Process) -> Has:

@@ -15,6 +15,7 @@ import trio
 
 from phantommesh.config.sections import Config
 from phantommesh.control import channel, messages, sessions
+from phantommesh.control.policymessages import MAX_TOLD_BYTES
 from phantommesh.endpoint import MAX_DATAGRAM, Address, format_endpoint, parse_endpoint
 from phantommesh.errors import PhantomMeshError
 from phantommesh.kem import CryptographyKem
@@ -39,9 +40,9 @@ from phantommesh.wireguard.device import Network
 
 HANDSHAKE_SECONDS = 10.0
 ANSWER_SECONDS = 50.0  # s: a roster takes that at some 10 Mbit/s for every 4,000 members
-# bytes: everybody's records, and the revocations. Members allow each other less, as they hold many channels;
-# a joiner has this one, with an authority that its invite names.
-MAX_ANSWER = MAX_MEMBERS * MAX_RECORD_BYTES + channel.MAX_FRAME
+# bytes: everybody's records, the revocations, and the policies of access. Members allow each other less, as
+# they hold many channels; a joiner has this one, with an authority that its invite names.
+MAX_ANSWER = MAX_MEMBERS * MAX_RECORD_BYTES + channel.MAX_FRAME + MAX_TOLD_BYTES
 
 
 class JoinError(PhantomMeshError):
@@ -158,6 +159,7 @@ def _finish(
         keys=enrolled.keys,
         active_key=enrolled.active_key,
         own_authority_cert=enrolled.own_authority_cert,
+        policies=enrolled.policies,
         now=time(),
         check=partial(_check_host, config, running),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from time import time
 from typing import Final
 
@@ -14,6 +15,7 @@ import trio
 from phantommesh.acl.policy import PolicyError, PolicySection
 from phantommesh.acl.rules import Policy
 from phantommesh.acl.signedpolicy import SignedPolicy, Verified, encode, sign, verify
+from phantommesh.nursery.keeping.saver import Patience, Saver
 from phantommesh.rates import Rates
 from phantommesh.state import directory
 from phantommesh.state.files import StateError
@@ -30,14 +32,14 @@ log = structlog.get_logger("phantommesh.acl")
 
 
 class Policing:
-    """The policies of one node. ``changed`` is called when another may be in force. Where the disk refuses
-    one, members tell of it again after the next start."""
+    """The policies of one node. ``changed`` is called when another may be in force."""
 
     def __init__(self, node: NodeState, *, changed: Callable[[], None]) -> None:
         self.dropped = Counter[str]()
         self._node, self._changed = node, changed
         self._rates = Rates[bytes](VERIFY_RATE, VERIFY_BURST, MOST_TOLD)
-        self._lock = trio.Lock()
+        self._saver = Saver(self._write)
+        self.disk = Patience(log, "the mesh's policies")
 
     def verified(self) -> Verified | None:
         """The policy in force, with its signature."""
@@ -86,11 +88,19 @@ class Policing:
             await self._note()
         return made
 
+    async def run(self) -> None:
+        """Write what the disk has refused, until cancelled."""
+        while True:
+            await self._saver.marked()
+            async with self.disk.patiently():
+                await self._saver.save()
+
     async def _note(self) -> None:
-        self._changed()
-        async with self._lock:
-            kept = encode(self._node.policies)
-            try:
-                await trio.to_thread.run_sync(self._node.state.write, directory.POLICIES, kept)
-            except StateError as error:
-                log.error("the mesh's policy is not written", error=str(error), fix=error.fix)
+        self._changed()  # at once, also where the disk is full
+        self._saver.mark()
+        with suppress(StateError):  # `run` says so, and tries again
+            await self._saver.save()
+
+    async def _write(self) -> None:
+        kept = encode(self._node.policies)
+        await trio.to_thread.run_sync(self._node.state.write, directory.POLICIES, kept)

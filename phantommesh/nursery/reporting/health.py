@@ -123,6 +123,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
         parts.audit.disk,
         parts.memory.disk,
         parts.banning.disk,
+        parts.policing.disk,
     ):
         if (refusal := disk.problem) is not None:
             yield saver.NOT_WRITTEN.fault(

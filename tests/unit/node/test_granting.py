@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from phantommesh.acl.signedpolicy import Policies
 from phantommesh.control import messages
 from phantommesh.node import steps
 from phantommesh.node.granting import ASKED_LASTS, GRANTS, MAX_ASKING, Asked, Granting
@@ -45,6 +46,7 @@ class Holdings:
     mesh: Mesh = MESH.mesh
     authority: Authority | None = MESH.authority
     revocations: Revocations = field(default_factory=lambda: Revocations(MESH.root))
+    policies: Policies = field(default_factory=Policies)
     roster: Roster = field(init=False)
 
     def __post_init__(self) -> None:
