@@ -152,8 +152,9 @@ async def call(host: str, port: int, *, quiet: bool) -> None:
 
 
 def forget() -> None:
-    """Empty the list of connections: NETLINK_NETFILTER of linux/netlink.h, linux/netfilter/nfnetlink_conntrack.h."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as netlink:
+    """Empty the list of connections: linux/netfilter/nfnetlink_conntrack.h."""
+    netfilter = 12  # NETLINK_NETFILTER, linux/netlink.h
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netfilter) as netlink:
         delete, flags = 1 << 8 | 2, 1 | 4  # IPCTNL_MSG_CT_DELETE; NLM_F_REQUEST, NLM_F_ACK
         netlink.send(struct.pack("=IHHIIBBH", 20, delete, flags, 1, 0, socket.AF_UNSPEC, 0, 0))
         (code,) = struct.unpack_from("=i", netlink.recv(4096), 16)

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 
 from phantommesh.acl.rules import Party
+from phantommesh.acl.standing import Connection, TcpSockets
 from phantommesh.config.acl import AclSection, RuleSection
 from phantommesh.node.access import Situation
 from phantommesh.nursery.dataplane.access import Access
@@ -60,7 +61,15 @@ class Node:
     def __init__(self) -> None:
         self.now = Situation(AclSection("deny", (SSH,)), ME, (WEB,), ())
         self.kernel = Kernel()
-        self.access = Access(lambda: self.now, "pm", ("pm0",), rules=self.kernel)
+        self.sockets: TcpSockets | OSError = TcpSockets()
+        self.access = Access(
+            lambda: self.now, "pm", ("pm0",), rules=self.kernel, sockets=lambda connections: self.read()
+        )
+
+    def read(self) -> TcpSockets:
+        if isinstance(self.sockets, OSError):
+            raise self.sockets
+        return self.sockets
 
     def rules(self, section: AclSection, *others: Party) -> None:
         self.now = Situation(section, ME, others, ())
@@ -142,3 +151,41 @@ async def test_counts_go_on_over_a_new_table() -> None:
     assert (await node.access.counts())["node", "ssh"] == 9
     node.kernel.packets = 4
     assert (await node.access.counts())["node", "ssh"] == 11
+
+
+MINE = Connection(ME.addresses[0], 40000, WEB.addresses[0], 443)
+ELEMENT = "0.0.0.2 . 443 . 0.0.0.1 . 40000"
+
+
+async def test_a_first_table_knows_what_stood_and_later_ones_do_not_learn_more() -> None:
+    node = Node()
+    node.sockets = TcpSockets(frozenset({22}), frozenset({MINE}))
+    await node.access.converge()
+    assert f"begun4 {{ {ELEMENT} }}" in node.kernel.scripts[0] and "served { 22 }" in node.kernel.scripts[0]
+    node.sockets = TcpSockets(frozenset({80}), frozenset({MINE, MINE._replace(port=40001)}))
+    await node.access.converge()
+    assert node.kernel.scripts[1:] == ["add element inet phantommesh_acl_pm served { 80 }\n"]
+    node.rules(AclSection("deny"), WEB)
+    await node.access.converge()
+    assert ELEMENT in node.kernel.scripts[2] and "40001" not in node.kernel.scripts[2]
+    node.sockets = TcpSockets(frozenset({80}))
+    await node.access.converge()
+    assert node.kernel.scripts[3:] == [f"delete element inet phantommesh_acl_pm begun4 {{ {ELEMENT} }}\n"]
+
+
+async def test_what_begins_while_the_first_table_is_made_is_looked_for_again() -> None:
+    node = Node()
+    looks = iter([TcpSockets(), TcpSockets(frozenset(), frozenset({MINE}))])
+    node.read = lambda: next(looks)  # type: ignore[method-assign]
+    await node.access.converge()
+    assert node.kernel.scripts[1:] == [f"add element inet phantommesh_acl_pm begun4 {{ {ELEMENT} }}\n"]
+
+
+async def test_rules_are_held_where_the_kernel_does_not_list_sockets() -> None:
+    node = Node()
+    node.sockets = TcpSockets(frozenset({22}))
+    await node.access.converge()
+    node.sockets = OSError("no such module")
+    node.rules(AclSection("deny"), WEB)
+    await node.access.converge()
+    assert "served { 22 }" in node.kernel.scripts[1] and node.access.problem is None

@@ -11,10 +11,12 @@ import pytest
 
 from phantommesh.acl.policy import PolicyError, PolicySection, parse
 from phantommesh.acl.signedpolicy import decode, sign
+from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import policing
 from phantommesh.nursery.members.policing import Policing
 from phantommesh.nursery.node import Node
 from phantommesh.state import directory
+from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError
 from phantommesh.state.start import NodeState, load_node
 from phantommesh.trust.certificates import TrustError
@@ -67,6 +69,18 @@ async def test_a_policy_that_an_authority_signs_holds_on_every_member(tmp_path: 
     kept.state.write(directory.POLICIES, b"damaged")
     with pytest.raises(StateError, match=r"policies\.bin is damaged"):
         load_node(tmp_path / "beta" / "state", time())
+
+
+async def test_a_joiner_has_the_policy_before_it_starts(tmp_path: Path) -> None:
+    state = make_authority(tmp_path / "alpha")
+    invite = make_invite(state)
+    async with serving(tmp_path / "alpha") as alpha:
+        await alpha.parts.policing.set(SSH, dry_run=False)
+        await join(tmp_path / "beta", invite, "beta")
+        joined = load_node(tmp_path / "beta" / "state", time())
+        found = joined.policies.current(joined.revocations)
+        assert found is not None and found.policy == SSH.policy()
+        assert joined.policies.digest() == alpha.parts.state.policies.digest()
 
 
 def made(at: Path) -> tuple[NodeState, Policing, list[str]]:
@@ -128,3 +142,32 @@ async def test_a_revoked_authoritys_policy_does_not_count(tmp_path: Path) -> Non
     assert desk.current() is None
     with pytest.raises(TrustError, match="is revoked"):
         await desk.set(SSH, dry_run=False)
+
+
+async def test_what_the_disk_refuses_holds_and_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the node says so for as long."""
+    make_authority(tmp_path / "alpha")
+    monkeypatch.setattr(saver, "SAVE_AGAIN", 0.1)
+    full, write = True, StateDir.write
+
+    def refusing(self: StateDir, name: str, data: bytes) -> None:
+        if full and name == directory.POLICIES:
+            raise StateError("no space left")
+        write(self, name, data)
+
+    monkeypatch.setattr(StateDir, "write", refusing)
+
+    def codes(node: Node) -> set[str]:
+        return {fault.code for fault in node.reporter.faults()}
+
+    async with serving(tmp_path / "alpha") as alpha:
+        await alpha.parts.policing.set(SSH, dry_run=False)
+        assert rules_of(alpha)
+        await until(lambda: "state-not-written" in codes(alpha))
+        full = False
+        await until(lambda: "state-not-written" not in codes(alpha))
+    kept = load_node(tmp_path / "alpha" / "state", time())
+    found = kept.policies.current(kept.revocations)
+    assert found is not None and found.policy == SSH.policy()

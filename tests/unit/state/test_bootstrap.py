@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from phantommesh.acl.policy import PolicySection
+from phantommesh.acl.signedpolicy import sign
 from phantommesh.config.reading import load
 from phantommesh.config.sections import Config, ConfigError, NodeSection, OverlaySection
 from phantommesh.errors import PhantomMeshError
@@ -411,3 +413,19 @@ def test_wireguard_keys_are_clamped_and_derive() -> None:
         raw = key.reveal()
         assert raw[0] & 7 == 0
         assert raw[31] >> 6 == 1
+
+
+def test_a_policy_that_cannot_be_read_makes_no_node(tmp_path: Path) -> None:
+    """It may be what denies."""
+    init(tmp_path / "alpha")
+    authority = load_node(tmp_path / "alpha" / "state", NOW)
+    assert authority.authority is not None
+    joiner = Joiner(tmp_path / "beta", authority)
+    good = sign(authority.authority, PolicySection("deny"), last=0, now=NOW)
+    for bad in (b"", msgspec.structs.replace(good, number=good.number + 1).encode()):
+        with pytest.raises(TrustError):
+            joiner.join(policies=(good.encode(), bad))
+        assert not (joiner.at / "state").exists()
+    joiner.join(policies=(good.encode(),))
+    found = load_node(joiner.at / "state", NOW).policies.current(())
+    assert found is not None and found.signed == good
