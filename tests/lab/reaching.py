@@ -7,7 +7,8 @@ the ports in turn until its stdin closes, and prints by port how many it sent an
 
 ``hold PORT`` takes one TCP connection in each family, and ``call HOST PORT`` makes one; ``listen HOST PORT``
 too, and sends nothing. The others send numbers all the time. Each answers a line of its stdin with a line:
-how many bytes have come by then. ``forget`` empties the kernel's list of connections.
+how many bytes have come by then. A line ``reset`` has it send a RST besides, of which its own connection
+knows nothing (IPv4). ``forget`` empties the kernel's list of connections.
 """
 
 from __future__ import annotations
@@ -134,7 +135,10 @@ class Held:
         """Say that it is ready, and how much has come as often as somebody asks."""
         print("ready", flush=True)
         loop = asyncio.get_running_loop()
-        while await loop.run_in_executor(None, sys.stdin.readline):
+        while line := await loop.run_in_executor(None, sys.stdin.readline):
+            if line == "reset\n":
+                for writer in self._writers:
+                    send_reset(writer.get_extra_info("socket"))
             print(self.came, flush=True)
 
 
@@ -149,6 +153,24 @@ async def call(host: str, port: int, *, quiet: bool) -> None:
     held = Held()
     held.take(*await asyncio.open_connection(host, port), quiet=quiet)
     await held.tell()
+
+
+def send_reset(sock: socket.socket) -> None:
+    """Send a RST that belongs to a connection, past the connection: RFC 9293, section 3.1."""
+    repair, queue, of_sender, number = 19, 20, 2, 21  # TCP_REPAIR and so on, linux/tcp.h
+    sock.setsockopt(socket.IPPROTO_TCP, repair, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, queue, of_sender)
+    sequence = sock.getsockopt(socket.IPPROTO_TCP, number) & 0xFFFFFFFF
+    sock.setsockopt(socket.IPPROTO_TCP, repair, -1)  # off, and no probe of the window
+    (here, port), (there, their_port) = sock.getsockname(), sock.getpeername()
+    segment = struct.pack("!HHIIBBHHH", port, their_port, sequence, 0, 5 << 4, 0x04, 0, 0, 0)
+    ends = socket.inet_aton(here) + socket.inet_aton(there)
+    pseudo = ends + struct.pack("!BBH", 0, socket.IPPROTO_TCP, len(segment))
+    total = sum(struct.unpack("!16H", pseudo + segment))
+    total = (total & 0xFFFF) + (total >> 16)
+    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as raw:
+        raw.sendto(segment[:16] + struct.pack("!H", checksum) + segment[18:], (there, 0))
 
 
 def forget() -> None:

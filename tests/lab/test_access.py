@@ -43,6 +43,7 @@ OWN, PUBLISHED = (22, 80, 8001), (9000, 9001)
 HELD = 81  # of a machine behind and published, for connections that are held open
 INSIDE = 80  # the port of the machine behind, for all that is published
 SETTLED_S, LOOKED_S = 1.0, 1.5  # s: a retransmission comes within the latter
+RESET_S = 4.0  # until retransmissions are further apart than the entry of a closed connection lasts here
 DNAT = """
 table inet containers {{
   chain pre {{
@@ -257,10 +258,10 @@ def test_a_connection_that_is_open_ends_with_its_rule(serving: list[LabNode]) ->
     assert 0 < came < sent
 
 
-def came(program: subprocess.Popen[str]) -> int:
+def came(program: subprocess.Popen[str], *, say: str = "?") -> int:
     """How many bytes have come to a program that holds a connection."""
     assert program.stdin is not None and program.stdout is not None
-    program.stdin.write("?\n")
+    program.stdin.write(f"{say}\n")
     program.stdin.flush()
     return int(program.stdout.readline())
 
@@ -300,6 +301,7 @@ def test_connections_that_stood_before_the_first_rule_are_told_apart(serving: li
 
 def test_a_denied_connection_that_the_kernel_has_forgotten_stays_denied(serving: list[LabNode]) -> None:
     """A reset or a pause has it forgotten, and then the service is the first to send."""
+    entry = "net.netfilter.nf_conntrack_tcp_timeout_close"
     server, peer = serving[:2]
     allowed = RuleSection("held", source=(peer.name,), protocol="tcp", ports=(HELD, 7102))
     ruled(server, "deny", allowed)
@@ -308,14 +310,23 @@ def test_a_denied_connection_that_the_kernel_has_forgotten_stays_denied(serving:
             stack.enter_context(started(server.name, "hold", "7102")),
             stack.enter_context(started(f"{server.name}-dock", "hold", str(HELD))),
         ]
-        for port in (7102, HELD):
-            for end in addresses(server):
-                stack.enter_context(started(peer.name, "call", end, str(port)))
+        callers = [
+            stack.enter_context(started(peer.name, "call", end, str(port)))
+            for end in addresses(server)
+            for port in (7102, HELD)
+        ]
         stack.enter_context(started(peer.name, "hold", "7103"))
         mine = [stack.enter_context(started(server.name, "call", end, "7103")) for end in addresses(peer)]
         assert all(go_on(*services, *mine))
         ruled(server, "deny")
         assert not any(go_on(*services))
+        before = run_inside(server.name, "sysctl", "-n", entry).out.strip()
+        run(server.name, "sysctl", "-qw", f"{entry}=1")
+        for caller in callers[:2]:  # those of IPv4
+            came(caller, say="reset")
+        time.sleep(RESET_S)
+        assert not any(go_on(*services))
+        run(server.name, "sysctl", "-qw", f"{entry}={before}")
         assert run_inside(server.name, sys.executable, "-m", "tests.lab.reaching", "forget").status == 0
         assert not any(go_on(*services))
         assert all(go_on(*mine))
