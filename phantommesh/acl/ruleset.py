@@ -100,15 +100,22 @@ def render(compiled: Compiled, device: str, names: Sequence[str]) -> Ruleset:
     """The rules as a table. ``names`` are the mesh's other interfaces."""
     table, made = f"{FAMILY} {table_name(device)}", _Made()
     classes = {left: f"class{number}" for number, left in enumerate(sorted(compiled.tables))}
-    blocks = list[str]()
+    blocks, portless = list[str](), set[str]()
     for left, name in classes.items():
         tables = compiled.tables[left]
+        rest = made.counting("rest", "inet_proto", tables.rest)
+        portless.add(rest)
         blocks += chain_block(
             name,
             f"tcp dport vmap @{made.counting('tcp', 'inet_service', tables.tcp)}",
             f"udp dport vmap @{made.counting('udp', 'inet_service', tables.udp)}",
+            f"goto by_{rest}",
+        )
+    for rest in sorted(portless):
+        blocks += chain_block(
+            f"by_{rest}",
             "meta l4proto { tcp, udp } drop",  # a header cut short has no port
-            f"meta l4proto vmap @{made.counting('rest', 'inet_proto', tables.rest)}",
+            f"meta l4proto vmap @{rest}",
             "drop",  # where somebody has emptied a map
         )
     targets = {left: f"to{number}" for number, left in enumerate(compiled.targets.all)}
