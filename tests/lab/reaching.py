@@ -14,10 +14,12 @@ knows nothing (IPv4). ``forget`` empties the kernel's list of connections.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import socket
 import struct
 import sys
+import termios
 from typing import cast
 
 PATIENCE = 2.0  # s that an answer may take; a denied one never comes
@@ -160,7 +162,9 @@ def send_reset(sock: socket.socket) -> None:
     repair, queue, of_sender, number = 19, 20, 2, 21  # TCP_REPAIR and so on, linux/tcp.h
     sock.setsockopt(socket.IPPROTO_TCP, repair, 1)
     sock.setsockopt(socket.IPPROTO_TCP, queue, of_sender)
-    sequence = sock.getsockopt(socket.IPPROTO_TCP, number) & 0xFFFFFFFF
+    written = sock.getsockopt(socket.IPPROTO_TCP, number)
+    (unheard,) = struct.unpack("=i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))
+    sequence = written - unheard & 0xFFFFFFFF  # nf_conntrack_proto_tcp.c takes what is acknowledged, exactly
     sock.setsockopt(socket.IPPROTO_TCP, repair, -1)  # off, and no probe of the window
     (here, port), (there, their_port) = sock.getsockname(), sock.getpeername()
     segment = struct.pack("!HHIIBBHHH", port, their_port, sequence, 0, 5 << 4, 0x04, 0, 0, 0)

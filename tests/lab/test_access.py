@@ -44,7 +44,7 @@ HELD = 81  # of a machine behind and published, for connections that are held op
 INSIDE = 80  # the port of the machine behind, for all that is published
 PLENTY = 100  # datagrams of a stream, some twenty for each reload however fast those are
 SETTLED_S, LOOKED_S = 1.0, 1.5  # s: a retransmission comes within the latter
-RESET_S = 4.0  # until retransmissions are further apart than the entry of a closed connection lasts here
+FORGOTTEN_S = 5.0  # s in which the service sends again, and the entry of a reset connection has ended before
 DNAT = """
 table inet containers {{
   chain pre {{
@@ -325,10 +325,11 @@ def test_a_denied_connection_that_the_kernel_has_forgotten_stays_denied(serving:
         run(server.name, "sysctl", "-qw", f"{entry}=1")
         for caller in callers[:2]:  # those of IPv4
             came(caller, say="reset")
-        time.sleep(RESET_S)
+        time.sleep(FORGOTTEN_S)
         assert not any(go_on(*services))
         run(server.name, "sysctl", "-qw", f"{entry}={before}")
         assert run_inside(server.name, sys.executable, "-m", "tests.lab.reaching", "forget").status == 0
+        time.sleep(FORGOTTEN_S)
         assert not any(go_on(*services))
         assert all(go_on(*mine))
 
