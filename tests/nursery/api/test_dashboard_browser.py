@@ -105,7 +105,9 @@ async def test_the_page_shows_the_mesh_and_follows_it(tmp_path: Path) -> None:
         assert "psk_age_s 0.3, as expected" in await page.text("#decision-list")
         assert "203.0.113.5/32" in await page.text("#threats")
         await page.until("document.querySelector('#access').innerText.includes('419')")  # packets, by rule
-        assert "What no rule names is denied. 7 packets were denied" in await page.text("#access")
+        access = await page.text("#access")
+        assert "What no rule names is denied. 7 packets were denied" in access
+        assert "The mesh's policy 3 holds here: 1 rule, signed by berlin-001" in access
 
 
 async def test_a_rotation_is_counted_down(tmp_path: Path) -> None:
