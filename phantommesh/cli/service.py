@@ -58,7 +58,7 @@ def up(ctx: click.Context, foreground: bool) -> None:
     need_root("up")
     unit = unit_of(options)
     if unit is None:
-        if _answers(options):
+        if answers(options):
             _tell(options, "the node is up already", unit)
             return
         need_node(options)
@@ -263,7 +263,8 @@ def _write(path: Path, text: str, *, force: bool) -> None:
         raise cannot(f"write {path}", error) from error
 
 
-def _answers(options: Options) -> bool:
+def answers(options: Options) -> bool:
+    """Whether the node runs, as far as this user may ask it."""
     try:
         client_of(options).status()
     except PhantomMeshError:
