@@ -130,6 +130,9 @@ async def test_an_operator_looks_acts_and_is_told_what_is_wrong(three: list[LabN
     number = ask(node, "acl", "set-policy", str(tmp_path / "policy.toml"))["number"]
     folder = Path(os.environ.get("PHANTOMMESH_PICTURES", tmp_path))
 
+    async with chromium(tmp_path / "stranger", space=second.name, key=bytes(32)) as stranger:
+        warned = await stranger.open(f"https://{node.address(0)}:{PORT}/")
+        assert "ERR_CERT_AUTHORITY_INVALID" in await warned.text("body")  # it takes another key only
     async with looking(node, second, tmp_path / "browser") as (browser, url):
         page = await signed_in(browser, url, token)
         assert await page.text("h1") == f"{node.name} in {ask(node, 'status')['mesh']}"
