@@ -83,7 +83,7 @@ def explaining(path: Path, timeout: float) -> Iterator[None]:
     except (FileNotFoundError, ConnectionRefusedError):
         raise NodeNotRunningError(
             f"the node is not running: nothing answers on {path}",
-            fix="start it with `phantommesh run` (or its service), or pass --socket",
+            fix="start it with `phantommesh up` or `phantommesh run`, or pass --socket",
         ) from None
     except PermissionError:
         raise refusal(path) from None
