@@ -248,7 +248,7 @@ async def crowded(at: Path, port: int, readers: int, seconds: float) -> dict[str
             key = os.urandom(8).hex()
             await trio.to_thread.run_sync(partial(client.pause_agent, "stream", idempotency_key=key))
             await trio.sleep(PACE)
-            again = partial(client.resume_agent, "stream", dry_run=False, idempotency_key=key + "r")
+            again = partial(client.resume_agent, "stream", trying=False, idempotency_key=key + "r")
             await trio.to_thread.run_sync(again)
             await trio.sleep(PACE)
             if len(busy) < 5 * (1 - (over - trio.current_time()) / seconds):

@@ -137,10 +137,7 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
     app = app_of(node)
     writing = [endpoint for endpoint in ENDPOINTS if endpoint.method == "POST" and not endpoint.dry_run]
     assert [endpoint.path for endpoint in writing] == [
-        "/v1/agents/{name}/pause",
-        "/v1/agents/{name}/resume",
         "/v1/pings",
-        "/v1/undrain",
         "/v1/identities",
         "/v1/names",
         "/v1/routes/approvals",

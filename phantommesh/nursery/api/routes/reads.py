@@ -97,6 +97,9 @@ def reads(node: NodePort) -> Handlers:
     async def invites() -> Response:
         return json(await node.invites())
 
+    async def config() -> Response:
+        return json(await node.config_text())
+
     async def drain() -> Response:
         return json(node.drain_state())
 
@@ -171,6 +174,7 @@ def reads(node: NodePort) -> Handlers:
         "federation": federation,
         "explain_route": explain_route,
         "invites": invites,
+        "config": config,
         "drain": drain,
         "topology": topology,
         "acl": acl,
