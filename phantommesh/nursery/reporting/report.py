@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
 `make_invite`, `withdraw_invite`, `set_config`, `pause_agent`, `resume_agent`, `ban`, `unban`, `drain`,
-`undrain`, `revoke`, `rename`, `new_identity`, `set_policy`, `approve_routes`, `withdraw_routes`, `invite_mesh`, `accept_pact` and
-`end_pact`."""
+`undrain`, `revoke`, `rename`, `new_identity`, `set_policy`, `approve_routes`, `withdraw_routes`,
+`invite_mesh`, `accept_pact` and `end_pact`."""
 
 from __future__ import annotations
 
