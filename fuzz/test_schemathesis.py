@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""schemathesis reads the API's own description and asks the real server, at its Unix socket and over TLS, what
-the description allows and what it does not: no 5xx, and every answer is as documented.
+"""schemathesis reads the API's own description and asks the real server, at its Unix socket and over TLS,
+what the description allows and what it does not: no 5xx, and every answer is as documented.
 
 ``PHANTOMMESH_API_EXAMPLES=500 pytest fuzz/test_schemathesis.py`` is a long run; CI's is short and always
 the same.

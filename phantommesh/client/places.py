@@ -110,7 +110,7 @@ def remote(
     if token is None:
         raise PlaceError(
             "a node is asked over the network with a token, and none is given",
-            fix="run `phantommesh token create` on the node, then give --token-file FILE or PHANTOMMESH_TOKEN",
+            fix="run `phantommesh token create` on the node, then give it by --token-file FILE",
         )
     pinned = None if pin is None else _pin(pin)
     return Remote(host, port or (443 if encrypted else 80), encrypted, token, authority, pinned)
