@@ -38,6 +38,7 @@ ATTRIBUTES = [
     (TCPServer, "send_lock"),
     (TCPServer, "stream"),
     (H11Protocol, "stream"),
+    (H11Protocol, "connection"),
     (H2Protocol, "streams"),
     (WSStream, "closed"),
     (WSStream, "handshake"),

@@ -77,8 +77,8 @@ def events(node: NodePort, shutdown: trio.Event) -> Handlers:
 
 
 def _delay(turn: int, readers: int) -> float:
-    """How many seconds after an event it is a reader's turn. Hundreds of them told in one go would hold up the
-    event loop, and with it all that the node does."""
+    """How many seconds after an event it is a reader's turn. Hundreds of them told in one go would hold up
+    the event loop, and with it all that the node does."""
     return 0.0 if readers <= FEW_READERS else SPREAD * (turn % readers)
 
 

@@ -260,6 +260,9 @@ class _Connection(TCPServer):
             await super()._close()
 
     async def _read_data(self) -> None:
+        protocol = self.protocol.protocol
+        if isinstance(protocol, H11Protocol):
+            protocol._check_protocol = partial(_check_protocol, protocol._check_protocol)  # type: ignore[method-assign]
         data, left = b"something", LINGER_BYTES
         while data and left > 0 and not _is_over(self.protocol.protocol):
             try:
@@ -305,6 +308,13 @@ class _Connection(TCPServer):
                 await self.protocol.handle(Closed())
             except trio.BusyResourceError:
                 pass  # it is just being closed
+
+
+async def _check_protocol(check: Callable[[h11.Request], Awaitable[None]], request: h11.Request) -> None:
+    """Take no upgrade to HTTP/2 in clear (h2c), which proxies pass on without looking inside: RFC 9113 has it
+    no more. The request is answered as one of HTTP/1.1."""
+    if not any(name == b"upgrade" and b"h2c" in value.lower() for name, value in request.headers):
+        await check(request)
 
 
 def _is_over(protocol: H11Protocol | H2Protocol) -> bool:
