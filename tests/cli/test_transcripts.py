@@ -462,7 +462,9 @@ def test_nothing_is_a_traceback_or_steers_the_terminal(seen: list[Seen]) -> None
 def test_a_failure_says_how_to_mend_it(seen: list[Seen]) -> None:
     for each in seen:
         if each.shown.status == 4 and "--exit-code" in each.case.words:
-            assert each.verb == "acl check" and each.text.startswith("denied: "), each  # an answer, no failure
+            assert each.verb == "acl check" and each.text.startswith("denied: "), (
+                each
+            )  # an answer, no failure
         elif each.shown.status in (1, 3, 4):
             # What `doctor` finds is no error of the command: each finding has its own fix.
             mended = r"^\w+ +[\w-]+: .*?^  fix " if each.verb == "doctor" else r"^error: .*?^fix: "
