@@ -60,7 +60,7 @@ CONFIG: Final = SchemathesisConfig.from_dict(
     }
 )
 SCHEMA: Final = schemathesis.openapi.from_dict(document(ENDPOINTS, "0"), config=CONFIG)
-OPERATIONS: Final = [result.ok() for result in SCHEMA.get_all_operations()]
+OPERATIONS: Final[list[Any]] = [result.ok() for result in SCHEMA.get_all_operations()]  # type: ignore[union-attr]
 MODES: Final = (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE)
 
 

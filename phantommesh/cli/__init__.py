@@ -90,7 +90,7 @@ def cli(
     ca: Path | None,
     fingerprint: str | None,
 ) -> None:
-    """A post-quantum mesh VPN over WireGuard. Options may stand before or after VERB."""
+    """A post-quantum mesh VPN over WireGuard. Options may follow VERB."""
     ctx.obj = Options(state_dir, socket_path, config, json, api or None, token_file, ca, fingerprint)
 
 

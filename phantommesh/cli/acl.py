@@ -68,7 +68,7 @@ def show(options: Options) -> None:
 @click.option("--dry-run", is_flag=True, help="Run the policy's tests, and sign nothing.")
 @json_option
 @click.pass_obj
-def set_policy(options: Options, file: Path, dry_run: bool, /) -> None:
+def set_policy(options: Options, file: Path, dry_run: bool) -> None:
     """Sign the access policy in FILE for the whole mesh; on an authority.
 
     FILE is TOML with default, [[rule]] and [[test]], and has to pass its tests. A node's own rules only deny

@@ -144,6 +144,7 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("unban 192.0.2.250/32"),
         Case("unban"),
         Case("unban --all hinted"),
+        Case("unban --all hinted --dry-run"),
         Case("unban --all me"),
     ],
     "route list": [Case("route list"), Case(f"route list {ALONE}")],
@@ -192,6 +193,8 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("agents cipher"),
         Case("agents no-such-agent"),
         Case("agents pause apex"),
+        Case("agents pause cipher --dry-run"),
+        Case("agents cipher --dry-run"),
         Case("agents stop cipher"),
         Case("agents --socket none.sock"),
     ],
@@ -234,7 +237,7 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("drain --for soon"),
         Case(f"drain {ALONE}", kept=False),
     ],
-    "undrain": [Case("undrain"), Case("undrain --wait")],
+    "undrain": [Case("undrain"), Case("undrain --dry-run"), Case("undrain --wait")],
     # The group may not make tokens: it would have more rights by one than it has.
     "token create": [
         Case("token create --scope read --name grafana"),
@@ -259,6 +262,12 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("config check"),
         Case("config check bad.toml"),
         Case("config check none.toml"),
+    ],
+    "config get": [Case("config get"), Case(f"config get {ALONE}")],
+    "config apply": [
+        Case("config apply pm.toml --dry-run"),
+        Case("config apply none.toml"),
+        Case("config apply pm.toml --api https://vpn.example.net"),
     ],
     "config show": [Case("config show", kept=False)],
     "lab up": [Case("lab up")],

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A node that is asked over the network: the real server with TLS, and the command line's own client."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Generator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -72,12 +72,14 @@ async def test_events_are_followed_from_elsewhere(tmp_path: Path) -> None:
     async with far(tmp_path) as (api, place):
         api.node.events.publish("peer.up", "pm-1", {})
         stream = follow(place, {"since": "oldest"})
+        assert isinstance(stream, Generator)
 
         def first() -> Event:
-            return next(stream)
+            found: Event = next(stream)
+            stream.close()
+            return found
 
         assert (await there(first)).type == "peer.up"
-        await there(stream.close)
 
 
 async def test_nobody_there_is_no_running_node() -> None:

@@ -64,7 +64,7 @@ def events(node: NodePort, shutdown: trio.Event) -> Handlers:
                 nursery.start_soon(_ignore_messages)
                 nursery.start_soon(_cancel_at, shutdown, nursery.cancel_scope)
                 nursery.start_soon(_cancel_without, node.tokens, caller(), nursery.cancel_scope)
-                await _send_events(log, place, wanted, lambda: _delay(turn, crowd()))
+                await _send_events(log, place, wanted, lambda: delay(turn, crowd()))
                 nursery.cancel_scope.cancel()  # the client takes nothing
             if shutdown.is_set():
                 await websocket.close(CloseReason.GOING_AWAY, "the node is stopping")
@@ -76,14 +76,14 @@ def events(node: NodePort, shutdown: trio.Event) -> Handlers:
     return {"events": page, "follow_events": follow}
 
 
-def _delay(turn: int, readers: int) -> float:
+def delay(turn: int, readers: int) -> float:
     """How many seconds after an event it is a reader's turn. Hundreds of them told in one go would hold up
     the event loop, and with it all that the node does."""
     return 0.0 if readers <= FEW_READERS else SPREAD * (turn % readers)
 
 
-async def _send_events(log: EventLog, place: int, wanted: Filter, delay: Callable[[], float]) -> None:
-    """Send every event after ``place``, ``delay`` seconds after it, until a client takes none for
+async def _send_events(log: EventLog, place: int, wanted: Filter, wait: Callable[[], float]) -> None:
+    """Send every event after ``place``, ``wait()`` seconds after it, until a client takes none for
     ``SEND_TIMEOUT``."""
     while True:
         batch = log.read(place, wanted, BATCH)
@@ -94,7 +94,7 @@ async def _send_events(log: EventLog, place: int, wanted: Filter, delay: Callabl
                 return
         place = batch.place
         await _newer(log, place)
-        await trio.sleep(delay())
+        await trio.sleep(wait())
 
 
 async def _newer(log: EventLog, place: int) -> None:

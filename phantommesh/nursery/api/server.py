@@ -248,6 +248,7 @@ class _Connection(TCPServer):
     ) -> None:
         state = ConnectionState({"uid": peer_uid(stream.socket)})
         self._raw = stream
+        self._encrypted = tls is not None
         self._lingering = False
         served: trio.abc.Stream = stream
         if tls is not None:
@@ -284,7 +285,7 @@ class _Connection(TCPServer):
         """Take for a while what a client still sends whose request is answered already. A socket that is
         closed with something unread is reset, and the answer may be lost with it."""
         self._lingering = True
-        if self.stream is self._raw:
+        if not self._encrypted:
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._raw.send_eof()
         await trio.sleep(LINGER_S)  # cancelled when the client has gone

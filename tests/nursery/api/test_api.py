@@ -51,6 +51,7 @@ from phantommesh.management.views import (
     Status,
 )
 from phantommesh.node.draining import DrainRefusedError
+from phantommesh.nursery.api import events
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.auth import Door
 from phantommesh.nursery.api.idempotency import (
@@ -1154,3 +1155,10 @@ async def test_the_status_is_kept_for_a_moment_and_until_something_happens(
     node.count = 4
     await trio.sleep(STATUS_AGE)
     assert await peers() == 4
+
+
+def test_many_readers_are_told_in_turn_and_a_few_at_once() -> None:
+    assert [events.delay(turn, events.FEW_READERS) for turn in range(events.FEW_READERS)] == [0.0] * 8
+    turns = sorted(events.delay(turn, 200) for turn in range(200))
+    assert turns == [events.SPREAD * turn for turn in range(200)]
+    assert events.delay(255, 9) < 9 * events.SPREAD
