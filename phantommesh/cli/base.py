@@ -271,14 +271,29 @@ class Duration(click.ParamType[float]):
 
 def place_of(options: Options) -> "Place":
     """The node to ask: the one of --api, else this machine's. Raises PhantomMeshError."""
-    if not options.api:
+    if not options.api or not _is_far(options):
         return socket_of(options)
     from phantommesh.client.places import remote, token_of
 
-    if options.socket is not None:
-        raise click.UsageError("--api and --socket are two nodes: leave one of them out")
     token = token_of(options.token_file, os.environ)
     return remote(options.api, token=token, authority=options.ca, pin=options.fingerprint)
+
+
+def _is_far(options: Options) -> bool:
+    """Whether --api counts, where --socket may be given too: the command line goes before the environment.
+    Raises click.UsageError where neither goes before the other."""
+    if options.socket is None:
+        return True
+    root = click.get_current_context().find_root()
+
+    def is_set_here(name: str, value: object) -> bool:
+        source = root.get_parameter_source(name)
+        return source is ParameterSource.ENVIRONMENT and root.params.get(name) == value
+
+    socket, api = is_set_here("socket_path", options.socket), is_set_here("api", options.api)
+    if socket == api:
+        raise click.UsageError("--api and --socket are two nodes: leave one of them out")
+    return socket
 
 
 def socket_of(options: Options) -> Path:

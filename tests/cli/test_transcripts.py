@@ -267,7 +267,7 @@ CASES: Final[dict[str, list[Case]]] = {
     "config apply": [
         Case("config apply pm.toml --dry-run"),
         Case("config apply none.toml"),
-        Case("config apply pm.toml --api https://vpn.example.net"),
+        Case("config apply pm.toml --api http://vpn.example.net"),
     ],
     "config show": [Case("config show", kept=False)],
     "lab up": [Case("lab up")],

@@ -173,5 +173,21 @@ async def test_verbs_of_this_machine_refuse_another(words: tuple[str, ...]) -> N
 
 
 async def test_two_nodes_at_once_are_none(tmp_path: Path) -> None:
-    result = await run("--socket", tmp_path / "s", "--api", "https://vpn.example.net", "status")
-    assert result.exit_code == 2 and "--socket" in result.output
+    far, here = "http://vpn.example.net", str(tmp_path / "s")
+    set_far, set_here = {"PHANTOMMESH_API": far}, {"PHANTOMMESH_SOCKET": here}
+    for result in (
+        await run("--socket", here, "--api", far, "status"),
+        await run("status", "--socket", here, "--api", far),
+        await run("status", **set_far, **set_here),
+    ):
+        assert result.exit_code == 2 and "two nodes" in result.output
+    # The command line goes before the environment.
+    for result in (
+        await run("status", "--api", far, **set_here),
+        await run("--api", far, "status", **set_here),
+    ):
+        assert result.exit_code == 1 and "in clear" in result.output
+    for result in (
+        await run("status", "--socket", here, **set_far), await run("--socket", here, "status", **set_far),
+    ):  # fmt: skip
+        assert result.exit_code == 3 and here in result.output
