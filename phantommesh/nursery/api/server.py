@@ -7,7 +7,6 @@ hold up the node's shutdown for ever. Here each connection is known, and is cut 
 
 import contextlib
 import logging
-import math
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -34,6 +33,7 @@ from hypercorn.typing import (
     ASGISendCallable,
     ASGISendEvent,
     ConnectionState,
+    H11SendableEvent,
     Scope,
 )
 from hypercorn.utils import wrap_app
@@ -210,17 +210,22 @@ def _closing(app: QuartTrio) -> ASGIFramework:
                 coming = False
             return message
 
+        async def deliver(message: ASGISendEvent) -> None:
+            try:
+                await send(message)
+            except h11.LocalProtocolError:
+                if scope["type"] != "websocket":
+                    raise
+                # hypercorn answers by itself a client that sends frames before the upgrade.
+
         async def whole_send(message: ASGISendEvent) -> None:
             if coming and message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
-            last = message["type"] == "http.response.body" and not message.get("more_body", False)
-            with trio.move_on_after(_CLOSE_TIMEOUT_S if last else math.inf, shield=last):
-                try:
-                    await send(message)
-                except h11.LocalProtocolError:
-                    if scope["type"] != "websocket":
-                        raise
-                    # hypercorn answers by itself a client that sends frames before the upgrade.
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                with trio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
+                    await deliver(message)
+            else:
+                await deliver(message)
 
         await app(scope, whole_receive, whole_send)
 
@@ -250,6 +255,7 @@ class _Connection(TCPServer):
         self._raw = stream
         self._encrypted = tls is not None
         self._lingering = False
+        self._holding, self._head = False, b""
         served: trio.abc.Stream = stream
         if tls is not None:
             served = trio.SSLStream(stream, tls.context(), server_side=True, https_compatible=True)
@@ -264,6 +270,7 @@ class _Connection(TCPServer):
         protocol = self.protocol.protocol
         if isinstance(protocol, H11Protocol):
             protocol._check_protocol = partial(_check_protocol, protocol._check_protocol)  # type: ignore[method-assign]
+            protocol._send_h11_event = partial(self._send_event, protocol._send_h11_event)  # type: ignore[method-assign]
         data, left = b"something", LINGER_BYTES
         while data and left > 0 and not _is_over(self.protocol.protocol):
             try:
@@ -280,6 +287,16 @@ class _Connection(TCPServer):
         # Else it lives on until the keep-alive timeout, or for ever where nobody told the application.
         assert self._task_group._nursery is not None
         self._task_group._nursery.cancel_scope.cancel()
+
+    async def _send_event(
+        self, send: Callable[[H11SendableEvent], Awaitable[None]], event: H11SendableEvent
+    ) -> None:
+        """Have the head of an answer go in one write with what comes behind it."""
+        self._holding = isinstance(event, h11.Response)
+        try:
+            await send(event)
+        finally:
+            self._holding = False
 
     async def _linger(self) -> None:
         """Take for a while what a client still sends whose request is answered already. A socket that is
@@ -300,10 +317,16 @@ class _Connection(TCPServer):
         if not isinstance(event, RawData):
             await super().protocol_send(event)
             return
+        data, self._head = self._head + event.data, b""
+        if self._holding:
+            self._head = data
+            return
+        if not data:
+            return  # the end of a body whose length was told
         async with self.send_lock:
             try:
                 with trio.fail_after(SEND_TIMEOUT_S, shield=True):
-                    await self.stream.send_all(event.data)
+                    await self.stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 _cut(self._raw)  # which ends the reading as well
                 await self.protocol.handle(Closed())
