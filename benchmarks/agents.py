@@ -223,11 +223,11 @@ async def rest(peers: int, backend: str, seconds: float, windows: int, settle: f
             on = bool(number % 2)
             switch(node, on=on)
             await trio.sleep(2.0)
-            began, cpu, inside = perf_counter(), idle.look(pid).cpu, counted(idle.ask(box))
+            began, cpu, inside = perf_counter(), idle.look(pid).cpu, counted(idle.ask(box)["spent"])
             await trio.sleep(seconds)
             took = perf_counter() - began
             used = (idle.look(pid).cpu - cpu) * 100.0 / took
-            mine = (counted(idle.ask(box)) - inside) * 100.0 / took
+            mine = (counted(idle.ask(box)["spent"]) - inside) * 100.0 / took
             idle.say(f"{'on ' if on else 'off'} {used:.2f} % of a core, agents by themselves {mine:.3f} %")
             if on and before is not None:
                 found.append(used - before)

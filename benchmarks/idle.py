@@ -73,6 +73,7 @@ UNITS = {
     "wakeups_per_s": "wake-ups a second",
     "counting_cpu_percent": "% of a core of the node that counts",
 }
+INSIDE = ("parts", "steps_per_s")  # of the node that counts, by part
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -133,12 +134,12 @@ async def restart_counting(node: LabNode, box: Path) -> int:
     return pid
 
 
-def ask(box: Path) -> dict[str, float]:
-    """What the counting node has counted so far: CPU seconds by part."""
+def ask(box: Path) -> dict[str, dict[str, float]]:
+    """What the counting node has counted so far, by part: CPU seconds (``spent``) and steps."""
     with socket.socket(socket.AF_UNIX) as stream:
         stream.connect(str(box))
         with stream.makefile() as text:
-            found: dict[str, float] = json.load(text)
+            found: dict[str, dict[str, float]] = json.load(text)
             return found
 
 
@@ -161,9 +162,12 @@ async def measure(
         say(f"resting for {settle:g} s, then measuring {windows} times {seconds:g} s")
         await trio.sleep(settle)
         found = [await window(measured, inner, box, seconds) for _ in range(windows)]
-    parts = {
-        name: statistics.median(each["parts"].get(name, 0.0) for each in found)
-        for name in sorted({name for each in found for name in each["parts"]})
+    inner_figures = {
+        kind: {
+            name: statistics.median(each[kind].get(name, 0.0) for each in found)
+            for name in sorted({name for each in found for name in each[kind]})
+        }
+        for kind in INSIDE
     }
     figures = {
         name: {
@@ -174,9 +178,9 @@ async def measure(
             ],
         }
         for name in found[0]
-        if name != "parts"
+        if name not in INSIDE
     }
-    return {"peers": peers, "backend": lab.backend, "seconds": seconds, **figures, "parts": parts}
+    return {"peers": peers, "backend": lab.backend, "seconds": seconds, **figures, **inner_figures}
 
 
 async def window(measured: LabNode, inner: int, box: Path, seconds: float) -> dict[str, Any]:
@@ -195,7 +199,21 @@ async def window(measured: LabNode, inner: int, box: Path, seconds: float) -> di
         "pss_mb": after.pss,
         "wakeups_per_s": (after.sleeps - before.sleeps) / took,
         "counting_cpu_percent": (look(inner).cpu - inside.cpu) * percent,
-        "parts": {name: (spent - counted.get(name, 0.0)) * percent for name, spent in ask(box).items()},
+        **_between(counted, ask(box), took),
+    }
+
+
+def _between(
+    counted: dict[str, dict[str, float]], later: dict[str, dict[str, float]], took: float
+) -> dict[str, Any]:
+    """What the counting node did in ``took`` seconds, by part: percent of a core, and steps a second."""
+    gained = {
+        kind: {name: value - counted[kind].get(name, 0.0) for name, value in later[kind].items()}
+        for kind in ("spent", "steps")
+    }
+    return {
+        "parts": {name: spent * 100.0 / took for name, spent in gained["spent"].items()},
+        "steps_per_s": {name: steps / took for name, steps in gained["steps"].items()},
     }
 
 
@@ -203,11 +221,12 @@ async def window(measured: LabNode, inner: int, box: Path, seconds: float) -> di
 
 
 class Accounts(trio.abc.Instrument):
-    """CPU seconds by part: each task's steps count for the service that the task belongs to, or for the
-    function that it runs."""
+    """CPU seconds and steps by part: each task's steps count for the service that the task belongs to, or for
+    the function that it runs. A wake-up of the loop has one step or several."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = defaultdict(float)
+        self.steps: dict[str, float] = defaultdict(float)
         self._names: dict[int, str] = {}
         self._began, self._last = 0, ""
 
@@ -226,7 +245,9 @@ class Accounts(trio.abc.Instrument):
     def after_task_step(self, task: trio.lowlevel.Task) -> None:
         """Count it."""
         spent = time.thread_time_ns() - self._began
-        self.spent[self._names.get(id(task), self._last)] += spent / 1e9
+        name = self._names.get(id(task), self._last)
+        self.spent[name] += spent / 1e9
+        self.steps[name] += 1
 
     def thread(self, act: Callable[..., Any], *args: Any) -> Any:
         """Run a function, and count it as a thread's."""
@@ -274,7 +295,7 @@ def tell(box: str, accounts: Accounts, main: int) -> None:
             threads = sum(value for name, value in told.items() if name.startswith("thread: "))
             told["(event loop itself)"] = loop - (sum(told.values()) - threads)
             told["(threads' own work)"] = whole - loop - threads
-            stream.sendall(json.dumps(told).encode())
+            stream.sendall(json.dumps({"spent": told, "steps": accounts.steps}).encode())
 
 
 def inside(box: str) -> None:
@@ -302,10 +323,10 @@ def show(found: dict[str, Any]) -> None:
     for name, unit in UNITS.items():
         low, high = found[name]["range"]
         print(f"  {found[name]['median']:9.2f} {unit} ({low:.2f} to {high:.2f})")
-    print("  of which, in % of a core:")
+    print("  of which, in % of a core, and steps a second:")
     for name, value in sorted(found["parts"].items(), key=lambda item: -item[1]):
         if value >= 0.005:
-            print(f"  {value:9.3f} {name}")
+            print(f"  {value:9.3f} {found['steps_per_s'].get(name, 0.0):7.2f} {name}")
 
 
 def missed(found: Sequence[dict[str, Any]]) -> list[str]:

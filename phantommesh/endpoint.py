@@ -3,12 +3,15 @@
 and records carry it."""
 
 import re
+from functools import lru_cache
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
 # IPv6's minimum MTU of 1280 less the IPv6 and UDP headers (RFC 8200): never IP fragments.
 MAX_DATAGRAM: Final = 1232
 MAX_ENDPOINT_BYTES: Final = 255
+# Tuning.
+KEPT: Final = 2048  # endpoints that are parsed once: each datagram to a member asks for all of the member's
 
 _NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*")
 
@@ -33,6 +36,7 @@ def by_way_of(carrier: str, end: str) -> Address:
     return Address(f"{carrier}/{end}", 0, "via")
 
 
+@lru_cache(maxsize=KEPT)
 def parse_endpoint(text: str, default_port: int | None = None) -> tuple[str, int]:
     """Split ``host:port``, ``[v6]:port`` or, given a default port, a bare host.
 

@@ -10,7 +10,7 @@ overlay and encrypted again, without end. docs/decisions/0003-addresses-of-other
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import (
     IPv4Address,
@@ -172,7 +172,8 @@ INWARD: Final = frozenset(
 
 
 def _within(address: IpAddress, networks: Iterable[Network]) -> bool:
-    return any(address.version == network.version and address in network for network in networks)
+    version = address.version
+    return any(version == network.version and address in network for network in networks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +193,12 @@ class Reach:
     found: frozenset[IpAddress] = frozenset()
     told: frozenset[IpAddress] = frozenset()
     loopback: bool = False
+    # The interfaces by which this node is itself reached. Each datagram that is sent asks for them.
+    _homes: frozenset[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        here = (one for one in (*self.home, *self.found) if _within(one, self.host.own))
+        object.__setattr__(self, "_homes", self.host.uplinks | self._around(here))
 
     def refuses(self, host: str, *, seen: bool) -> Why | None:
         """Say why nothing may be sent to a host (an address, no name), or None where it may. ``seen``: the
@@ -222,8 +229,7 @@ class Reach:
 
     def beside(self, address: IpAddress) -> bool:
         """Whether an address lies in a network of an interface by which this node is itself reached."""
-        homes = self._homes()
-        return any(i in homes and _within(address, (network,)) for network, i in self.host.connected)
+        return any(i in self._homes and _within(address, (network,)) for network, i in self.host.connected)
 
     def offers(self, found: Iterable[HostAddress]) -> list[HostAddress]:
         """The addresses of this host by which others may reach it, those of one interface together.
@@ -255,16 +261,10 @@ class Reach:
 
     def _fenced(self, address: IpAddress) -> Why | None:
         """The networks that only this host reaches, such as a container bridge's."""
-        homes = self._homes()
         for one in (address, *embedded(address)):
             around = [(n, i) for n, i in self.host.connected if _within(one, (n,))]
             longest = max((network.prefixlen for network, _ in around), default=0)
             nearest = {index for network, index in around if network.prefixlen == longest}
-            if nearest and not nearest & homes and one not in self.told:
+            if nearest and not nearest & self._homes and one not in self.told:
                 return Why.HOST_NETWORK
         return None
-
-    def _homes(self) -> frozenset[int]:
-        """The interfaces by which this node is itself reached."""
-        here = (one for one in (*self.home, *self.found) if _within(one, self.host.own))
-        return self.host.uplinks | self._around(here)

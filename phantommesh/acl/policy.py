@@ -125,7 +125,9 @@ def parse(text: str) -> PolicySection:
     except (tomllib.TOMLDecodeError, msgspec.ValidationError, RecursionError) as error:
         raise PolicyError(
             f"the policy cannot be read: {shortened(str(error), 200)}",
-            fix='it has default = "deny", and tables [[rule]] and [[test]]',
+            fix='it has default = "deny", [[rule]] as [[acl.rule]] is in a configuration, e.g. name = "ssh", '
+            'from = ["tag:ops"], ports = [22], and [[test]], e.g. from = ["laptop"], to = ["db"], '
+            'port = "22", expect = "allow"',
         ) from None
 
 

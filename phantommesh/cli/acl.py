@@ -14,7 +14,7 @@ from phantommesh.cli.output import emit, field, say
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
-    from phantommesh.management.aclview import AclCheckView, AclRuleView
+    from phantommesh.management.aclview import AclCheckView, AclRuleView, AclView
 
 
 @click.group()
@@ -43,7 +43,7 @@ def show(options: Options) -> None:
     field("default", found.default)
     field("denied", "not known" if found.denied is None else f"{found.denied} packets")
     if (policy := found.policy) is not None:
-        field("policy", f"the mesh's, number {policy.number}, signed by {policy.signed_by}")
+        field("policy", f"the mesh's, number {policy.number}, signed by {_name(found, policy.signed_by)}")
     if not found.filtered:
         field("filter", "none: no rule denies anything")
     say("")
@@ -76,15 +76,24 @@ def set_policy(options: Options, file: Path, dry_run: bool) -> None:
     """
     try:
         text = file.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CliError(f"cannot read {file}: {error}", fix="give a file of TOML text") from None
+    except UnicodeDecodeError:
+        raise CliError(f"{file} is no text", fix="give a policy as TOML") from None
     done = client_of(options).set_policy(text, dry_run=dry_run, idempotency_key=str(uuid.uuid4()))
     if options.json:
         emit(done)
         return
-    passed = f"{done.rules} rules, {done.tests} tests passed"
     said = "the policy would be signed" if done.dry_run else f"policy {done.number} is signed"
-    say(f"{said}: {passed}")
+    say(f"{said}: {done.rules} rule{_s(done.rules)}, {done.tests} test{_s(done.tests)} passed")
+    if not done.tests:
+        say("note: no [[test]] in it says what must stay allowed or denied", err=True)
+
+
+def _name(view: AclView, node_id: str) -> str:
+    return next((one.name for one in view.members if one.node_id == node_id), node_id)
+
+
+def _s(count: int) -> str:
+    return "" if count == 1 else "s"
 
 
 def _service(rule: AclRuleView) -> str:

@@ -15,6 +15,7 @@ import click
 from phantommesh.cli.base import CliError, Options, json_option, need_access
 from phantommesh.cli.output import age, emit, field, say, waiting
 from phantommesh.cli.output import size as shown_size
+from phantommesh.cli.service import starting
 
 if TYPE_CHECKING:
     from phantommesh.secret import Secret
@@ -93,12 +94,20 @@ def restore(options: Options, file: Path, check: bool, passphrase_file: Path | N
     from phantommesh.state.backup import restore as put_back
     from phantommesh.state.backup import unpack
     from phantommesh.state.directory import check_vacant
+    from phantommesh.state.files import StateError
     from phantommesh.state.sealing import HEADER, unseal
     from phantommesh.state.sealing import check as check_header
 
     if not check:
         need_access("restore", options.state_dir, options.config)
-        check_vacant(options.state_dir)
+        try:
+            check_vacant(options.state_dir)
+        except StateError as error:
+            raise CliError(
+                str(error),
+                fix=f"to replace it, run `{options.command('down')}` and move {options.state_dir} away; or "
+                "give another --state-dir; --check looks into FILE alone",
+            ) from None
     with file.open("rb") as source:
         check_header(source.read(HEADER))  # before the passphrase is asked for
         source.seek(0)
@@ -128,7 +137,7 @@ def _tell(options: Options, manifest: Manifest, count: int, *, check: bool) -> N
         err=True,
     )
     say("keep the original off: of two runs of one node one steps aside, and all members are told", err=True)
-    say(f"next: {options.command('run')}", err=True)
+    say(f"next: {starting(options)}", err=True)
 
 
 def _new(path: Path) -> BinaryIO:

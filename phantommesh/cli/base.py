@@ -37,6 +37,7 @@ EXIT_FAULTY = 4  # `status --exit-code`: the node is at its work, and something 
 EXIT_UNREADY = 5  # `status --exit-code`: it is not at its work
 _EXIT_INTERRUPTED = 130
 # What helps against an error of the system that no verb has words for.
+_NO_MESH = "this machine is in no mesh yet: run `phantommesh init` to make one, or `phantommesh join`"
 _FIXES = {
     errno.ENOENT: "give the path of a file that is there",
     errno.ENOTDIR: "give the path of a file that is there",
@@ -165,10 +166,20 @@ class _FoldedError(click.UsageError):
 def _fail(ctx: click.Context, error: BaseException) -> NoReturn:
     from phantommesh.client.http import NodeNotRunningError
 
+    if isinstance(error, NodeNotRunningError) and (options := ctx.find_object(Options)) is not None:
+        error = NodeNotRunningError(str(error), fix=_how_to_start(options))
     _tell(error)
     if isinstance(error, NodeNotRunningError):
         ctx.exit(EXIT_NOT_RUNNING)
     ctx.exit(error.status if isinstance(error, CliError) else EXIT_FAILED)
+
+
+def _how_to_start(options: Options) -> str:
+    from phantommesh.cli.service import starting
+
+    if not _has_node(options):
+        return f"{_NO_MESH}; or pass --socket"
+    return f"start it with `{starting(options)}`, or pass --socket"
 
 
 def _tell(error: BaseException) -> None:
@@ -351,6 +362,28 @@ def default_name() -> str:
     if not name:
         raise CliError("this machine's host name makes no node name", fix="give --name NODE")
     return name
+
+
+def need_node(options: Options) -> None:
+    """Raise CliError where this machine is in no mesh yet, and StateError where the node's state is lost."""
+    from phantommesh.state.agreement import need_state
+
+    if not _has_node(options):
+        raise CliError(f"there is no node to start in {options.state_dir}", fix=_NO_MESH)
+    need_state(options.config, options.state_dir)
+
+
+def _has_node(options: Options) -> bool:
+    """Whether this machine is in a mesh, as far as this user may see."""
+    from phantommesh.state.directory import FORMAT_FILE
+
+    try:
+        (options.state_dir / FORMAT_FILE).lstat()
+    except PermissionError:
+        return True
+    except OSError:
+        return os.path.lexists(options.config)
+    return True
 
 
 def need_root(verb: str) -> None:

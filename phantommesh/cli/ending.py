@@ -9,7 +9,7 @@ import click
 
 from phantommesh.cli.base import Options, json_option, need_root
 from phantommesh.cli.output import emit, field, say
-from phantommesh.cli.service import stop_service, unit_of
+from phantommesh.cli.service import starting, stop_service
 
 if TYPE_CHECKING:
     from phantommesh.nursery.overlay.taking_down import Down
@@ -43,8 +43,7 @@ def down(options: Options) -> None:
         return
     _report(done)
     if done.mesh is not None:
-        then = "run" if unit_of(options) is None else "up"
-        say(f"next: {options.command(then)}", err=True)
+        say(f"next: {starting(options)}", err=True)
 
 
 @click.command()

@@ -158,9 +158,9 @@ def list_invites(options: Options) -> None:
         say("there are no open invites: `phantommesh invite` makes one", err=True)
         return
     table(
-        ("ID", "NAME", "ROLE", "USES LEFT", "LEFT", "REPLACES", "JOINED"),
+        ("ID", "NAME", "ROLE", "USES LEFT", "EXPIRES IN", "REPLACES", "JOINED"),
         [_row(one, time.time()) for one in found.invites],
-        ("ID", "NAME", "USES LEFT", "LEFT", "ROLE"),
+        ("ID", "NAME", "USES LEFT", "EXPIRES IN", "ROLE"),
     )
 
 
@@ -197,8 +197,13 @@ def withdraw(options: Options, invite_id: str) -> None:
     if options.json:
         emit(gone)
         return
-    joined = f"; {', '.join(gone.joined)} joined by it and stays in the mesh" if gone.joined else ""
-    say(f"invite {gone.id} is withdrawn{joined}")
+    say(f"invite {gone.id} is withdrawn")
+    if gone.joined:
+        say(
+            f"note: members stay that joined by it before: {', '.join(gone.joined)}; `phantommesh revoke "
+            "NODE` takes one out of the mesh",
+            err=True,
+        )
 
 
 def _read_book(options: Options) -> InvitesView:

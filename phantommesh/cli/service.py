@@ -12,9 +12,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phantommesh.cli.base import CliError, Options, client_of, json_option, need_access, need_root
+from phantommesh.cli.base import (
+    CliError,
+    Options,
+    client_of,
+    json_option,
+    need_access,
+    need_node,
+    need_root,
+)
 from phantommesh.cli.output import emit, say
 from phantommesh.cli.setup import run
+from phantommesh.errors import PhantomMeshError
 
 if TYPE_CHECKING:
     from phantommesh.cli.unitfile import Unit
@@ -43,14 +52,16 @@ def up(ctx: click.Context, foreground: bool) -> None:
     if foreground:
         if options.json:
             raise click.UsageError("--foreground has no JSON document to print")
+        need_root("up --foreground")
         ctx.invoke(run)
         return
     need_root("up")
     unit = unit_of(options)
     if unit is None:
-        if _answers(options):
+        if answers(options):
             _tell(options, "the node is up already", unit)
             return
+        need_node(options)
         fix = f"run `{options.command('up', '--foreground')}`"
         if not systemd_runs():
             raise CliError("there is no systemd on this machine to start the node", fix=fix)
@@ -137,7 +148,12 @@ def install(options: Options, dry_run: bool, force: bool) -> None:
         emit({"unit": str(path), "text": text, "dry_run": False})
         return
     say(f"{path} is installed{' and enabled' if systemd_runs() else '; systemd does not run here'}")
-    say(f"next: {options.command('up')}", err=True)
+    try:
+        need_node(options)
+    except PhantomMeshError as error:
+        say(f"next: {error.fix}; then run `{options.command('up')}`", err=True)
+    else:
+        say(f"next: {options.command('up')}", err=True)
 
 
 @service.command()
@@ -152,7 +168,10 @@ def uninstall(options: Options) -> None:
     """
     unit = unit_of(options)
     if unit is None:
-        raise CliError(f"no service is installed for {options.state_dir}", fix="there is nothing to remove")
+        raise CliError(
+            f"no service is installed that starts the node of {options.state_dir}",
+            fix="there is nothing to remove; `phantommesh down` stops a node that runs without one",
+        )
     need_access("service uninstall", unit)
     if systemd_runs():
         _systemctl("disable", "--now", unit.name)
@@ -178,6 +197,15 @@ def stop_service(options: Options, *, disable: bool = False) -> None:
             f"the service {unit.name} cannot be stopped: it would start the node again",
             fix=f"see `systemctl status {unit.name}`",
         )
+
+
+def starting(options: Options) -> str:
+    """The command line that starts the node on this machine."""
+    if unit_of(options) is not None:
+        return options.command("up")
+    if systemd_runs():
+        return f"{options.command('service', 'install')} && {options.command('up')}"
+    return options.command("run")
 
 
 def unit_of(options: Options) -> Path | None:
@@ -235,9 +263,8 @@ def _write(path: Path, text: str, *, force: bool) -> None:
         raise cannot(f"write {path}", error) from error
 
 
-def _answers(options: Options) -> bool:
-    from phantommesh.errors import PhantomMeshError
-
+def answers(options: Options) -> bool:
+    """Whether the node runs, as far as this user may ask it."""
     try:
         client_of(options).status()
     except PhantomMeshError:

@@ -12,6 +12,7 @@ import click
 
 from phantommesh.cli.base import CliError, Options, client_of, json_option, need_access
 from phantommesh.cli.output import emit, say
+from phantommesh.cli.service import answers, starting, unit_of
 
 if TYPE_CHECKING:
     from phantommesh.config.sections import Config
@@ -81,8 +82,10 @@ def _tell(
         say(f"{key}: {'the node has taken it over' if reloaded else 'counts from the next start on'}")
     for key in restart:
         say(f"{key}: counts from the node's next start on")
-    if restart:
-        say("next: start the node again (`systemctl restart phantommesh`)", err=True)
+    if restart and answers(options):
+        by_hand = f"{options.command('down')} && {starting(options)}"
+        unit = unit_of(options)
+        say(f"next: {by_hand if unit is None else f'systemctl restart {unit.stem}'}", err=True)
 
 
 def _refuse_variables(changes: dict[tuple[str, str], object]) -> None:

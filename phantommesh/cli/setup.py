@@ -116,7 +116,7 @@ def init(
             tags=tags,
             check=check,
         )
-    _report(options, summary, options.command("run"))
+    _report(options, summary)
     say(
         f"keep: copy {options.state_dir / ROOT_KEY} to a safe place off this machine. It alone makes "
         "authorities and undoes revocations; nobody can make it again",
@@ -194,7 +194,8 @@ def naming_options() -> Iterator[None]:
         raise
 
 
-def _report(options: Options, summary: Any, then: str) -> None:
+def _report(options: Options, summary: Any) -> None:
+    from phantommesh.cli.service import starting  # it imports `run` from here
     from phantommesh.trust.identity import format_node_id
 
     shown = {
@@ -213,7 +214,7 @@ def _report(options: Options, summary: Any, then: str) -> None:
         return
     for key, value in shown.items():
         field(key.replace("_", " "), value, 10)
-    say(f"next: {then}", err=True)
+    say(f"next: {starting(options)}", err=True)
 
 
 @click.command()
@@ -262,7 +263,7 @@ def join(
                 tags=tags,
             )
         )
-    _report(options, summary, options.command("run"))
+    _report(options, summary)
 
 
 @click.command()

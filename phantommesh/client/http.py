@@ -91,7 +91,7 @@ def explaining(place: Place, timeout: float) -> Iterator[None]:
             f"the node is not running: nothing answers on {place}",
             fix="check the address, that api.listen is set there and that the node runs"
             if far
-            else "start it with `phantommesh run` (or its service), or pass --socket",
+            else "start it with `phantommesh up` or `phantommesh run`, or pass --socket",
         ) from None
     except ssl.SSLCertVerificationError as error:
         raise ApiError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""`backup`, `restore`, `bugreport`, `upgrade-check`."""
+"""`backup`, `restore`, `bugreport`, `upgrade-check`, `set`."""
 
 import base64
 import io
@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import msgspec
@@ -47,7 +48,8 @@ def test_a_backup_is_put_back_elsewhere_and_nothing_is_overwritten(root: Path) -
     assert run(root / "a", "backup", root / "b", *key).exit_code == 1
     checked = run(root / "c", "restore", root / "b", "--check", *key)
     assert checked.exit_code == 0 and "nas (authority" in checked.stdout and not (root / "c").exists()
-    assert "already holds" in run(root / "a", "restore", root / "b", *key).stderr
+    there = run(root / "a", "restore", root / "b", *key).stderr
+    assert "already holds" in there and "to replace it" in there
     back = run(root / "c", "restore", root / "b", *key, "--json")
     assert json.loads(back.stdout)["manifest"]["node"] == "nas"
     assert run(root / "c", "config", "show").stdout == run(root / "a", "config", "show").stdout
@@ -182,3 +184,20 @@ def test_a_state_of_this_version_is_read_and_one_of_another_is_refused(root: Pat
     assert refused.exit_code == 1 and "another version" in refused.stdout
     (root / "a" / "pm.toml").write_text("[log]\nlevel = 3\n")
     assert "configuration" in run(root / "a", "upgrade-check").stdout
+
+
+async def test_a_key_that_waits_says_how_to_start_again_only_where_a_node_runs(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(import_module("phantommesh.cli.service"), "systemd_runs", lambda: False)
+    at = root / "a"
+    quiet = await trio.to_thread.run_sync(run, at, "set", "wireguard.mtu=1300")
+    assert quiet.stdout == "wireguard.mtu: counts from the node's next start on\n" and quiet.stderr == ""
+    async with trio.open_nursery() as nursery:
+        await nursery.start(
+            partial(serve_api, FakeNode(), socket_path=at / "api.sock", group="no-such-group")
+        )
+        told = await trio.to_thread.run_sync(run, at, "set", "wireguard.mtu=1310")
+        nursery.cancel_scope.cancel()
+    options = f"phantommesh --state-dir {at}/state --config {at}/pm.toml"
+    assert told.stderr == f"next: {options} down && {options} run\n"

@@ -176,7 +176,7 @@ async def test_invites_of_a_running_node_are_listed_and_withdrawn(tmp_path: Path
     def check(at: list[str]) -> None:
         shown = json.loads(run(at, "invite", "list", "--json").stdout)
         assert [one["name"] for one in shown["invites"]] == ["nas", ""]
-        assert "pm-1, pm-2 joined by it" in run(at, "invite", "withdraw", "00ff").stdout
+        assert "joined by it before: pm-1, pm-2;" in run(at, "invite", "withdraw", "00ff").stderr
         assert run(at, "invite", "withdraw", "beef").exit_code == 1
 
     await with_node(FakeNode(), tmp_path, check)

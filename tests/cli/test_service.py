@@ -142,6 +142,9 @@ class Systemd:
 def test_up_starts_the_service_that_is_installed(
     tmp_path: Path, units: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert "phantommesh join" in run(tmp_path, "up").stderr, "there is nothing to start yet"
+    (tmp_path / "state").mkdir()
+    (tmp_path / "pm.toml").touch()
     none = run(tmp_path, "up")
     assert none.exit_code == 1 and "up --foreground" in none.stderr
     systemd = Systemd(monkeypatch)
@@ -149,10 +152,27 @@ def test_up_starts_the_service_that_is_installed(
     assert run(tmp_path, "service", "install").exit_code == 0
     assert run(tmp_path, "up").exit_code == 0
     assert systemd.asked == ["daemon-reload", "enable phantommesh.service", "start phantommesh.service"]
+    (tmp_path / "other" / "state").mkdir(parents=True)
+    (tmp_path / "other" / "pm.toml").touch()
     assert "service install" in run(tmp_path / "other", "up").stderr, "it is another node's"
     Systemd(monkeypatch, fails="start")
     failed = run(tmp_path, "up")
     assert failed.exit_code == 1 and "journalctl" in failed.stderr
+
+
+def test_who_is_told_to_start_the_node_is_told_how_it_starts_here(
+    tmp_path: Path, units: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fix() -> str:
+        return re.sub(r" --(state-dir|config) \S+", "", run(tmp_path, "status").stderr.splitlines()[-1])
+
+    assert "run `phantommesh init` to make one, or `phantommesh join`" in fix()
+    (tmp_path / "pm.toml").touch()
+    assert fix() == "fix: start it with `phantommesh run`, or pass --socket"
+    Systemd(monkeypatch)
+    assert "`phantommesh service install && phantommesh up`" in fix()
+    assert run(tmp_path, "service", "install").exit_code == 0
+    assert "`phantommesh up`" in fix()
 
 
 def test_down_stops_the_service_first_and_goes_no_further_where_it_cannot(

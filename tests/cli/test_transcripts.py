@@ -2,7 +2,8 @@
 """Every verb on terminals of 50, 80 and 120 columns, UTF-8 and not, as root, a member of the socket's group,
 and nobody; held against `transcripts/`, a file a verb.
 
-``python -m tests.cli.test_transcripts`` as root writes the files anew: read what changed.
+``python -m tests.cli.test_transcripts [VERB]...`` as root writes the files anew, all or these: read what
+changed.
 """
 
 import itertools
@@ -11,7 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -80,8 +81,11 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("invite withdraw nothing"),
         Case("invite withdraw"),
     ],
-    # Without systemd, and with nothing of this machine's in it.
-    "up": [Case("up", kept=False), Case("up --foreground --config none.toml")],
+    "up": [
+        Case("up --socket none.sock"),
+        Case("up --socket none.sock --config none --state-dir none"),
+        Case("up --foreground --config none.toml"),
+    ],
     "service install": [Case("service install --dry-run", kept=False)],
     "service uninstall": [Case("service uninstall")],
     "backup": [Case("backup b.file", until="Passphrase", kept=False), Case("backup pm.toml")],
@@ -100,6 +104,7 @@ CASES: Final[dict[str, list[Case]]] = {
     "status": [
         Case("status"),
         Case("status --socket none.sock"),
+        Case("status --socket none.sock --state-dir none --config none"),
         Case(f"status {ALONE}"),
         Case("status --socket root.sock", roots=True),
         Case("status --socket closed/api.sock", roots=True),
@@ -159,8 +164,9 @@ CASES: Final[dict[str, list[Case]]] = {
     "acl show": [Case("acl show"), Case(f"acl show {ALONE}"), Case("acl show --json")],
     "acl set-policy": [
         Case("acl set-policy none.toml"),
-        Case("acl set-policy pm.toml --dry-run"),
-        Case(f"acl set-policy pm.toml {ALONE}"),
+        Case("acl set-policy proofs.file"),
+        Case("acl set-policy policy.toml --dry-run"),
+        Case(f"acl set-policy policy.toml {ALONE}"),
     ],
     "acl check": [
         Case("acl check nas berlin-gw-1 80"),
@@ -314,13 +320,13 @@ class Seen:
         return f"{self.person}, {self.columns} columns, {self.encoding}: phantommesh {self.case.words}"
 
 
-def planned() -> list[tuple[str, Case, int, str]]:
+def planned(verbs: Collection[str] = CASES) -> list[tuple[str, Case, int, str]]:
     found = [
         (verb, case, columns, encoding)
-        for verb, cases in CASES.items()
-        for case, columns, encoding in itertools.product(cases, WIDTHS, ENCODINGS)
+        for verb in verbs
+        for case, columns, encoding in itertools.product(CASES[verb], WIDTHS, ENCODINGS)
     ]
-    helps = [Case("--help"), Case("")] + [Case(f"{verb} --help") for verb in CASES]
+    helps = [Case("--help"), Case("")] + [Case(f"{verb} --help") for verb in verbs]
     return found + [(HELP, case, columns, "UTF-8") for case in helps for columns in WIDTHS]
 
 
@@ -335,13 +341,14 @@ def prepare(directory: Path) -> None:
     world.run(2)
     (directory / "proofs.file").write_bytes(world.archive().encode())
     (directory / "copy.toml").write_bytes((directory / "pm.toml").read_bytes())
+    (directory / "policy.toml").write_text('[[rule]]\nname = "ssh"\nports = [22]\n')
     (directory / "closed").mkdir(mode=0o700)
-    for name in ("bad.toml", "proofs.file"):
+    for name in ("bad.toml", "proofs.file", "policy.toml"):
         (directory / name).chmod(0o644)
 
 
-def of_person(person: str, directory: Path) -> list[Seen]:
-    plan = planned() if person == "root" else [each for each in planned() if each[0] != HELP]
+def of_person(person: str, directory: Path, verbs: Collection[str]) -> list[Seen]:
+    plan = [each for each in planned(verbs) if person == "root" or each[0] != HELP]
     user, groups = PEOPLE[person]
     runs = [case.run(columns, encoding) for _, case, columns, encoding in plan]
     job = Job(str(directory), ENVIRONMENT, NOW, runs, user, groups)
@@ -363,12 +370,12 @@ def of_person(person: str, directory: Path) -> list[Seen]:
     return [Seen(*each[:2], person, *each[2:], output) for each, output in zip(plan, shown, strict=True)]
 
 
-async def see(people: Sequence[str]) -> list[Seen]:
-    """Run all that is planned against two nodes."""
+async def see(people: Sequence[str], verbs: Collection[str] = CASES) -> list[Seen]:
+    """Run all that is planned of these verbs against two nodes."""
     found: list[Seen] = []
 
     async def add(person: str, directory: Path) -> None:
-        found.extend(await trio.to_thread.run_sync(of_person, person, directory))
+        found.extend(await trio.to_thread.run_sync(of_person, person, directory, verbs))
 
     with tempfile.TemporaryDirectory(prefix="pm-") as name:
         directory = Path(name)
@@ -451,12 +458,15 @@ def too_wide(each: Seen) -> list[str]:
     ]
 
 
+FILES: Final = ("config show", "service install", "completion")  # what they print is a file's text
+
+
 def test_no_line_is_wider_than_the_terminal(seen: list[Seen]) -> None:
-    # The configuration is a file's text, and JSON a program's: folding would change them.
+    # Folding would change the text of a file or a script, and JSON, which is for programs.
     wide = {
         str(each): lines
         for each in seen
-        if (lines := too_wide(each)) and each.verb != "config show" and "--json" not in each.case.words
+        if (lines := too_wide(each)) and each.verb not in FILES and "--json" not in each.case.words
     }
     assert wide == {}
 
@@ -471,9 +481,8 @@ def test_nothing_is_a_traceback_or_steers_the_terminal(seen: list[Seen]) -> None
 def test_a_failure_says_how_to_mend_it(seen: list[Seen]) -> None:
     for each in seen:
         if each.shown.status == 4 and "--exit-code" in each.case.words:
-            assert each.verb == "acl check" and each.text.startswith("denied: "), (
-                each
-            )  # an answer, no failure
+            # The status is the answer, and no failure.
+            assert each.verb == "acl check" and each.text.startswith("denied: "), each
         elif each.shown.status in (1, 3, 4):
             # What `doctor` finds is no error of the command: each finding has its own fix.
             mended = r"^\w+ +[\w-]+: .*?^  fix " if each.verb == "doctor" else r"^error: .*?^fix: "
@@ -552,9 +561,9 @@ def test_nobody_is_told_which_group_may_and_how_to_get_into_it(seen: list[Seen])
 
 
 if __name__ == "__main__":
-    runs = trio.run(see, list(PEOPLE))
-    HERE.mkdir(exist_ok=True)
-    for file in HERE.iterdir():
+    chosen = sys.argv[1:] or list(CASES)
+    runs = trio.run(see, list(PEOPLE), chosen)
+    for file in set(HERE.iterdir()) - {path_of(each) for each in KEPT}:
         file.unlink()
-    for each in KEPT:
+    for each in set(chosen) & set(KEPT):
         path_of(each).write_text(transcript(each, runs), "utf-8")

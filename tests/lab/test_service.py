@@ -6,17 +6,19 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
-from phantommesh.cli.unitfile import CAPABILITIES
+from phantommesh.cli.unitfile import CAPABILITIES, state_dir_of
 from phantommesh.nursery.lab import up
 from phantommesh.nursery.lab.mesh import converged
 from phantommesh.nursery.lab.net import LabSpec, nodes_of
 from tests.lab.conftest import PATIENCE_S
 from tests.lab.test_down import ask
+from tests.lab.test_node import interfaces
 
 pytestmark = pytest.mark.lab
 
@@ -52,6 +54,37 @@ async def test_a_node_works_with_what_its_unit_leaves_it_and_tells_its_superviso
                 process.kill()
     log = (tmp_path / "log").read_text("utf-8")
     assert "Operation not permitted" not in log and "Permission denied" not in log
+
+
+async def test_up_and_down_as_an_operator_types_them(other: LabSpec, tmp_path: Path) -> None:
+    await up.up(other)
+    _, node = nodes_of(other)
+    assert ask(node, "up") == {"up": True, "unit": None}  # it runs already, and no service started it
+    assert ask(node, "wait", "--ready")["ready"]
+    unit = await trio.to_thread.run_sync(ask, node, "service", "install", "--dry-run")
+    assert state_dir_of(unit["text"]) == node.state_dir and f" --config {node.config} " in unit["text"]
+    assert (await trio.to_thread.run_sync(ask, node, "down"))["node"] == "stopped"
+    assert interfaces(node) == []
+
+    refused = await trio.to_thread.run_sync(partial(ask, node, "up", status=1))
+    assert f"--state-dir {node.state_dir} " in refused and "up --foreground" in refused
+    assert "not running" in await trio.to_thread.run_sync(partial(ask, node, "status", status=3))
+    with (
+        (tmp_path / "log").open("wb") as errors,
+        subprocess.Popen(
+            node.inside([sys.executable, "-m", "phantommesh", "up", "--foreground"]),
+            env=node.environment(),
+            stderr=errors,
+        ) as process,
+    ):
+        try:
+            assert (await trio.to_thread.run_sync(ask, node, "wait", "--ready", "--timeout", "2m"))["ready"]
+            await converged(nodes_of(other), PATIENCE_S)
+            assert (await trio.to_thread.run_sync(ask, node, "down"))["node"] == "stopped"
+            assert await trio.to_thread.run_sync(process.wait, PATIENCE_S) == 0
+        finally:
+            process.kill()
+    assert interfaces(node) == []
 
 
 def until_told(heard: socket.socket, wanted: str) -> None:

@@ -226,8 +226,11 @@ async def test_what_a_command_asks_of_a_node_is_mended_by_the_fix(tmp_path: Path
     async def ask(*words: str) -> Result:
         return await trio.to_thread.run_sync(partial(phantommesh, at, *words))
 
+    nothing = await ask("status")
+    assert nothing.exit_code == 3 and "phantommesh init" in nothing.stderr and "join" in nothing.stderr
+    (at / "pm.toml").touch()
     down = await ask("status")
-    assert down.exit_code == 3 and "fix: start it with `phantommesh run`" in down.stderr
+    assert down.exit_code == 3 and "fix: start it with `phantommesh " in down.stderr
     async with trio.open_nursery() as nursery:
         await nursery.start(partial(serve_api, node, socket_path=at / "api.sock", group="no-such-group"))
         assert (await ask("status")).exit_code == 0

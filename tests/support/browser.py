@@ -156,9 +156,13 @@ class Page:
 
 
 @asynccontextmanager
-async def chromium(home: Path) -> AsyncIterator[Browser]:
-    """Run a browser with its profile in ``home``. `scripts/setup` installs it, but on Ubuntu: there it is a
-    snap alone, which may not read a profile outside the user's home."""
+async def chromium(
+    home: Path, *, space: str | None = None, key: bytes | None = None
+) -> AsyncIterator[Browser]:
+    """Run a browser with its profile in ``home``, if asked in a network namespace. ``key``: the SHA-256 of
+    the one public key (SubjectPublicKeyInfo) that it takes in a certificate that nobody vouches for.
+    `scripts/setup` installs the browser, but on Ubuntu: there it is a snap alone, which may not read a
+    profile outside the user's home."""
     found = map(shutil.which, ("chromium", "google-chrome"))
     program = next((path for path in found if path and Path(path).resolve().name != "snap"), None)
     if program is None:
@@ -170,10 +174,12 @@ async def chromium(home: Path) -> AsyncIterator[Browser]:
         "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync",
         "--no-default-browser-check", "--disable-dev-shm-usage", "--password-store=basic",
         *(["--no-sandbox"] if os.geteuid() == 0 else []),
+        *([f"--ignore-certificate-errors-spki-list={base64.b64encode(key).decode()}"] if key else []),
         "about:blank",
     ]  # fmt: skip
+    entry = [] if space is None else ["ip", "netns", "exec", space]
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-c", _ON_3_AND_4, str(to_read), str(from_write), *arguments],
+        [*entry, sys.executable, "-c", _ON_3_AND_4, str(to_read), str(from_write), *arguments],
         pass_fds=(to_read, from_write), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL,
     )  # fmt: skip
     os.close(to_read)

@@ -8,9 +8,18 @@ from typing import Literal
 
 import msgspec
 
+from phantommesh.acl import policy
 from phantommesh.acl.rules import protocol_name
 from phantommesh.faults import Fault
-from phantommesh.management.aclview import AclCheckView, AclMemberView, AclRuleView, AclView, PolicyResult
+from phantommesh.management.aclview import (
+    AclCheckView,
+    AclMemberView,
+    AclRuleView,
+    AclView,
+    MeshPolicyView,
+    PolicyResult,
+    Whose,
+)
 from phantommesh.management.agentview import (
     AgentDetail,
     AgentsGlance,
@@ -312,10 +321,10 @@ def decision_view(number: int, peer: str = "pm-1") -> DecisionView:
 
 def acl_rule(
     name: str, source: list[str], protocol: str, ports: list[str], packets: int, *, builtin: bool = False,
-    action: Literal["allow", "deny"] = "allow", nobody: Sequence[str] = (),
+    action: Literal["allow", "deny"] = "allow", nobody: Sequence[str] = (), whose: Whose = "node",
 ) -> AclRuleView:  # fmt: skip
     return AclRuleView(
-        name=name, whose="node", action=action, source=source, target=["any"], protocol=protocol,
+        name=name, whose=whose, action=action, source=source, target=["any"], protocol=protocol,
         ports=ports, builtin=builtin, packets=packets, nobody=list(nobody),
     )  # fmt: skip
 
@@ -596,12 +605,18 @@ class FakeNode:
             raise self.failure
         if not dry_run:
             self.policies.append(text)
-        return PolicyResult(number=1, signed_by="id001", rules=1, tests=0, dry_run=dry_run)
+        found = policy.parse(text)
+        return PolicyResult(
+            number=4, signed_by="id001", rules=len(found.rule), tests=len(found.test), dry_run=dry_run
+        )
 
     async def acl(self) -> AclView:
+        signers = [peer.node_id for peer in self.peers()][:1]
         return AclView(
             default="deny", held=True, filtered=True, denied=7,
+            policy=MeshPolicyView(number=3, signed_by=signers[0], rules=1, tests=0) if signers else None,
             rules=[
+                acl_rule("no-telnet", ["any"], "tcp", ["23"], 2, action="deny", whose="mesh"),
                 acl_rule("ssh", ["tag:ops"], "tcp", ["22"], 12, nobody=["tag:ops"]),
                 acl_rule("web", ["pm-1", "10.1.0.0/16"], "tcp", ["80", "8000-8010"], 419),
                 acl_rule("(icmp)", ["any"], "icmp", [], 3, builtin=True),

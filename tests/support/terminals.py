@@ -73,6 +73,7 @@ def preload() -> None:
 
 def replace_what_is_real() -> None:
     """Stand-ins for what would look at, or change, the interfaces of this machine."""
+    service = importlib.import_module("phantommesh.cli.service")  # the package has its group by that name
     from phantommesh.nursery.lab import run as labrun
     from phantommesh.nursery.lab import up as labs
     from phantommesh.nursery.lab.mesh import LabLink
@@ -104,6 +105,7 @@ def replace_what_is_real() -> None:
             joins=joins,
         )
 
+    service.systemd_runs = lambda: False  # type: ignore[attr-defined]
     taking_down._clear = clear  # type: ignore[assignment]
     labs.up = up  # type: ignore[assignment]
     labrun.run = run  # type: ignore[assignment]

@@ -58,6 +58,7 @@ class Places:
         self.reach = Reach(tuple(overlay), loopback=all_loopback(host for host, _ in self._own))
         self.dropped: Counter[str] = Counter()
         self._judged: dict[tuple[str, bool], Why | None] = {}
+        self._sites: dict[str, bool | None] = {}  # by private address: whether a network of ours holds it
         self._seen: dict[bytes, dict[str, None]] = {}  # by member, the latest heard last
         self._refused: dict[NodeId, dict[tuple[str, str], Why]] = {}  # by member, endpoint and address
         self._names: dict[NodeId, str] = {}
@@ -94,6 +95,7 @@ class Places:
         if reach != self.reach:
             self.reach = reach
             self._judged.clear()
+            self._sites.clear()
 
     def _addresses(self, endpoints: Iterable[tuple[str, int]], *, names: bool = True) -> Iterator[IpAddress]:
         for host, _ in endpoints:
@@ -180,12 +182,24 @@ class Places:
         def rank(address: Address) -> tuple[int, int]:
             if format_endpoint(address.host, address.port) not in found:
                 return lately(address), 0
-            one = ip_address(address.host)
-            if not of_a_site(one):
+            near = self._near(address.host)
+            if near is None:
                 return lately(address), 2
-            return lately(address), 3 if apart or not self.reach.beside(one) else 1
+            return lately(address), 1 if near and not apart else 3
 
         return rank
+
+    def _near(self, host: str) -> bool | None:
+        """Whether a private address lies in a network of ours; None of a public one."""
+        try:
+            return self._sites[host]
+        except KeyError:
+            pass
+        if len(self._sites) >= MAX_JUDGED:
+            self._sites.clear()
+        one = ip_address(host)
+        near = self._sites[host] = self.reach.beside(one) if of_a_site(one) else None
+        return near
 
     def whereabouts(self) -> tuple[object, ...]:
         """What this node knows of its own addresses, to compare with what it knew before."""

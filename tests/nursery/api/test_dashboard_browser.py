@@ -105,7 +105,9 @@ async def test_the_page_shows_the_mesh_and_follows_it(tmp_path: Path) -> None:
         assert "psk_age_s 0.3, as expected" in await page.text("#decision-list")
         assert "203.0.113.5/32" in await page.text("#threats")
         await page.until("document.querySelector('#access').innerText.includes('419')")  # packets, by rule
-        assert "What no rule names is denied. 7 packets were denied" in await page.text("#access")
+        access = await page.text("#access")
+        assert "What no rule names is denied. 7 packets were denied" in access
+        assert "The mesh's policy 3 holds here: 1 rule, signed by berlin-001" in access
 
 
 async def test_a_rotation_is_counted_down(tmp_path: Path) -> None:
@@ -290,7 +292,7 @@ async def test_all_of_it_by_keyboard(tmp_path: Path) -> None:
         assert await page.run("document.activeElement.matches('#peer-list button.name')")
 
 
-@pytest.mark.parametrize("kind", [LongNames, lambda: BigMesh(12)], ids=["long-names", "mesh"])
+@pytest.mark.parametrize("kind", [LongNames, lambda: BigMesh(500)], ids=["long-names", "500"])
 async def test_on_a_phone_nothing_is_wider_than_the_screen(
     tmp_path: Path, kind: Callable[[], FakeNode]
 ) -> None:

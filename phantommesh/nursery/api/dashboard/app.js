@@ -98,7 +98,7 @@ function showStatus() {
   const { status } = known;
   document.title = `${status.node} – ${status.mesh} – PhantomMesh`;
   at("title").textContent = `${status.node} in ${status.mesh}`;
-  at("glance").textContent = `${status.peers_up} of ${status.peers_total} peers up. ${status.state}${status.ready ? "" : ", not ready"}, for ${seconds(status.uptime_s)}. ${status.role}${status.region ? ` in ${status.region}` : ""}, ${status.backend}, version ${status.version}. Certificate until ${status.certificate_expires.slice(0, 10)}.`;
+  at("glance").textContent = `${status.peers_up} of ${status.peers_total} peers up. State: ${status.state}${status.ready ? "" : ", not ready"}, for ${seconds(status.uptime_s)}. Role: ${status.role}${status.region ? ` in ${status.region}` : ""}. Backend: ${status.backend}. Version ${status.version}. Certificate until ${status.certificate_expires.slice(0, 10)}.`;
   const drains = status.state === "draining";
   show(at("node-actions"),
     el("button", { type: "button", "data-do": "rotate" }, "Rotate all keys…"),
