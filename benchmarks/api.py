@@ -6,7 +6,9 @@
 Rounds go to and fro between two processes, each asked over a Unix socket by 8 connections that stay: a real
 node of two (over the model of WireGuard, on loopback) for ``GET /v1/status``, and quart-trio on hypercorn
 that answers "hello". ``requests_per_s``, ``p50_ms`` and ``p99_ms`` are the node's, medians over the rounds;
-``ratio_to_hello_world`` is the median of each round's ratio of requests a second.
+``ratio_to_hello_world`` is the median of each round's ratio of requests a second, and ``cpu_ratio`` that of
+the processor's time for a request, hello's by the node's, all else that the two nodes do meanwhile included:
+it holds where other programs have the processors, too.
 
 Then ``readers`` WebSockets over TLS with a token follow the node's events, half of them without ever
 reading, beside 50 clients that send a byte of a request's head a second, while the node has some 20 events a
@@ -83,8 +85,8 @@ def serve_node(at: Path, port: int) -> None:
 
 
 @contextmanager
-def child(*words: str, ready: Callable[[], bool]) -> Iterator[None]:
-    """Another process of this program, until the block ends."""
+def child(*words: str, ready: Callable[[], bool]) -> Iterator[int]:
+    """Another process of this program, until the block ends; its id."""
     command = [sys.executable, "-m", "benchmarks.api", *words]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
@@ -93,7 +95,7 @@ def child(*words: str, ready: Callable[[], bool]) -> Iterator[None]:
                 if process.poll() is not None or time.monotonic() > give_up:
                     sys.exit(f"{' '.join(command)} does not serve")
                 time.sleep(0.1)
-            yield
+            yield process.pid
         finally:
             process.kill()
 
@@ -130,23 +132,37 @@ async def burst(path: Path, target: str, seconds: float) -> list[float]:
     return took
 
 
-def side_by_side(node: Path, hello: Path, seconds: float, rounds: int) -> dict[str, Any]:
-    """The requests a second of both, to and fro."""
+def worked(pid: int) -> float:
+    """The processor's seconds that a process has had, proc(5)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def side_by_side(
+    node: Path, hello: Path, pids: tuple[int, int], seconds: float, rounds: int
+) -> dict[str, Any]:
+    """The requests a second of both, to and fro. ``pids``: of the node and of the hello world."""
     ratios, rates, bare, p50, p99 = [], list[float](), list[float](), list[float](), list[float]()
+    cpu = list[float]()
     for warm in (True, *(False for _ in range(rounds))):
+        before = worked(pids[1])
         theirs = trio.run(burst, hello, "/", 1.0 if warm else seconds)
+        hello_s, before = worked(pids[1]) - before, worked(pids[0])
         ours = trio.run(burst, node, "/v1/status", 1.0 if warm else seconds)
+        node_s = worked(pids[0]) - before
         if warm:
             continue
         rates.append(len(ours) / seconds)
         bare.append(len(theirs) / seconds)
         ratios.append(len(ours) / len(theirs))
+        cpu.append(hello_s / len(theirs) / (node_s / len(ours)))
         cuts = quantiles(ours, n=100)
         p50.append(1000 * cuts[49])
         p99.append(1000 * cuts[98])
     return {
         "requests_per_s": round(median(rates)), "hello_world_per_s": round(median(bare)),
-        "ratio_to_hello_world": round(median(ratios), 2), "p50_ms": round(median(p50), 2),
+        "ratio_to_hello_world": round(median(ratios), 2), "cpu_ratio": round(median(cpu), 2),
+        "p50_ms": round(median(p50), 2),
         "p99_ms": round(median(p99), 2),
     }  # fmt: skip
 
@@ -248,7 +264,7 @@ async def crowded(at: Path, port: int, readers: int, seconds: float) -> dict[str
             key = os.urandom(8).hex()
             await trio.to_thread.run_sync(partial(client.pause_agent, "stream", idempotency_key=key))
             await trio.sleep(PACE)
-            again = partial(client.resume_agent, "stream", dry_run=False, idempotency_key=key + "r")
+            again = partial(client.resume_agent, "stream", trying=False, idempotency_key=key + "r")
             await trio.to_thread.run_sync(again)
             await trio.sleep(PACE)
             if len(busy) < 5 * (1 - (over - trio.current_time()) / seconds):
@@ -293,12 +309,12 @@ def main() -> int:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         with (
-            child("--hello", str(hello), ready=hello.exists),
-            child("--node", str(at), "--port", str(port), ready=(at / "beta" / "api.sock").exists),
+            child("--hello", str(hello), ready=hello.exists) as bare,
+            child("--node", str(at), "--port", str(port), ready=(at / "beta" / "api.sock").exists) as pair,
         ):
             time.sleep(SETTLE)
             load = os.getloadavg()[0]
-            found = side_by_side(node, hello, seconds, rounds)
+            found = side_by_side(node, hello, (pair, bare), seconds, rounds)
             found |= trio.run(crowded, at, port, arguments.readers, 20.0 if arguments.quick else 60.0)
     document = {
         "name": "api", "machine": describe(), "runs": rounds, "seconds": seconds,

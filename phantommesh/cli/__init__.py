@@ -43,6 +43,8 @@ from phantommesh.cli.topology import topology
 from phantommesh.cli.upgrading import upgrade_check
 from phantommesh.cli.waiting import wait
 
+_FILE = click.Path(path_type=Path, readable=False)
+
 
 @click.group(cls=Cli, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
@@ -68,14 +70,28 @@ from phantommesh.cli.waiting import wait
     show_default=True,
     help="The configuration file.",
 )
+@click.option("--api", envvar="PHANTOMMESH_API", metavar="URL", help="Ask a node elsewhere, by --token-file.")
+@click.option("--token-file", type=_FILE, envvar="PHANTOMMESH_TOKEN_FILE", hidden=True)
+@click.option("--ca", type=_FILE, envvar="PHANTOMMESH_CA", hidden=True)
+@click.option("--fingerprint", envvar="PHANTOMMESH_FINGERPRINT", hidden=True)
 @click.option(
     "--json", is_flag=True, envvar="PHANTOMMESH_JSON", help="One JSON document on stdout, the rest on stderr."
 )
 @click.version_option(__version__, prog_name="phantommesh")
 @click.pass_context
-def cli(ctx: click.Context, state_dir: Path, socket_path: Path | None, config: Path, json: bool) -> None:
-    """A post-quantum mesh VPN over WireGuard. Options may stand before or after VERB."""
-    ctx.obj = Options(state_dir, socket_path, config, json)
+def cli(
+    ctx: click.Context,
+    state_dir: Path,
+    socket_path: Path | None,
+    config: Path,
+    json: bool,
+    api: str | None,
+    token_file: Path | None,
+    ca: Path | None,
+    fingerprint: str | None,
+) -> None:
+    """A post-quantum mesh VPN over WireGuard. Options may follow VERB."""
+    ctx.obj = Options(state_dir, socket_path, config, json, api or None, token_file, ca, fingerprint)
 
 
 for _verb in (

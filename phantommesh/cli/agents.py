@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from phantommesh.cli.base import CliError, Options, client_of, json_option, socket_of
+from phantommesh.cli.base import CliError, Options, client_of, json_option, place_of
 from phantommesh.cli.output import age, emit, field, moment, say, size
 from phantommesh.cli.tables import table
 
@@ -55,9 +55,10 @@ FIRST = ("AGENT", "PHASE", "ACCEPTED", "REFUSED", "STANDING", "AS EXPECTED")
 
 @click.command()
 @click.argument("words", nargs=-1, metavar="[[pause|resume|dry-run] NAME]")
+@click.option("--dry-run", is_flag=True, help="Say what pause or resume would do, and do nothing.")
 @json_option
 @click.pass_obj
-def agents(options: Options, words: tuple[str, ...]) -> None:
+def agents(options: Options, words: tuple[str, ...], dry_run: bool) -> None:
     """Show the agents, or the agent NAME; or pause it, let it go on, or only say what it would do.
 
     NAME may be `all`. Paused, an agent looks no more, and what stands for it is lifted. `pause apex` lets
@@ -65,11 +66,11 @@ def agents(options: Options, words: tuple[str, ...]) -> None:
     stops; `[agents]` in the configuration is for longer.
     """
     match words:
-        case ():
+        case () if not dry_run:
             _show_all(options, client_of(options).get_all("/v1/agents", _agent_view()))
         case (("pause" | "resume" | "dry-run") as doing, name):
-            _do(options, doing, name)
-        case (name,) if name not in DOINGS:
+            _do(options, doing, name, dry_run)
+        case (name,) if name not in DOINGS and not dry_run:
             _show(options, client_of(options).agent(name))
         case _:
             raise click.UsageError(f"give at most a NAME, or one of {', '.join(DOINGS)} and a NAME")
@@ -90,19 +91,21 @@ def _show_all(options: Options, found: list[AgentView]) -> None:
     table(COLUMNS, [_row(one) for one in found], FIRST)
 
 
-def _do(options: Options, doing: str, name: str) -> None:
+def _do(options: Options, doing: str, name: str, dry_run: bool) -> None:
     client, key = client_of(options), str(uuid.uuid4())
     if doing == "pause":
-        result = client.pause_agent(name, idempotency_key=key)
+        result = client.pause_agent(name, idempotency_key=key, dry_run=dry_run)
     else:
-        result = client.resume_agent(name, dry_run=doing == "dry-run", idempotency_key=key)
+        trying = doing == "dry-run"
+        result = client.resume_agent(name, trying=trying, idempotency_key=key, dry_run=dry_run)
     if options.json:
         emit(result)
         return
     for one in result.agents:
-        say(f"{one.name}: {one.phase}")
+        left = f" (a dry run of {doing}: it stays so)" if dry_run else ""
+        say(f"{one.name}: {one.phase}{left}")
     if result.lifted:
-        say(f"{result.lifted} lasting actions are lifted")
+        say(f"{result.lifted} lasting actions {'would be' if dry_run else 'are'} lifted")
 
 
 def _show(options: Options, found: AgentDetail) -> None:
@@ -200,7 +203,7 @@ def _follow(options: Options, agent: str | None, accepted: bool) -> None:
     from phantommesh.client.events import follow
 
     told: dict[str, Event] = {}
-    for event in follow(socket_of(options), {"types": "agent.decided,agent.outcome", "since": "oldest"}):
+    for event in follow(place_of(options), {"types": "agent.decided,agent.outcome", "since": "oldest"}):
         data = event.data
         if event.type != "gap" and agent not in (None, data.get("agent")):
             continue

@@ -96,9 +96,10 @@ def ban(options: Options, address: str, seconds: float, force: bool, dry_run: bo
     "--all", "by", type=click.Choice(["own", "operator", "hinted"]),
     help="Lift all bans of this origin in place of one network's.",
 )  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Say which would be lifted, and do nothing.")
 @json_option
 @click.pass_obj
-def unban(options: Options, address: str | None, by: str | None) -> None:
+def unban(options: Options, address: str | None, by: str | None, dry_run: bool) -> None:
     """Lift the bans of ADDR, an address or a network as `phantommesh threats` shows it.
 
     \b
@@ -107,12 +108,13 @@ def unban(options: Options, address: str | None, by: str | None) -> None:
     """
     if (address is None) == (by is None):
         raise CliError("this needs an address or --all, and not both", fix="give one of the two")
-    done = client_of(options).unban(network=address, by=by)
+    done = client_of(options).unban(network=address, by=by, dry_run=dry_run)
     if options.json:
         emit(done)
         return
     for one in done.lifted:
-        say(f"the ban of {one.network} by {_BY.get(one.by, one.by)} is lifted")
+        said = "would be lifted" if done.dry_run else "is lifted"
+        say(f"the ban of {one.network} by {_BY.get(one.by, one.by)} {said}")
     for note in done.notes:
         say(f"note: {note}", err=True, indent=len("note: "))
     if not done.lifted:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
@@ -23,6 +24,7 @@ from phantommesh.errors import PhantomMeshError, first_of
 
 if TYPE_CHECKING:
     from phantommesh.client.http import NodeClient
+    from phantommesh.client.places import Place
 
 STATE_DIR = Path("/var/lib/phantommesh")
 SOCKET = Path("/run/phantommesh/api.sock")
@@ -56,6 +58,13 @@ GROUPS = {
     "keep": "config set backup restore upgrade-check bugreport completion",
     "try": "lab",
 }
+# The verbs that ask a node, and so another machine's too; those beneath a group by the group's name.
+_ASKING = (
+    "invite status ip whois peers links paths topology scatter events proofs ping netcheck rotate revoke "
+    "rename drain undrain identity route federation acl token audit threats ban unban agents decisions "
+    "incidents memory wait"
+)
+REMOTE = frozenset({*_ASKING.split(), "config get", "config apply"})
 _CAP_NET_ADMIN = 12  # linux/capability.h
 
 
@@ -67,6 +76,11 @@ class Options:
     socket: Path | None
     config: Path
     json: bool
+    api: str | None = None
+    """The URL of a node on another machine, which is asked in place of this machine's."""
+    token_file: Path | None = None
+    ca: Path | None = None
+    fingerprint: str | None = None
 
     def command(self, *words: str) -> str:
         """Return a command line with these global options, as far as they are not the defaults."""
@@ -193,33 +207,50 @@ json_option = click.option(
 )
 
 
-def accept_globals(command: click.Command) -> None:
-    """Let every verb below ``command`` take the global options after its name too.
+def accept_globals(command: click.Command, words: tuple[str, ...] = ()) -> None:
+    """Let every verb below ``command``, which ``words`` lead to, take the global options after its name too.
+
+    A verb that works on this machine alone refuses --api wherever it stands; PHANTOMMESH_API is for those
+    that ask a node.
 
     A verb without a JSON document refuses --json wherever it stands; PHANTOMMESH_JSON is for all verbs, so
     there it has no effect.
     """
     if isinstance(command, click.Group):
-        for each in command.commands.values():
-            accept_globals(each)
+        for name, each in command.commands.items():
+            accept_globals(each, (*words, name))
         if not command.invoke_without_command:
             return
     taken = {option for param in command.params for option in param.opts}
-    for option, attribute in (("--state-dir", "state_dir"), ("--socket", "socket"), ("--config", "config")):
+    far = bool(words) and (words[0] in REMOTE or " ".join(words) in REMOTE)
+    for option, attribute in _PATHS:
         if option not in taken:
             command.params.append(_global(option, attribute))
+    for option, attribute in _TEXTS:
+        if far:
+            command.params.append(_global(option, attribute, str))
+        else:
+            refuse = partial(_refuse_far, option=option, attribute=attribute)
+            command.params.append(click.Option([option], hidden=True, expose_value=False, callback=refuse))
     if "--json" not in taken:
         command.params.append(
             click.Option(["--json"], is_flag=True, hidden=True, expose_value=False, callback=_refuse_json)
         )
 
 
-def _global(option: str, attribute: str) -> click.Option:
-    def take(ctx: click.Context, _param: click.Parameter, value: Path | None) -> None:
+_PATHS = (
+    ("--state-dir", "state_dir"), ("--socket", "socket"), ("--config", "config"),
+    ("--token-file", "token_file"), ("--ca", "ca"),
+)  # fmt: skip
+_TEXTS = (("--api", "api"), ("--fingerprint", "fingerprint"))
+
+
+def _global(option: str, attribute: str, kind: Any = None) -> click.Option:
+    def take(ctx: click.Context, _param: click.Parameter, value: Path | str | None) -> None:
         if value is not None:
             setattr(ctx.find_object(Options), attribute, value)
 
-    kind = click.Path(path_type=Path, readable=False)
+    kind = kind or click.Path(path_type=Path, readable=False)
     return click.Option([option], type=kind, hidden=True, expose_value=False, callback=take)
 
 
@@ -227,6 +258,14 @@ def _refuse_json(ctx: click.Context, _param: click.Parameter, value: bool) -> No
     before = ctx.find_root().get_parameter_source("json")
     if value or before is ParameterSource.COMMANDLINE:
         raise click.UsageError("this verb has no JSON document to print: leave --json out", ctx)
+
+
+def _refuse_far(
+    ctx: click.Context, _param: click.Parameter, value: str | None, *, option: str, attribute: str
+) -> None:
+    before = ctx.find_root().get_parameter_source(attribute)
+    if value is not None or before is ParameterSource.COMMANDLINE:
+        raise click.UsageError(f"this verb works on this machine alone: leave {option} out", ctx)
 
 
 class Duration(click.ParamType[float]):
@@ -239,6 +278,33 @@ class Duration(click.ParamType[float]):
         if match is None or int(match[1]) == 0:
             self.fail(f"{value!r} is not a time such as 30m, 1h or 7d", param, ctx)
         return int(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}[match[2]]
+
+
+def place_of(options: Options) -> "Place":
+    """The node to ask: the one of --api, else this machine's. Raises PhantomMeshError."""
+    if not options.api or not _is_far(options):
+        return socket_of(options)
+    from phantommesh.client.places import remote, token_of
+
+    token = token_of(options.token_file, os.environ)
+    return remote(options.api, token=token, authority=options.ca, pin=options.fingerprint)
+
+
+def _is_far(options: Options) -> bool:
+    """Whether --api counts, where --socket may be given too: the command line goes before the environment.
+    Raises click.UsageError where neither goes before the other."""
+    if options.socket is None:
+        return True
+    root = click.get_current_context().find_root()
+
+    def is_set_here(name: str, value: object) -> bool:
+        source = root.get_parameter_source(name)
+        return source is ParameterSource.ENVIRONMENT and root.params.get(name) == value
+
+    socket, api = is_set_here("socket_path", options.socket), is_set_here("api", options.api)
+    if socket == api:
+        raise click.UsageError("--api and --socket are two nodes: leave one of them out")
+    return socket
 
 
 def socket_of(options: Options) -> Path:
@@ -288,7 +354,7 @@ def client_of(options: Options, timeout: float = 10.0) -> "NodeClient":
             with waiting("the node is at work on it"):
                 return super().request(method, path, **given)
 
-    return Patient(socket_of(options), timeout=timeout)
+    return Patient(place_of(options), timeout=timeout)
 
 
 def default_name() -> str:

@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The verbs for the configuration: check, show, write."""
+"""The verbs for the configuration: check, show, write; and of a running node: get, apply."""
 
 import os
+import uuid
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal, TextIO
 
 import click
 
-from phantommesh.cli.base import Options, json_option, need_access
+from phantommesh.cli.base import Options, client_of, json_option, need_access
 from phantommesh.cli.output import emit, say
+
+# Tuning.
+_APPLY_S: Final = 30.0  # the node reads its state anew to check a configuration
+_MOST_TEXT: Final = 1 << 20  # characters of a file: more the node refuses unread
 
 
 @click.group()
 def config() -> None:
-    """Check, show and restore the configuration."""
+    """Check, show, change and restore the configuration."""
 
 
 @config.command("check")
@@ -103,3 +108,52 @@ def config_show(options: Options) -> None:
         emit(writing.redacted(shown))
     else:
         click.echo(writing.redact(writing.render(shown)), nl=False)
+
+
+@config.command("get")
+@json_option
+@click.pass_obj
+def config_get(options: Options) -> None:
+    """Print the configuration's file of the running node, to change and to give to `config apply`.
+
+    \b
+    Example:
+      phantommesh config get > new.toml
+    """
+    found = client_of(options).config()
+    if options.json:
+        emit(found)
+        return
+    click.echo(found.config, nl=False)
+    for key in found.restart:
+        say(f"note: {key} counts from the node's next start on", err=True)
+    if found.refused:
+        say(f"note: the node does not run with this file: {found.refused}", err=True)
+
+
+@config.command("apply")
+@click.argument("file", type=click.File("r", encoding="utf-8"))
+@click.option("--dry-run", is_flag=True, help="Check it, and say what would change.")
+@json_option
+@click.pass_obj
+def config_apply(options: Options, file: TextIO, dry_run: bool) -> None:
+    """Have the running node check FILE (- for stdin), write it to its own file and take it over.
+
+    Where the node refuses it, file and node stay as they are.
+
+    \b
+    Example:
+      phantommesh config apply new.toml --dry-run
+    """
+    done = client_of(options, _APPLY_S).set_config(
+        file.read(_MOST_TEXT), dry_run=dry_run, idempotency_key=str(uuid.uuid4())
+    )
+    if options.json:
+        emit(done)
+        return
+    for key in done.taken:
+        say(f"{key}: {'would be taken over at once' if dry_run else 'the node has taken it over'}")
+    for key in done.restart:
+        say(f"{key}: {'would wait for' if dry_run else 'waits for'} the node's next start")
+    if not done.taken and not done.restart:
+        say("the node runs with this already")

@@ -78,13 +78,14 @@ def drain(ctx: click.Context, wait: bool, life: float, timeout: float, force: bo
 
 
 @click.command()
+@click.option("--dry-run", is_flag=True, help="Say how the node stands, and do nothing.")
 @click.option("--wait", is_flag=True, help="Wait until the node is ready.")
 @click.option(
     "--timeout", type=Duration(), default=60.0, show_default="1m", help="The longest time that --wait waits."
 )
 @json_option
 @click.pass_context
-def undrain(ctx: click.Context, wait: bool, timeout: float) -> None:
+def undrain(ctx: click.Context, dry_run: bool, wait: bool, timeout: float) -> None:
     """Have the mesh use this node again, whoever had it drain. A node that does not drain is left as it is.
 
     Exit status: 0 done (with --wait: and the node is ready), 1 with --wait: it is not ready after --timeout.
@@ -92,8 +93,8 @@ def undrain(ctx: click.Context, wait: bool, timeout: float) -> None:
     options: Options = ctx.obj
     client = client_of(options, ANSWER_S)
     end = time.monotonic() + timeout
-    now = client.undrain(idempotency_key=str(uuid.uuid4()))
-    while wait and not (status := client.status()).ready:
+    now = client.undrain(idempotency_key=str(uuid.uuid4()), dry_run=dry_run)
+    while wait and not dry_run and not (status := client.status()).ready:
         if time.monotonic() >= end:
             why = "; ".join(status.degraded[:1]) or f"it is {status.state}"
             raise CliError(f"the node is not ready: {why}", fix="see `phantommesh status`")

@@ -3,7 +3,7 @@
 
 import click
 
-from phantommesh.cli.base import Options, json_option, socket_of
+from phantommesh.cli.base import Options, json_option, place_of
 from phantommesh.cli.lists import EVENTS, happened
 from phantommesh.cli.output import emit, say
 
@@ -34,7 +34,7 @@ def events(options: Options, on: bool, types: tuple[str, ...], since: int | None
     if on:
         from phantommesh.client.events import follow
 
-        for event in follow(socket_of(options), query):
+        for event in follow(place_of(options), query):
             if options.json:
                 emit(event)
             else:

@@ -4,19 +4,20 @@
 from __future__ import annotations
 
 import time
+import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from phantommesh.cli.base import CliError, Duration, Options, client_of, json_option, need_access
 from phantommesh.cli.output import age, emit, say
-from phantommesh.cli.peering import Called, address_in, label_of, matching
+from phantommesh.cli.peering import Called, address_in, label_of, matching, node_of
 from phantommesh.cli.setup import naming_options, tags_option
 from phantommesh.cli.tables import table
 
 if TYPE_CHECKING:
-    from phantommesh.management.inviteview import InvitesView, InviteView, WithdrawnView
+    from phantommesh.management.inviteview import InviteMade, InvitesView, InviteView, WithdrawnView
     from phantommesh.state.start import NodeState
 
 _SHOWN = 12  # characters of an id that a table has: enough to withdraw by
@@ -57,16 +58,9 @@ def invite(
     if ctx.invoked_subcommand is not None:
         return
     options: Options = ctx.obj
-    need_access("invite", options.state_dir)
-    from phantommesh.config.reading import parse, refuse_overlay
-    from phantommesh.config.writing import render
-    from phantommesh.endpoint import format_endpoint, parse_endpoint
-    from phantommesh.moments import rfc3339, span
-    from phantommesh.node.returning import place_of
-    from phantommesh.records.record import callable_at
-    from phantommesh.state.agreement import load_config, need_state
-    from phantommesh.state.start import load_node
-    from phantommesh.trust.certificates import Role
+    if not options.api:
+        need_access("invite", options.state_dir)
+    from phantommesh.moments import span
     from phantommesh.trust.invites import MAX_ENDPOINTS, MAX_LIFE
 
     if ttl > MAX_LIFE:
@@ -79,58 +73,48 @@ def invite(
             f"--endpoint is given {len(given)} times: an invite names {MAX_ENDPOINTS} at most",
             fix="leave some out",
         )
+    if lost is not None and (name is not None or role != "node" or uses != 1):
+        raise CliError("--replace says name, role and uses", fix="leave out --name, --role and --uses")
+    make = _make_there if options.api else _make_here
+    made = make(options, ttl, lost, name=name, role=role, uses=uses, tags=list(tags), endpoints=list(given))
+    for note in made.notes:
+        click.echo(f"note: {note}", err=True)
+    if options.json:
+        emit(
+            {
+                "invite": made.invite, "expires": made.expires, "role": made.role, "name": made.name,
+                "uses": made.uses,
+            }
+        )  # fmt: skip
+    else:
+        click.echo(made.invite)
+
+
+def _make_there(options: Options, ttl: float, lost: str | None, **wanted: Any) -> InviteMade:
+    """Have the node that --api names make an invite."""
+    client = client_of(options)
+    replace = None if lost is None else node_of(client, lost)
+    key = str(uuid.uuid4())
+    return client.make_invite(dry_run=False, idempotency_key=key, seconds=ttl, replace=replace, **wanted)
+
+
+def _make_here(options: Options, ttl: float, lost: str | None, **wanted: Any) -> InviteMade:
+    """Make an invite in the state directory, whether the node runs or not."""
+    from phantommesh.management.bodies import InviteRequest
+    from phantommesh.node.invitations import made, ordered
+    from phantommesh.state.agreement import load_config, need_state
+    from phantommesh.state.start import load_node
+
     config = load_config(options.config, options.state_dir)
     need_state(options.config, options.state_dir)
-    if given:
-        with naming_options():
-            config = parse(render(config), {"node": {"endpoints": list(given)}})
     now = datetime.now(UTC).timestamp()
     node = load_node(options.state_dir, now)
-    if node.authority is None:
-        raise CliError(
-            "this node is no authority and cannot invite", fix="run `phantommesh invite` on an authority"
-        )
-    if given:
-        with naming_options():
-            refuse_overlay(config, (node.mesh.network4, node.mesh.network6))
-    replaces, ip4 = None, ""
-    if lost is not None:
-        if name is not None or role != "node" or uses != 1:
-            raise CliError("--replace says name, role and uses", fix="leave out --name, --role and --uses")
-        place = place_of(node, _in_roster(node, lost))
-        name, role, replaces, ip4 = place.name, place.role.value, place.replaces, str(place.ip4)
-        tags = tags or place.tags
-    if Role(role) is Role.AUTHORITY:
-        node.root_key()  # else the joiner would find out
-    endpoints = tuple(
-        format_endpoint(*parse_endpoint(endpoint, config.control.port)) for endpoint in config.node.endpoints
-    )
-    mine = node.roster.get(node.identity.node_id)
-    if not endpoints and config.nat.discover and mine is not None:
-        endpoints = callable_at(mine.record)  # what the node has found out
-    node.invites.expire(now)
+    replace = None if lost is None else _in_roster(node, lost)
+    with naming_options():
+        order = ordered(node, config, InviteRequest(seconds=ttl, replace=replace, **wanted), now)
     for damaged in node.invites.damaged():
         say(f"note: {damaged} is damaged: nobody can use its invite; delete the file", err=True)
-    made = node.invites.create(
-        root_hash=node.mesh.root_hash,
-        authority=node.identity.node_id,
-        mesh=node.mesh.name,
-        endpoints=endpoints[:MAX_ENDPOINTS],
-        expires=int(now + ttl),
-        role=Role(role),
-        name=name,
-        uses=uses,
-        replaces=replaces,
-        ip4=ip4,
-        tags=tags,
-    )
-    if replaces is not None:
-        click.echo(f"note: the use of this invite revokes the present {name} for ever", err=True)
-    if options.json:
-        expires = rfc3339(made.expires)
-        emit({"invite": made.encode(), "expires": expires, "role": role, "name": name, "uses": uses})
-    else:
-        click.echo(made.encode())
+    return made(node, order, now)
 
 
 def _in_roster(node: NodeState, wanted: str) -> str:
@@ -162,6 +146,8 @@ def list_invites(options: Options) -> None:
     try:
         found = client_of(options).invites()
     except NodeNotRunningError:
+        if options.api:
+            raise
         found = _read_book(options)
     if options.json:
         emit(found)
@@ -205,6 +191,8 @@ def withdraw(options: Options, invite_id: str) -> None:
     try:
         gone = client_of(options).withdraw_invite(invite_id)
     except NodeNotRunningError:
+        if options.api:
+            raise
         gone = _withdraw_here(options, invite_id)
     if options.json:
         emit(gone)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
 from functools import partial
 from typing import TYPE_CHECKING
@@ -43,6 +42,7 @@ def set_keys(options: Options, assignments: tuple[str, ...], dry_run: bool) -> N
     from phantommesh.config.changes import change
     from phantommesh.config.editing import assignment, edited
     from phantommesh.state.agreement import load_config
+    from phantommesh.state.files import rewrite
 
     changes = {(section, key): value for section, key, value in map(assignment, assignments)}
     _refuse_variables(changes)
@@ -54,7 +54,7 @@ def set_keys(options: Options, assignments: tuple[str, ...], dry_run: bool) -> N
     after = _checked(options, new)
     done = change(before, after)
     if not dry_run and new != text:
-        _write(options, new)
+        rewrite(options.config, new)
     reloaded = _reload(options) if done.taken and not dry_run else None
     if options.json:
         emit(
@@ -114,16 +114,6 @@ def _checked(options: Options, text: str) -> Config:
         held = reading.load(options.config).wireguard.prefix
         trio.run(partial(process.check, config, options.state_dir, held=held))
     return config
-
-
-def _write(options: Options, text: str) -> None:
-    from phantommesh.state.files import atomic_write, cannot
-
-    try:
-        mode = stat.S_IMODE(options.config.stat().st_mode)
-        atomic_write(options.config.resolve(), text.encode("utf-8"), mode=mode)
-    except OSError as error:
-        raise cannot(f"write {options.config}", error) from error
 
 
 def _reload(options: Options) -> bool:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line's client of a running node's events: a blocking WebSocket over its Unix socket."""
+"""The command line's client of a running node's events: a blocking WebSocket over its Unix socket, or
+TLS with a token."""
 
 import socket
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from urllib.parse import quote, urlencode
 
 from wsproto import ConnectionType, WSConnection
@@ -23,13 +23,14 @@ from wsproto.frame_protocol import CloseReason
 from wsproto.utilities import ProtocolError
 
 from phantommesh.client.http import ApiError, NodeNotRunningError, connect, decode, error_of, explaining
+from phantommesh.client.places import Place, Remote
 from phantommesh.management.views import Event
 
 # The code that a node sends when it stops, and the one that stands for an end without a word.
 STOPPED = {CloseReason.GOING_AWAY, CloseReason.ABNORMAL_CLOSURE}
 
 
-def follow(socket_path: Path, query: Mapping[str, str], *, timeout: float = 10.0) -> Iterator[Event]:
+def follow(place: Place, query: Mapping[str, str], *, timeout: float = 10.0) -> Iterator[Event]:
     """Yield events as they come, without end. ``query`` is that of WS /v1/events.
 
     ``timeout`` is in seconds and for the node to answer at all; then it may be silent for as long as it
@@ -37,11 +38,14 @@ def follow(socket_path: Path, query: Mapping[str, str], *, timeout: float = 10.0
     Raises NodeNotRunningError, also when the node stops, and ApiError for every other failure.
     """
     ws = WSConnection(ConnectionType.CLIENT)
-    with explaining(socket_path, timeout), connect(socket_path, timeout) as sock:
+    headers = place.headers if isinstance(place, Remote) else {"Host": "localhost"}
+    host = headers.pop("Host")
+    extra = [(name.encode(), value.encode()) for name, value in headers.items()]
+    with explaining(place, timeout), connect(place, timeout) as sock:
         target = f"/v1/events?{urlencode(query, quote_via=quote)}"
-        sock.sendall(ws.send(Request(host="localhost", target=target)))
+        sock.sendall(ws.send(Request(host=host, target=target, extra_headers=extra)))
         received = _received(ws, sock)
-        _shake_hands(received, socket_path)
+        _shake_hands(received, place)
         sock.settimeout(None)
         text = ""
         for each in received:
@@ -55,14 +59,14 @@ def follow(socket_path: Path, query: Mapping[str, str], *, timeout: float = 10.0
                     sock.sendall(ws.send(each.response()))
                 case CloseConnection() if each.code in STOPPED:
                     raise NodeNotRunningError(
-                        f"the node on {socket_path} stopped", fix="start it again, or look at its log"
+                        f"the node on {place} stopped", fix="start it again, or look at its log"
                     )
                 case CloseConnection():
                     why = each.reason or f"code {each.code}"
                     raise ApiError(f"the node ended the stream of events: {why}", fix="look at its log")
 
 
-def _shake_hands(received: Iterator[Received], socket_path: Path) -> None:
+def _shake_hands(received: Iterator[Received], place: Place) -> None:
     status, content = 0, b""
     for each in received:
         match each:
@@ -77,7 +81,7 @@ def _shake_hands(received: Iterator[Received], socket_path: Path) -> None:
             case CloseConnection():
                 break
     raise ApiError(
-        f"no usable answer on {socket_path}: no WebSocket",
+        f"no usable answer on {place}: no WebSocket",
         fix="check that this is a PhantomMesh node's socket",
     )
 

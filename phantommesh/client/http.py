@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The command line's client of a running node: blocking HTTP/1.1 over its Unix socket.
+"""The command line's client of a running node: blocking HTTP/1.1 over its Unix socket, or TLS with a token.
 
 On the standard library alone: importing an HTTP client library would take longer than the request.
 """
@@ -9,6 +9,7 @@ import http.client
 import os
 import pwd
 import socket
+import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,15 @@ from urllib.parse import quote, urlencode
 
 import msgspec
 
+from phantommesh.client.places import Place, Remote
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management.aclview import AclCheckView, AclView, PolicyResult
 from phantommesh.management.agentview import AgentDetail, AgentsResult, MemoryView
+from phantommesh.management.configview import ConfigResult, ConfigView
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
-from phantommesh.management.inviteview import InvitesView, WithdrawnView
+from phantommesh.management.inviteview import InviteMade, InvitesView, WithdrawnView
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -54,21 +57,23 @@ class ApiError(PhantomMeshError):
     """The node answered with an error, or with something that is no answer."""
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path, timeout: float) -> None:
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, place: Place, timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
-        self._path = path
+        self._place = place
 
     def connect(self) -> None:
-        self.sock = connect(self._path, self.timeout)
+        self.sock = connect(self._place, self.timeout)
 
 
-def connect(path: Path, timeout: float | None) -> socket.socket:
-    """Return a connection to a node's socket. Raises OSError."""
+def connect(place: Place, timeout: float | None) -> socket.socket:
+    """Return a connection to a node. Raises OSError, PlaceError."""
+    if isinstance(place, Remote):
+        return place.connect(timeout)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.settimeout(timeout)
-        sock.connect(str(path))
+        sock.connect(str(place))
     except BaseException:
         sock.close()
         raise
@@ -76,26 +81,37 @@ def connect(path: Path, timeout: float | None) -> socket.socket:
 
 
 @contextmanager
-def explaining(path: Path, timeout: float) -> Iterator[None]:
-    """Turn what can go wrong on a node's socket into NodeNotRunningError or ApiError."""
+def explaining(place: Place, timeout: float) -> Iterator[None]:
+    """Turn what can go wrong on the way to a node into NodeNotRunningError or ApiError."""
+    far = isinstance(place, Remote)
     try:
         yield
     except (FileNotFoundError, ConnectionRefusedError):
         raise NodeNotRunningError(
-            f"the node is not running: nothing answers on {path}",
-            fix="start it with `phantommesh up` or `phantommesh run`, or pass --socket",
+            f"the node is not running: nothing answers on {place}",
+            fix="check the address, that api.listen is set there and that the node runs"
+            if far
+            else "start it with `phantommesh up` or `phantommesh run`, or pass --socket",
         ) from None
-    except PermissionError:
-        raise refusal(path) from None
+    except ssl.SSLCertVerificationError as error:
+        raise ApiError(
+            f"the certificate at {place} is not trusted: {error.verify_message}",
+            fix="give the file of who signed it by --ca, or by --fingerprint the SHA-256 that the node's log "
+            "has at `API listens`",
+        ) from None
+    except PermissionError as error:
+        if isinstance(place, Path):
+            raise refusal(place) from None
+        raise ApiError(f"cannot connect to {place}: {error.strerror}", fix="look at the firewall") from None
     except TimeoutError:
         raise ApiError(
-            f"the node did not answer on {path} within {timeout:g} s",
+            f"the node did not answer on {place} within {timeout:g} s",
             fix="look at its log; restart it if it hangs",
         ) from None
     except (OSError, http.client.HTTPException) as error:
         raise ApiError(
-            f"no usable answer on {path}: {type(error).__name__} {error}".rstrip(),
-            fix="check that this is a PhantomMesh node's socket",
+            f"no usable answer on {place}: {type(error).__name__} {error}".rstrip(),
+            fix="check that this is a PhantomMesh node's " + ("API" if far else "socket"),
         ) from None
 
 
@@ -141,8 +157,8 @@ def refusal(path: Path) -> ApiError:
 class NodeClient:
     """One request a connection; ``timeout`` is in seconds and bounds each wait for the node."""
 
-    def __init__(self, socket_path: Path, *, timeout: float = 10.0) -> None:
-        self.socket_path = socket_path
+    def __init__(self, place: Place, *, timeout: float = 10.0) -> None:
+        self.place = place
         self.timeout = timeout
 
     def status(self) -> Status:
@@ -178,19 +194,22 @@ class NodeClient:
     def agent(self, name: str) -> AgentDetail:
         return self.get(f"/v1/agents/{_segment(name)}", AgentDetail)
 
-    def pause_agent(self, name: str, *, idempotency_key: str) -> AgentsResult:
-        return self._do(f"/v1/agents/{_segment(name)}/pause", {}, AgentsResult, idempotency_key)
+    def pause_agent(self, name: str, *, idempotency_key: str, dry_run: bool = False) -> AgentsResult:
+        path = f"/v1/agents/{_segment(name)}/pause{_trial(dry_run)}"
+        return self._do(path, {}, AgentsResult, idempotency_key)
 
-    def resume_agent(self, name: str, *, dry_run: bool, idempotency_key: str) -> AgentsResult:
-        body = {"dry_run": dry_run}
-        return self._do(f"/v1/agents/{_segment(name)}/resume", body, AgentsResult, idempotency_key)
+    def resume_agent(
+        self, name: str, *, trying: bool, idempotency_key: str, dry_run: bool = False
+    ) -> AgentsResult:
+        path = f"/v1/agents/{_segment(name)}/resume{_trial(dry_run)}"
+        return self._do(path, {"dry_run": trying}, AgentsResult, idempotency_key)
 
     def memory(self) -> MemoryView:
         return self.get("/v1/memory", MemoryView)
 
-    def _do(self, path: str, body: object, kind: type[T], key: str) -> T:
+    def _do(self, path: str, body: object, kind: type[T], key: str, method: str = "POST") -> T:
         headers = {"Content-Type": "application/json", "Idempotency-Key": key}
-        return decode(self.request("POST", path, body=msgspec.json.encode(body), headers=headers), kind)
+        return decode(self.request(method, path, body=msgspec.json.encode(body), headers=headers), kind)
 
     def acl(self) -> AclView:
         return self.get("/v1/acl", AclView)
@@ -213,12 +232,25 @@ class NodeClient:
         path = "/v1/bans" + ("?dry_run=true" if dry_run else "")
         return self._do(path, body, BanResult, idempotency_key)
 
-    def unban(self, *, network: str | None = None, by: str | None = None) -> UnbanResult:
-        asked = {key: value for key, value in (("network", network), ("by", by)) if value is not None}
+    def unban(
+        self, *, network: str | None = None, by: str | None = None, dry_run: bool = False
+    ) -> UnbanResult:
+        given = (("network", network), ("by", by), ("dry_run", "true" if dry_run else None))
+        asked = {key: value for key, value in given if value is not None}
         return decode(self.request("DELETE", f"/v1/bans?{urlencode(asked, quote_via=quote)}"), UnbanResult)
 
     def invites(self) -> InvitesView:
         return self.get("/v1/invites", InvitesView)
+
+    def make_invite(self, *, dry_run: bool, idempotency_key: str, **wanted: Any) -> InviteMade:
+        return self._do(f"/v1/invites{_trial(dry_run)}", wanted, InviteMade, idempotency_key)
+
+    def config(self) -> ConfigView:
+        return self.get("/v1/config", ConfigView)
+
+    def set_config(self, text: str, *, dry_run: bool, idempotency_key: str) -> ConfigResult:
+        path = f"/v1/config{_trial(dry_run)}"
+        return self._do(path, {"config": text}, ConfigResult, idempotency_key, "PUT")
 
     def withdraw_invite(self, wanted: str) -> WithdrawnView:
         return decode(self.request("DELETE", f"/v1/invites/{_segment(wanted)}"), WithdrawnView)
@@ -272,11 +304,12 @@ class NodeClient:
     def drain_state(self) -> DrainView:
         return self.get("/v1/drain", DrainView)
 
-    def drain(self, seconds: float, *, force: bool, idempotency_key: str) -> DrainView:
-        return self._drain("/v1/drain", {"seconds": seconds, "force": force}, idempotency_key)
+    def drain(self, seconds: float, *, force: bool, idempotency_key: str, dry_run: bool = False) -> DrainView:
+        body: dict[str, object] = {"seconds": seconds, "force": force}
+        return self._drain(f"/v1/drain{_trial(dry_run)}", body, idempotency_key)
 
-    def undrain(self, *, idempotency_key: str) -> DrainView:
-        return self._drain("/v1/undrain", {}, idempotency_key)
+    def undrain(self, *, idempotency_key: str, dry_run: bool = False) -> DrainView:
+        return self._drain(f"/v1/undrain{_trial(dry_run)}", {}, idempotency_key)
 
     def _drain(self, path: str, body: dict[str, object], idempotency_key: str) -> DrainView:
         headers = {"Content-Type": "application/json", "Idempotency-Key": idempotency_key}
@@ -350,10 +383,11 @@ class NodeClient:
 
         Raises NodeNotRunningError when nothing listens, ApiError for every other failure.
         """
-        connection = _UnixConnection(self.socket_path, self.timeout)
+        connection = _Connection(self.place, self.timeout)
+        given = dict(headers or {}) | (self.place.headers if isinstance(self.place, Remote) else {})
         try:
-            with explaining(self.socket_path, self.timeout):
-                connection.request(method, quote(path, safe="/?&=%"), body=body, headers=headers or {})
+            with explaining(self.place, self.timeout):
+                connection.request(method, quote(path, safe="/?&=%"), body=body, headers=given)
                 response = connection.getresponse()
                 content = response.read()
         finally:
@@ -361,6 +395,10 @@ class NodeClient:
         if response.status // 100 != 2:
             raise error_of(response.status, content)
         return content
+
+
+def _trial(dry_run: bool) -> str:
+    return "?dry_run=true" if dry_run else ""
 
 
 def _segment(text: str) -> str:

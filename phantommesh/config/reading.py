@@ -67,7 +67,7 @@ def load(path: Path, variables: Mapping[str, str] | None = None) -> Config:
     the variable."""
     given = environment.read(os.environ if variables is None else variables)
     try:
-        text = _text(path)
+        text = text_of(path)
     except NoConfigError:
         if not _sufficient(given):
             raise
@@ -88,7 +88,7 @@ def _sufficient(given: environment.Settings) -> bool:
     return needed <= given.get("node", {}).keys()
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)

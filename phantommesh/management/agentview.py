@@ -136,10 +136,11 @@ class AgentDetail(msgspec.Struct, frozen=True, kw_only=True):
 
 class AgentsResult(msgspec.Struct, frozen=True, kw_only=True):
     """The answer to POST /v1/agents/{name}/pause and /resume: these agents as they are now, and how many
-    lasting actions are lifted for that."""
+    lasting actions are lifted for that, or in a dry run would be."""
 
     agents: list[AgentView]
     lifted: int
+    dry_run: bool = False
 
 
 class IncidentView(msgspec.Struct, frozen=True, kw_only=True):

@@ -141,6 +141,30 @@ class IdentityRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body of POST /v1/identities: nothing to choose."""
 
 
+MAX_INVITE_LIFE: Final = 30 * 86_400.0  # s, as trust/invites.py has it
+
+
+class InviteRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /v1/invites: for how many seconds the invite may be used, by a node of which name
+    (null: any), with which role and tags, by how many nodes, and at which endpoints (``HOST[:PORT]``) they
+    reach this authority; none: those of the configuration. ``replace``: a lost member, by name or node id,
+    whose place it is for; that says name, role and uses."""
+
+    seconds: Annotated[float, msgspec.Meta(ge=1, le=MAX_INVITE_LIFE)] = 3600.0
+    name: Annotated[str, msgspec.Meta(max_length=63)] | None = None
+    role: Literal["node", "authority"] = "node"
+    uses: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 1
+    replace: Annotated[str, msgspec.Meta(max_length=63)] | None = None
+    tags: Annotated[list[Annotated[str, msgspec.Meta(max_length=63)]], msgspec.Meta(max_length=16)] = []
+    endpoints: Annotated[list[Annotated[str, msgspec.Meta(max_length=300)]], msgspec.Meta(max_length=3)] = []
+
+
+class ConfigRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body of PUT /v1/config: the whole configuration in TOML, as its file has it."""
+
+    config: Annotated[str, msgspec.Meta(max_length=65_536)]
+
+
 class Probe(msgspec.Struct, frozen=True, omit_defaults=True):
     """The answer of /healthz and /readyz when the node is at its work. ``state`` is what the node is at;
     ``faults`` are the codes of what is wrong all the same, of /readyz only."""

@@ -22,10 +22,12 @@ from phantommesh.management.agentview import (
 from phantommesh.management.audit import AuditEntry
 from phantommesh.management.bodies import (
     BanRequest,
+    ConfigRequest,
     DrainRequest,
     FederationAcceptRequest,
     FederationInviteRequest,
     IdentityRequest,
+    InviteRequest,
     NameRequest,
     PactRequest,
     PauseRequest,
@@ -39,10 +41,11 @@ from phantommesh.management.bodies import (
     UndrainRequest,
     grave,
 )
+from phantommesh.management.configview import ConfigResult, ConfigView
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
-from phantommesh.management.inviteview import InvitesView, WithdrawnView
+from phantommesh.management.inviteview import InviteMade, InvitesView, WithdrawnView
 from phantommesh.management.mapview import MapView
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
@@ -100,7 +103,7 @@ class Endpoint(Generic[Body]):
     """
 
     name: str
-    method: Literal["GET", "POST", "DELETE", "WS"]
+    method: Literal["GET", "POST", "PUT", "DELETE", "WS"]
     path: str
     summary: str
     scope: Scope | None
@@ -119,8 +122,9 @@ class Endpoint(Generic[Body]):
 
     @property
     def queries(self) -> tuple[str, ...]:
-        """The names that its query may have. A write may be asked for a dry run, if only to be refused."""
-        return (*self.query, "dry_run") if self.method == "POST" else self.query
+        """The names that its query may have. A write with a body may be asked for a dry run, if only to be
+        refused."""
+        return (*self.query, "dry_run") if self.dry_run or self.body is not None else self.query
 
     @property
     def body_optional(self) -> bool:
@@ -195,6 +199,7 @@ UNDRAINS = Endpoint(
     scope=Scope.OPERATE,
     body=UndrainRequest,
     example="{}",
+    dry_run=True,
     answer=DrainView,
     errors=_WRITE,
 )
@@ -329,6 +334,33 @@ TOKENS = Endpoint(
     errors=_WRITE,
     shown_once=True,
 )
+INVITES = Endpoint(
+    name="make_invite",
+    method="POST",
+    path="/v1/invites",
+    summary="Make an invite, by which a machine joins. The answer has the only copy of it.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may invite", fix="run this with sudo on an authority"),
+    body=InviteRequest,
+    example='{} or {"name": "nas", "seconds": 3600}',
+    dry_run=True,
+    answer=InviteMade,
+    errors=_WRITE | {404},
+    shown_once=True,
+)
+CONFIG = Endpoint(
+    name="set_config",
+    method="PUT",
+    path="/v1/config",
+    summary="Check a configuration, write it to the node's file and take over what a running node can.",
+    scope=Scope.ADMIN,
+    root=RootOnly("only root may change the configuration", fix="run this with sudo"),
+    body=ConfigRequest,
+    example='{"config": "[node]\\nname = ..."}',
+    dry_run=True,
+    answer=ConfigResult,
+    errors=_WRITE,
+)
 WITHDRAWN_INVITES: Endpoint[Any] = Endpoint(
     name="withdraw_invite",
     method="DELETE",
@@ -347,6 +379,7 @@ PAUSES = Endpoint(
     scope=Scope.OPERATE,
     body=PauseRequest,
     example="{}",
+    dry_run=True,
     answer=AgentsResult,
     errors=_WRITE | {404},
 )
@@ -358,6 +391,7 @@ RESUMES = Endpoint(
     scope=Scope.OPERATE,
     body=ResumeRequest,
     example='{} or {"dry_run": true}',
+    dry_run=True,
     answer=AgentsResult,
     errors=_WRITE | {404},
 )
@@ -463,13 +497,21 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         name="unban", method="DELETE", path="/v1/bans",
         summary="Lift the bans of a network, or all by this node, by an operator or with hints (by).",
         scope=Scope.OPERATE, answer=UnbanResult, query=("network", "by"), errors=frozenset({409}),
+        dry_run=True,
     ),
     Endpoint(
         name="invites", method="GET", path="/v1/invites",
         summary="The invites of this authority that may still be used, without their secrets.",
         scope=Scope.READ, answer=InvitesView, errors=frozenset({409}),
     ),
+    INVITES,
     WITHDRAWN_INVITES,
+    Endpoint(
+        name="config", method="GET", path="/v1/config",
+        summary="The text of the configuration's file, and what the node does not run with of it.",
+        scope=Scope.ADMIN, answer=ConfigView, errors=frozenset({409}),
+    ),
+    CONFIG,
     Endpoint(
         name="netcheck", method="GET", path="/v1/netcheck",
         summary="This host's network, and how members reach it, which they are asked.",

@@ -28,6 +28,25 @@ class InvitesView(msgspec.Struct, frozen=True, kw_only=True):
     damaged: list[str]
 
 
+class InviteMade(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of POST /v1/invites. ``invite`` is the only copy there is of the line by which a machine
+    joins; null: a dry run, which has no ``id`` either. ``replaces``: the node id of the member that the use
+    of the invite revokes, or empty. ``notes``: what to look at besides."""
+
+    invite: str | None
+    id: str
+    expires: str
+    role: str
+    name: str | None
+    uses: int
+    replaces: str = ""
+    notes: list[str] = []
+    dry_run: bool = False
+
+    def __repr__(self) -> str:
+        return f"InviteMade(id={self.id!r}, name={self.name!r}, role={self.role!r}, invite=***)"
+
+
 class WithdrawnView(msgspec.Struct, frozen=True, kw_only=True):
     """An invite that nobody can use any more. Who ``joined`` by it stays a member."""
 

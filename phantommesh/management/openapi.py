@@ -11,6 +11,9 @@ from phantommesh.management.endpoints import COMMON, JSON, Endpoint
 from phantommesh.management.views import Problem
 
 PROBLEM = "application/problem+json"
+_TEXT = {"type": "string"}
+_ANSWERS = {JSON: {"type": "object"}}
+"""The schemas of answers that have no type of their own, by content."""
 _REF = "#/components/schemas/{name}"
 
 
@@ -39,7 +42,7 @@ def document(endpoints: Iterable[Endpoint[Any]], version: str) -> dict[str, Any]
 
 
 def _operation(endpoint: Endpoint[Any], of: dict[Any, dict[str, Any]]) -> dict[str, Any]:
-    answer = {"type": "string"} if endpoint.answer is None else of[endpoint.answer]
+    answer = _ANSWERS.get(endpoint.content, _TEXT) if endpoint.answer is None else of[endpoint.answer]
     refused = {"description": "refused", "content": {PROBLEM: {"schema": of[Problem]}}}
     told: dict[str, Any] = {
         "operationId": endpoint.name,

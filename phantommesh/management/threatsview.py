@@ -74,7 +74,8 @@ class BanResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class UnbanResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The bans that were lifted. ``notes``: wider bans that hold on."""
+    """The bans that were lifted, or in a dry run would be. ``notes``: wider bans that hold on."""
 
     lifted: list[BanView]
     notes: list[str] = []
+    dry_run: bool = False

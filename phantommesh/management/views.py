@@ -22,10 +22,11 @@ from phantommesh.management.agentview import (
     IncidentView,
     MemoryView,
 )
+from phantommesh.management.configview import ConfigResult, ConfigView
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
-from phantommesh.management.inviteview import InvitesView, WithdrawnView
+from phantommesh.management.inviteview import InviteMade, InvitesView, WithdrawnView
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -36,6 +37,7 @@ from phantommesh.management.whereview import Whereabouts
 
 if TYPE_CHECKING:  # prometheus-client would double what a command line verb takes to start
     from phantommesh.management.audit import AuditTrail
+    from phantommesh.management.bodies import InviteRequest
     from phantommesh.management.events import EventLog
     from phantommesh.management.metrics import Metrics
     from phantommesh.management.tokens import TokenDesk
@@ -521,12 +523,16 @@ class NodePort(Protocol):
         """Ban an address or a network. ``force``: also what is never banned."""
         ...
 
-    async def unban(self, network: str | None, by: str | None) -> UnbanResult:
-        """Lift the bans of a network, or all of one origin."""
+    async def unban(self, network: str | None, by: str | None, *, dry_run: bool = False) -> UnbanResult:
+        """Lift the bans of a network, or all of one origin. A dry run only says which."""
         ...
 
     async def invites(self) -> InvitesView:
         """The open invites of this authority. Raises TrustError where this node is none."""
+        ...
+
+    async def make_invite(self, wanted: "InviteRequest", *, dry_run: bool) -> InviteMade:
+        """Make an invite. A dry run only says whether that would be refused."""
         ...
 
     async def withdraw_invite(self, wanted: str) -> WithdrawnView:
@@ -574,12 +580,13 @@ class NodePort(Protocol):
         """The memory of threats."""
         ...
 
-    def pause_agent(self, name: str) -> AgentsResult:
-        """Stop an agent, or ``all``."""
+    def pause_agent(self, name: str, *, dry_run: bool = False) -> AgentsResult:
+        """Stop an agent, or ``all``. A dry run changes nothing."""
         ...
 
-    def resume_agent(self, name: str, *, dry_run: bool) -> AgentsResult:
-        """Let an agent, or ``all``, go on, or only say what it would do."""
+    def resume_agent(self, name: str, *, trying: bool, dry_run: bool = False) -> AgentsResult:
+        """Let an agent, or ``all``, go on, or only say what it would do (``trying``). A dry run changes
+        nothing."""
         ...
 
     async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
@@ -600,8 +607,17 @@ class NodePort(Protocol):
         tests."""
         ...
 
-    async def undrain(self) -> DrainView:
-        """Have members use this node again."""
+    async def undrain(self, *, dry_run: bool = False) -> DrainView:
+        """Have members use this node again. A dry run only says how it stands."""
+        ...
+
+    async def config_text(self) -> ConfigView:
+        """The configuration's file, and what the node does not run with of it."""
+        ...
+
+    async def set_config(self, text: str, *, dry_run: bool) -> ConfigResult:
+        """Check a configuration, write it to the file and take over what can be: all of it or nothing. A dry
+        run only checks."""
         ...
 
     async def rename(self, name: str) -> NameResult:

@@ -19,14 +19,17 @@ from time import time
 import structlog
 import trio
 
-from phantommesh.config import reading
-from phantommesh.config.sections import Config
+from phantommesh.config import environment, reading
+from phantommesh.config.changes import change
+from phantommesh.config.sections import Config, NoConfigError
 from phantommesh.dimensions import all_names, master_name
 from phantommesh.errors import PhantomMeshError, first_of
 from phantommesh.kem import provider
+from phantommesh.management.configview import ConfigResult, ConfigView
 from phantommesh.nursery import logs
 from phantommesh.nursery.host import leftovers
 from phantommesh.nursery.host.backend import Backend, choose
+from phantommesh.nursery.host.nft import NftError
 from phantommesh.nursery.host.notify import Supervisor
 from phantommesh.nursery.host.owning import held, owned
 from phantommesh.nursery.host.users import numbers_of
@@ -39,7 +42,7 @@ from phantommesh.records.runs import NOBODY, Run
 from phantommesh.scatter.intents import named_users
 from phantommesh.state.agreement import check_agreement, load_config, need_state
 from phantommesh.state.directory import StateDir
-from phantommesh.state.files import StateError
+from phantommesh.state.files import StateError, rewrite
 from phantommesh.state.lock import LOCK_FILE, StateInUseError, StateLock
 from phantommesh.state.start import NodeState, install_successor, load_node, next_generation
 
@@ -118,17 +121,18 @@ class _Process:
     def __init__(self, state_dir: Path, config_path: Path, socket_path: Path | None) -> None:
         self._state_dir, self._config_path, self._socket_path = state_dir, config_path, socket_path
         self._node: Node | None = None
+        self._alone = trio.CapacityLimiter(1)
+        """Who changes the configuration now."""
         self.leave, self.hurry = trio.Event(), trio.Event()
         self.supervisor = Supervisor.take(os.environ)
 
     async def heed(self, signals: AsyncIterator[int]) -> None:
         """Do what signals ask, until cancelled."""
         async with trio.open_nursery() as nursery:
-            reloading = trio.CapacityLimiter(1)
             async for number in signals:
                 match number:
                     case signal.SIGHUP:
-                        nursery.start_soon(self._reload, reloading)
+                        nursery.start_soon(self._reload)
                     case signal.SIGUSR1 | signal.SIGUSR2:
                         log.info("signal ignored", signal=signal.Signals(number).name)
                     case _ if self.leave.is_set():
@@ -138,9 +142,9 @@ class _Process:
                         self.supervisor.say("STOPPING=1", "STATUS=leaving")
                         self.leave.set()
 
-    async def _reload(self, alone: trio.CapacityLimiter) -> None:
+    async def _reload(self) -> None:
         """Take over the configuration, all of it or nothing."""
-        async with alone:
+        async with self._alone:
             node = self._node
             if node is None:
                 log.info("the configuration is about to be read anyhow")
@@ -148,14 +152,43 @@ class _Process:
             try:
                 wanted = await trio.to_thread.run_sync(load_config, self._config_path, self._state_dir)
                 await check(wanted, self._state_dir, held=node.parts.config.wireguard.prefix)
-                uids = await trio.to_thread.run_sync(numbers_of, named_users(wanted.intent))
+                await take_over(node, wanted)
             except PhantomMeshError as error:
                 node.keep_config(error)
-                return
-            before = node.parts.config.log
-            node.reload(wanted, uids)
-            if wanted.log != before:
-                logs.configure(wanted.log.level, wanted.log.format)
+
+    async def view(self) -> ConfigView:
+        """The file as it is, and what the node does not run with of it. Raises ConfigError."""
+        found = await trio.to_thread.run_sync(_text_of, self._config_path)
+        settings = None if self._node is None else self._node.parts.settings
+        return ConfigView(
+            file=str(self._config_path),
+            config=found or "",
+            restart=[] if settings is None else list(settings.waiting),
+            refused="" if settings is None or settings.refused is None else str(settings.refused),
+        )
+
+    async def put(self, text: str, *, dry_run: bool) -> ConfigResult:
+        """Have the file say ``text``, and the node run with it, as far as a running node can. Raises
+        PhantomMeshError; then both are as before."""
+        async with self._alone:
+            node = self._node
+            if node is None:
+                raise PhantomMeshError("the node is just starting or leaving", fix="try again")
+            settings = node.parts.settings
+            wanted = await trio.to_thread.run_sync(reading.parse, text, environment.read(os.environ))
+            await check(wanted, self._state_dir, held=settings.config.wireguard.prefix)
+            done = change(settings.config, wanted)
+            if not dry_run:
+                before = await trio.to_thread.run_sync(_text_of, self._config_path)
+                with trio.CancelScope(shield=True):  # a client that hangs up leaves nothing half done
+                    await trio.to_thread.run_sync(rewrite, self._config_path, text)
+                    try:
+                        await take_over(node, wanted)
+                    except PhantomMeshError as error:
+                        await trio.to_thread.run_sync(_put_back, self._config_path, before)
+                        log.error("the configuration is put back", error=str(error), fix=error.fix)
+                        raise
+            return ConfigResult(taken=list(done.taken), restart=list(done.waiting), dry_run=dry_run)
 
     async def _tell_when_up(self, node: Node) -> None:
         """Tell the supervisor that the node is up: what it has to come first is done, and its API answers."""
@@ -178,6 +211,7 @@ class _Process:
                 node.parts.settings.file = self._config_path
                 node.parts.settings.socket = self._socket_path or Path(config.api.socket)
                 node.parts.configfile.path = self._config_path
+                node.reporter.configuring = self
                 self._node = node
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(keep_lock, ready.lock, state.state.path)
@@ -186,6 +220,40 @@ class _Process:
                     nursery.cancel_scope.cancel()
                 self._node = None
             return _again(node)
+
+
+async def take_over(node: Node, wanted: Config) -> None:
+    """Have a node run with a configuration that was checked. Where the kernel refuses its access rules, the
+    node goes back to what it ran with. Raises PhantomMeshError."""
+    settings, access = node.parts.settings, node.parts.access
+    uids = await trio.to_thread.run_sync(numbers_of, named_users(wanted.intent))
+    before, waiting, refused = settings.config, settings.waiting, settings.refused
+    node.reload(wanted, uids)
+    try:
+        await access.converge()
+    except NftError:
+        node.reload(before, await trio.to_thread.run_sync(numbers_of, named_users(before.intent)))
+        settings.waiting, settings.refused = waiting, refused
+        access.kick()
+        raise
+    if settings.config.log != before.log:
+        logs.configure(settings.config.log.level, settings.config.log.format)
+
+
+def _text_of(path: Path) -> str | None:
+    """A configuration's text; None where there is no file. Raises ConfigError."""
+    try:
+        return reading.text_of(path)
+    except NoConfigError:
+        return None
+
+
+def _put_back(path: Path, before: str | None) -> None:
+    """Have the file say what it said. Raises StateError."""
+    if before is None:
+        path.unlink(missing_ok=True)
+    else:
+        rewrite(path, before)
 
 
 def _again(node: Node) -> Run | None:

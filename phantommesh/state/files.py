@@ -91,6 +91,15 @@ def atomic_write(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_directory(path.parent)
 
 
+def rewrite(path: Path, text: str) -> None:
+    """Have a file that people edit say ``text``; its mode stays, and a link to it too. Raises StateError."""
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o600
+        atomic_write(path.resolve(), text.encode("utf-8"), mode=mode)
+    except OSError as error:
+        raise cannot(f"write {path}", error) from error
+
+
 def place_of(path: Path) -> Place:
     """Return where a file ends now. Raises StateError."""
     try:

@@ -81,6 +81,27 @@ class InviteEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+def check_invite(endpoints: tuple[str, ...], name: str | None, uses: int, tags: tuple[str, ...]) -> None:
+    """Refuse an invite that no joiner could use. Raises TrustError or TagError."""
+    if name is not None:
+        check_label("node name", name)
+    if name is not None and uses != 1:
+        raise TrustError("an invite for one name has one use", fix="leave out --uses or --name")
+    if not 1 <= uses <= 10_000:
+        raise TrustError(f"an invite has 1 to 10000 uses, not {uses}", fix="give another --uses")
+    if not 1 <= len(endpoints) <= MAX_ENDPOINTS:
+        raise TrustError(
+            "an invite needs 1 to 3 endpoints where a joiner can reach this node",
+            fix='start the node once, or set node.endpoints in the config, e.g. ["vpn.example.net:51800"]',
+        )
+    for endpoint in endpoints:
+        try:
+            parse_endpoint(endpoint)
+        except ValueError as error:
+            raise TrustError(f"endpoint {endpoint[:MAX_ENDPOINT_BYTES]!r}: {error}") from None
+    check_tags(tags)
+
+
 class InviteBook:
     """The authority's invites, one file each, so that a crash loses at most the write in hand.
 
@@ -110,23 +131,7 @@ class InviteBook:
 
         One that `replaces` a member takes the place of those made before for the same member and never used.
         """
-        if name is not None:
-            check_label("node name", name)
-        if name is not None and uses != 1:
-            raise TrustError("an invite for one name has one use", fix="leave out --uses or --name")
-        if not 1 <= uses <= 10_000:
-            raise TrustError(f"an invite has 1 to 10000 uses, not {uses}", fix="give another --uses")
-        if not 1 <= len(endpoints) <= MAX_ENDPOINTS:
-            raise TrustError(
-                "an invite needs 1 to 3 endpoints where a joiner can reach this node",
-                fix="start the node once, or set node.endpoints in the config, "
-                'e.g. ["vpn.example.net:51800"]',
-            )
-        for endpoint in endpoints:
-            try:
-                parse_endpoint(endpoint)
-            except ValueError as error:
-                raise TrustError(f"endpoint {endpoint[:MAX_ENDPOINT_BYTES]!r}: {error}") from None
+        check_invite(endpoints, name, uses, tags)
         invite = Invite(
             root_hash,
             secrets.token_bytes(INVITE_ID_BYTES),

@@ -5,6 +5,7 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from phantommesh.cli import cli
 from phantommesh.cli.peering import Called, label_of, matching
 from phantommesh.management.views import PeerView, Status
+from phantommesh.nursery.api.routes.reads import STATUS_AGE
 from phantommesh.nursery.api.server import serve_api
 from tests.support.fakenode import FakeNode
 
@@ -158,6 +160,7 @@ async def test_wait_ends_when_the_node_is_ready(tmp_path: Path) -> None:
         assert done.exit_code == 0 and json.loads(done.stdout)["ready"] is True
         assert node.looks == 3
         node.looks = -1000
+        time.sleep(STATUS_AGE)  # the last answer is kept that long
         late = run(at, "wait", "--timeout", "1s")
         assert (late.exit_code, late.stdout) == (1, "") and "not ready" in late.stderr
 

@@ -149,6 +149,7 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("unban 192.0.2.250/32"),
         Case("unban"),
         Case("unban --all hinted"),
+        Case("unban --all hinted --dry-run"),
         Case("unban --all me"),
     ],
     "route list": [Case("route list"), Case(f"route list {ALONE}")],
@@ -198,6 +199,8 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("agents cipher"),
         Case("agents no-such-agent"),
         Case("agents pause apex"),
+        Case("agents pause cipher --dry-run"),
+        Case("agents cipher --dry-run"),
         Case("agents stop cipher"),
         Case("agents --socket none.sock"),
     ],
@@ -240,7 +243,7 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("drain --for soon"),
         Case(f"drain {ALONE}", kept=False),
     ],
-    "undrain": [Case("undrain"), Case("undrain --wait")],
+    "undrain": [Case("undrain"), Case("undrain --dry-run"), Case("undrain --wait")],
     # The group may not make tokens: it would have more rights by one than it has.
     "token create": [
         Case("token create --scope read --name grafana"),
@@ -265,6 +268,12 @@ CASES: Final[dict[str, list[Case]]] = {
         Case("config check"),
         Case("config check bad.toml"),
         Case("config check none.toml"),
+    ],
+    "config get": [Case("config get"), Case(f"config get {ALONE}")],
+    "config apply": [
+        Case("config apply pm.toml --dry-run"),
+        Case("config apply none.toml"),
+        Case("config apply pm.toml --api http://vpn.example.net"),
     ],
     "config show": [Case("config show", kept=False)],
     "lab up": [Case("lab up")],

@@ -24,6 +24,7 @@ from phantommesh.errors import PhantomMeshError
 from phantommesh.nursery import logs, process
 from phantommesh.nursery import node as node_module
 from phantommesh.nursery.api import server
+from phantommesh.nursery.host.nft import NftError
 from phantommesh.nursery.logs import redact
 from phantommesh.nursery.node import Node
 from phantommesh.nursery.process import _Process
@@ -143,6 +144,65 @@ async def test_a_bad_configuration_is_refused_whole_and_told_until_it_is_mended(
         send(signal.SIGHUP)
         await until(lambda: node.parts.settings.refused is None)
         assert not [f for f in node.reporter.faults() if f.code == "config-not-reloaded"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_configuration_that_is_put_is_written_and_taken_over(
+    tmp_path: Path, levels: list[str]
+) -> None:
+    make_authority(tmp_path / "a")
+    file = tmp_path / "a" / "pm.toml"
+    file.chmod(0o640)
+    before = file.read_text()
+    new = before.replace('level = "info"', 'level = "debug"').replace("batch = ", "batch = 1")
+    assert new != before
+    async with serving(tmp_path / "a") as node, trio.open_nursery() as nursery:
+        it, _ = await heeding(nursery, tmp_path / "a", node)
+        tried = await it.put(new, dry_run=True)
+        assert tried.dry_run and "log.level" in tried.taken and tried.restart == ["scatter.batch"]
+        assert file.read_text() == before and levels == []
+        done = await it.put(new, dry_run=False)
+        assert (done.taken, done.restart, done.dry_run) == (tried.taken, tried.restart, False)
+        assert file.read_text() == new and file.stat().st_mode & 0o777 == 0o640
+        assert node.parts.config.log.level == "debug" and levels == ["debug"]
+        shown = await it.view()
+        assert (shown.file, shown.config, shown.restart) == (str(file), new, ["scatter.batch"])
+        # What does not hold changes neither.
+        for wrong in ("[", new.replace('"debug"', '"loud"'), new + "\n[nonsense]\n"):
+            with pytest.raises(PhantomMeshError):
+                await it.put(wrong, dry_run=False)
+        assert file.read_text() == new and node.parts.config.log.level == "debug"
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("by_signal", [False, True])
+async def test_a_configuration_whose_rules_the_kernel_refuses_is_taken_back(
+    by_signal: bool, tmp_path: Path
+) -> None:
+    make_authority(tmp_path / "a")
+    file = tmp_path / "a" / "pm.toml"
+    before = file.read_text()
+    new = before.replace('level = "info"', 'level = "debug"').replace('default = "allow"', 'default = "deny"')
+
+    async def refuse() -> None:
+        await trio.lowlevel.checkpoint()
+        assert node.parts.config.acl.default == "deny"
+        raise NftError("the kernel has no room for the rules", fix="use fewer")
+
+    async with serving(tmp_path / "a") as node, trio.open_nursery() as nursery:
+        it, send = await heeding(nursery, tmp_path / "a", node)
+        node.parts.access.converge = refuse  # type: ignore[method-assign]
+        if by_signal:
+            file.write_text(new)
+            send(signal.SIGHUP)
+            await until(lambda: node.parts.settings.refused is not None)
+            assert "no room" in str(node.parts.settings.refused) and file.read_text() == new
+        else:
+            with pytest.raises(NftError):
+                await it.put(new, dry_run=False)
+            assert file.read_text() == before and node.parts.settings.refused is None
+        config = node.parts.config
+        assert (config.log.level, config.acl.default) == ("info", "allow")
         nursery.cancel_scope.cancel()
 
 

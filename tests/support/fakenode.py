@@ -36,6 +36,8 @@ from phantommesh.management.agentview import (
     StandingView,
 )
 from phantommesh.management.audit import AuditEntry, Write, entry
+from phantommesh.management.bodies import InviteRequest
+from phantommesh.management.configview import ConfigResult, ConfigView
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import (
@@ -56,7 +58,7 @@ from phantommesh.management.federationview import (
     VisitorView,
 )
 from phantommesh.management.finding import UnknownMemberError, find
-from phantommesh.management.inviteview import InvitesView, InviteView, WithdrawnView
+from phantommesh.management.inviteview import InviteMade, InvitesView, InviteView, WithdrawnView
 from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import (
     ClockView,
@@ -381,6 +383,8 @@ class FakeNode:
         self.state: Life = "running"
         self.rotated: list[str | None] = []
         self.policies: list[str] = []
+        self.invited: list[InviteRequest] = []
+        self.config = '[node]\nname = "pm-0"\n'
         self.pinged: list[tuple[str, int, int | None]] = []
         self.replaced = 0
         self.revoked: list[tuple[str, bool]] = []
@@ -520,19 +524,20 @@ class FakeNode:
             hinters=[hinter],
         )  # fmt: skip
 
-    def turn(self, name: str, phase: str) -> AgentsResult:
+    def turn(self, name: str, phase: str, dry_run: bool) -> AgentsResult:
         if name not in (*self.phases, "all"):
             self.agent(name)
-        for one in self.phases:
+        for one in () if dry_run else self.phases:
             if name == one or (name == "all" and one != "apex"):
                 self.phases[one] = phase
-        return AgentsResult(agents=[one for one in self.agents() if name in ("all", one.name)], lifted=1)
+        shown = [one for one in self.agents() if name in ("all", one.name)]
+        return AgentsResult(agents=shown, lifted=1, dry_run=dry_run)
 
-    def pause_agent(self, name: str) -> AgentsResult:
-        return self.turn(name, "paused")
+    def pause_agent(self, name: str, *, dry_run: bool = False) -> AgentsResult:
+        return self.turn(name, "paused", dry_run)
 
-    def resume_agent(self, name: str, *, dry_run: bool) -> AgentsResult:
-        return self.turn(name, "dry-run" if dry_run else "running")
+    def resume_agent(self, name: str, *, trying: bool, dry_run: bool = False) -> AgentsResult:
+        return self.turn(name, "dry-run" if trying else "running", dry_run)
 
     def peers(self) -> list[PeerView]:
         views = [peer_view(number) for number in range(self.count, 0, -1)]
@@ -647,11 +652,13 @@ class FakeNode:
             self.asked.append((wanted, seconds, force))
         return BanResult(ban=ban_view(wanted, "operator", seconds), dry_run=dry_run)
 
-    async def unban(self, network: str | None, by: str | None) -> UnbanResult:
+    async def unban(self, network: str | None, by: str | None, *, dry_run: bool = False) -> UnbanResult:
         if self.failure is not None:
             raise self.failure
-        self.lifted.append((network, by))
-        return UnbanResult(lifted=[one for key, one in self.banned.items() if network == key or by == one.by])
+        if not dry_run:
+            self.lifted.append((network, by))
+        found = [one for key, one in self.banned.items() if network == key or by == one.by]
+        return UnbanResult(lifted=found, dry_run=dry_run)
 
     async def topology(self) -> TopologyView:
         return self.surveyed()
@@ -711,8 +718,9 @@ class FakeNode:
             )  # fmt: skip
         return self.draining
 
-    async def undrain(self) -> DrainView:
-        self.draining = DrainView(state="working", region="eu")
+    async def undrain(self, *, dry_run: bool = False) -> DrainView:
+        if not dry_run:
+            self.draining = DrainView(state="working", region="eu")
         return self.draining
 
     def ready(self) -> Readiness:
@@ -870,6 +878,29 @@ class FakeNode:
         )  # fmt: skip
         many = msgspec.structs.replace(one, id="00ff" * 8, name="", uses_left=7, joined=["pm-1", "pm-2"])
         return InvitesView(invites=[one, many], damaged=[])
+
+    async def make_invite(self, wanted: InviteRequest, *, dry_run: bool) -> InviteMade:
+        if self.failure is not None:
+            raise self.failure
+        if not dry_run:
+            self.invited.append(wanted)
+        return InviteMade(
+            invite=None if dry_run else "pm1_line", id="" if dry_run else "00ff" * 8,
+            expires="2030-01-01T01:00:00Z", role=wanted.role, name=wanted.name, uses=wanted.uses,
+            dry_run=dry_run,
+        )  # fmt: skip
+
+    async def config_text(self) -> ConfigView:
+        return ConfigView(
+            file="/etc/phantommesh/phantommesh.toml", config=self.config, restart=["api.listen"]
+        )
+
+    async def set_config(self, text: str, *, dry_run: bool) -> ConfigResult:
+        if self.failure is not None:
+            raise self.failure
+        if not dry_run:
+            self.config = text
+        return ConfigResult(taken=["log.level"], restart=["api.listen"], dry_run=dry_run)
 
     async def withdraw_invite(self, wanted: str) -> WithdrawnView:
         for one in (await self.invites()).invites:

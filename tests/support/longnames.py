@@ -370,11 +370,11 @@ class LongNames(FakeNode):
         received = ProofDirection(kept=60, countersigned=59, newest=lost if number == 1 else newest)
         return msgspec.structs.replace(view, peer=NAMES[number], node_id=node_id(number), received=received)
 
-    def turn(self, name: str, phase: str) -> AgentsResult:
+    def turn(self, name: str, phase: str, dry_run: bool) -> AgentsResult:
         """Changes nothing: several people ask at one time."""
         before = dict(self.phases)
         try:
-            return super().turn(name, phase)
+            return super().turn(name, phase, dry_run)
         finally:
             self.phases = before
 

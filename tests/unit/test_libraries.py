@@ -29,6 +29,8 @@ COPIED = {
     TCPServer._read_data: "ac5e1b7e50394ccd",
     TCPServer.protocol_send: "25d1d1e473402531",
     TCPServer._close: "df2927b0b3ec70bd",
+    H11Protocol._send_h11_event: "5abd184ee05602e3",
+    H11Protocol._check_protocol: "7d44b320f16bf523",
     TaskGroup: "66711324d1b17546",
     WorkerContext: "d698999bb0be8939",
 }
@@ -38,6 +40,7 @@ ATTRIBUTES = [
     (TCPServer, "send_lock"),
     (TCPServer, "stream"),
     (H11Protocol, "stream"),
+    (H11Protocol, "connection"),
     (H2Protocol, "streams"),
     (WSStream, "closed"),
     (WSStream, "handshake"),

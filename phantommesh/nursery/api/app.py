@@ -157,6 +157,12 @@ def _check_clients(app: QuartTrio, gate: Gate) -> None:
     def check(asked: Request | Websocket) -> None:
         endpoint = _ENDPOINTS.get(asked.endpoint or "")
         gate.check(asked, endpoint)
+        if "Transfer-Encoding" in asked.headers and "Content-Length" in asked.headers:
+            # RFC 9112 section 6.1: who forwards it may take the other one of the two.
+            raise ProblemError(
+                400, "the request has two lengths", fix="leave out Content-Length or Transfer-Encoding",
+                headers={"Connection": "close"},
+            )  # fmt: skip
         if asked.scope["path"].startswith("//"):
             # The router takes it for one slash; a proxy that filters paths does not.
             raise NotFound

@@ -5,6 +5,8 @@ A reader of the WebSocket is sent to as fast as it takes; meanwhile nothing is s
 nothing for a while is cut, as on any connection (server.py).
 """
 
+from collections.abc import Callable
+
 import msgspec
 import trio
 from quart import Response, request, websocket
@@ -27,11 +29,16 @@ SEND_TIMEOUT = 30.0  # s; over HTTP/2, where the client says when to send. Else 
 MAX_READERS = 256  # WebSockets at a time, of each of the two sockets
 TOKEN_LOOK = 2.0  # s between looks at whether a reader's token still counts
 BATCH = 64  # events between looks at what else there is
+FEW_READERS = 8  # who are all told at once
+SPREAD = 0.001  # s between two of more readers, about what it takes to tell one over TLS
 
 
 def events(node: NodePort, shutdown: trio.Event) -> Handlers:
     """Return the handlers. ``shutdown`` ends the WebSockets, each with a close frame."""
     free = trio.Semaphore(MAX_READERS)
+
+    def crowd() -> int:
+        return MAX_READERS - free.value
 
     async def page() -> Response:
         log, args = node.events, request.args
@@ -48,6 +55,7 @@ def events(node: NodePort, shutdown: trio.Event) -> Handlers:
             free.acquire_nowait()
         except trio.WouldBlock:
             raise ProblemError(503, "too many are reading events", fix="end another reader") from None
+        turn = crowd()
         try:
             await websocket.accept(
                 subprotocol=EVENTS_PROTOCOL if EVENTS_PROTOCOL in websocket.requested_subprotocols else None
@@ -56,7 +64,7 @@ def events(node: NodePort, shutdown: trio.Event) -> Handlers:
                 nursery.start_soon(_ignore_messages)
                 nursery.start_soon(_cancel_at, shutdown, nursery.cancel_scope)
                 nursery.start_soon(_cancel_without, node.tokens, caller(), nursery.cancel_scope)
-                await _send_events(log, place, wanted)
+                await _send_events(log, place, wanted, lambda: delay(turn, crowd()))
                 nursery.cancel_scope.cancel()  # the client takes nothing
             if shutdown.is_set():
                 await websocket.close(CloseReason.GOING_AWAY, "the node is stopping")
@@ -68,8 +76,15 @@ def events(node: NodePort, shutdown: trio.Event) -> Handlers:
     return {"events": page, "follow_events": follow}
 
 
-async def _send_events(log: EventLog, place: int, wanted: Filter) -> None:
-    """Send every event after ``place``, until a client takes none for ``SEND_TIMEOUT``."""
+def delay(turn: int, readers: int) -> float:
+    """How many seconds after an event it is a reader's turn. Hundreds of them told in one go would hold up
+    the event loop, and with it all that the node does."""
+    return 0.0 if readers <= FEW_READERS else SPREAD * (turn % readers)
+
+
+async def _send_events(log: EventLog, place: int, wanted: Filter, wait: Callable[[], float]) -> None:
+    """Send every event after ``place``, ``wait()`` seconds after it, until a client takes none for
+    ``SEND_TIMEOUT``."""
     while True:
         batch = log.read(place, wanted, BATCH)
         for event in batch.events:
@@ -79,6 +94,7 @@ async def _send_events(log: EventLog, place: int, wanted: Filter) -> None:
                 return
         place = batch.place
         await _newer(log, place)
+        await trio.sleep(wait())
 
 
 async def _newer(log: EventLog, place: int) -> None:

@@ -7,10 +7,9 @@ hold up the node's shutdown for ever. Here each connection is known, and is cut 
 
 import contextlib
 import logging
-import math
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,9 +29,11 @@ from hypercorn.typing import (
     AppWrapper,
     ASGIFramework,
     ASGIReceiveCallable,
+    ASGIReceiveEvent,
     ASGISendCallable,
     ASGISendEvent,
     ConnectionState,
+    H11SendableEvent,
     Scope,
 )
 from hypercorn.utils import wrap_app
@@ -55,6 +56,8 @@ MAX_OF_BLOCK = 288  # of these, of one source block
 HANDSHAKE_TIMEOUT_S = 10.0  # for TLS; hypercorn then gives each request 5 s for its head
 MAX_MESSAGE_BYTES = 4096  # in a WebSocket, from a client, which has nothing to say
 SEND_TIMEOUT_S = 30.0  # for a client to take what is in one write
+LINGER_BYTES = 1 << 20  # of a body that nobody reads, taken so that its sender can hear the answer
+LINGER_S = 2.0  # at most
 SOCKET_LOOK_S = 2.0  # between looks whether the socket's file is still there
 _CLOSE_TIMEOUT_S = 10.0
 
@@ -193,22 +196,47 @@ def _closing(app: QuartTrio) -> ASGIFramework:
 
     hypercorn ends the stream inside the last ``send``; that tells quart-trio of the disconnect, which cancels
     this very ``send`` before it closes a connection that must close (HTTP/1.0, ``Connection: close``).
+
+    A request that is answered before its body has come is the connection's last, and its answer says so.
     """
 
     async def asgi(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        async def whole_send(message: ASGISendEvent) -> None:
-            last = message["type"] == "http.response.body" and not message.get("more_body", False)
-            with trio.move_on_after(_CLOSE_TIMEOUT_S if last else math.inf, shield=last):
-                try:
-                    await send(message)
-                except h11.LocalProtocolError:
-                    if scope["type"] != "websocket":
-                        raise
-                    # hypercorn answers by itself a client that sends frames before the upgrade.
+        coming = scope["type"] == "http" and scope["http_version"] == "1.1" and _has_body(scope["headers"])
 
-        await app(scope, receive, whole_send)
+        async def whole_receive() -> ASGIReceiveEvent:
+            nonlocal coming
+            message = await receive()
+            if message["type"] == "http.request" and not message["more_body"]:
+                coming = False
+            return message
+
+        async def deliver(message: ASGISendEvent) -> None:
+            try:
+                await send(message)
+            except h11.LocalProtocolError:
+                if scope["type"] != "websocket":
+                    raise
+                # hypercorn answers by itself a client that sends frames before the upgrade.
+
+        async def whole_send(message: ASGISendEvent) -> None:
+            if coming and message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                with trio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
+                    await deliver(message)
+            else:
+                await deliver(message)
+
+        await app(scope, whole_receive, whole_send)
 
     return asgi
+
+
+def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    return any(
+        name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0") != b"")
+        for name, value in headers
+    )
 
 
 class _Connection(TCPServer):
@@ -225,6 +253,9 @@ class _Connection(TCPServer):
     ) -> None:
         state = ConnectionState({"uid": peer_uid(stream.socket)})
         self._raw = stream
+        self._encrypted = tls is not None
+        self._lingering = False
+        self._holding, self._head = False, b""
         served: trio.abc.Stream = stream
         if tls is not None:
             served = trio.SSLStream(stream, tls.context(), server_side=True, https_compatible=True)
@@ -236,11 +267,18 @@ class _Connection(TCPServer):
             await super()._close()
 
     async def _read_data(self) -> None:
-        data = b"something"
-        while data and not _is_over(self.protocol.protocol):
+        protocol = self.protocol.protocol
+        if isinstance(protocol, H11Protocol):
+            protocol._check_protocol = partial(_check_protocol, protocol._check_protocol)  # type: ignore[method-assign]
+            protocol._send_h11_event = partial(self._send_event, protocol._send_h11_event)  # type: ignore[method-assign]
+        data, left = b"something", LINGER_BYTES
+        while data and left > 0 and not _is_over(self.protocol.protocol):
             try:
                 data = bytes(await self.stream.receive_some(MAX_RECV))
-                await self.protocol.handle(RawData(data))
+                if self._lingering:
+                    left -= len(data)
+                else:
+                    await self.protocol.handle(RawData(data))
             except (trio.ClosedResourceError, trio.BrokenResourceError):
                 break
             except h11.LocalProtocolError:
@@ -250,19 +288,57 @@ class _Connection(TCPServer):
         assert self._task_group._nursery is not None
         self._task_group._nursery.cancel_scope.cancel()
 
+    async def _send_event(
+        self, send: Callable[[H11SendableEvent], Awaitable[None]], event: H11SendableEvent
+    ) -> None:
+        """Have the head of an answer go in one write with what comes behind it."""
+        self._holding = isinstance(event, h11.Response)
+        try:
+            await send(event)
+        finally:
+            self._holding = False
+
+    async def _linger(self) -> None:
+        """Take for a while what a client still sends whose request is answered already. A socket that is
+        closed with something unread is reset, and the answer may be lost with it."""
+        self._lingering = True
+        if not self._encrypted:
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._raw.send_eof()
+        await trio.sleep(LINGER_S)  # cancelled when the client has gone
+        _cut(self._raw)
+
     async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, Closed) and _is_sending(self.protocol.protocol):
+            assert self._task_group._nursery is not None
+            self._task_group._nursery.start_soon(self._linger)
+            await self.protocol.handle(Closed())
+            return
         if not isinstance(event, RawData):
             await super().protocol_send(event)
             return
+        data, self._head = self._head + event.data, b""
+        if self._holding:
+            self._head = data
+            return
+        if not data:
+            return  # the end of a body whose length was told
         async with self.send_lock:
             try:
                 with trio.fail_after(SEND_TIMEOUT_S, shield=True):
-                    await self.stream.send_all(event.data)
+                    await self.stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
                 _cut(self._raw)  # which ends the reading as well
                 await self.protocol.handle(Closed())
             except trio.BusyResourceError:
                 pass  # it is just being closed
+
+
+async def _check_protocol(check: Callable[[h11.Request], Awaitable[None]], request: h11.Request) -> None:
+    """Take no upgrade to HTTP/2 in clear (h2c), which proxies pass on without looking inside: RFC 9113 has it
+    no more. The request is answered as one of HTTP/1.1."""
+    if not any(name == b"upgrade" and b"h2c" in value.lower() for name, value in request.headers):
+        await check(request)
 
 
 def _is_over(protocol: H11Protocol | H2Protocol) -> bool:
@@ -273,6 +349,11 @@ def _is_over(protocol: H11Protocol | H2Protocol) -> bool:
         for stream in streams
         if isinstance(stream, WSStream)
     )
+
+
+def _is_sending(protocol: H11Protocol | H2Protocol) -> bool:
+    """Whether the client is in the middle of a body."""
+    return isinstance(protocol, H11Protocol) and protocol.connection.their_state is h11.SEND_BODY
 
 
 def connection_handler(

@@ -152,31 +152,34 @@ async def memory(parts: Parts) -> MemoryView:
     )  # fmt: skip
 
 
-def pause(parts: Parts, wanted: str) -> AgentsResult:
-    """Stop an agent, or all, and lift what stands for it. Paused, APEX freezes what stands. Raises
-    UnknownMemberError."""
-    lifted = 0
-    for name in _named(parts, wanted):
+def pause(parts: Parts, wanted: str, *, dry_run: bool) -> AgentsResult:
+    """Stop an agent, or all, and lift what stands for it. Paused, APEX freezes what stands. A dry run changes
+    nothing. Raises UnknownMemberError."""
+    named = _named(parts, wanted)
+    lifted = sum(parts.council.apex.count(name) for name in named if name != APEX)
+    for name in () if dry_run else named:
         if name == APEX:
             parts.decisions.freeze(on=True)
         else:
-            lifted += parts.council.apex.count(name)
             parts.decisions.pause(name)
-    return _result(parts, wanted, lifted)
+    return _result(parts, wanted, lifted, dry_run=dry_run)
 
 
-def resume(parts: Parts, wanted: str, *, dry_run: bool) -> AgentsResult:
-    """Let an agent, or all, go on, or only say what they would do. With all, APEX accepts again, too. Raises
-    UnknownMemberError."""
-    lifted = 0
-    if wanted == ALL and not dry_run:
+def resume(parts: Parts, wanted: str, *, trying: bool, dry_run: bool) -> AgentsResult:
+    """Let an agent, or all, go on, or only say what they would do (``trying``). With all, APEX accepts again,
+    too. A dry run changes nothing. Raises UnknownMemberError."""
+    named, lifted = _named(parts, wanted), 0
+    if trying:
+        lifted = sum(parts.council.apex.count(name) for name in named if name != APEX)
+    if dry_run:
+        return _result(parts, wanted, lifted, dry_run=True)
+    if wanted == ALL and not trying:
         parts.decisions.freeze(on=False)
-    for name in _named(parts, wanted):
+    for name in named:
         if name == APEX:
             parts.decisions.freeze(on=False)
         else:
-            lifted += parts.council.apex.count(name) if dry_run else 0
-            parts.decisions.resume(name, dry_run=dry_run)
+            parts.decisions.resume(name, dry_run=trying)
     return _result(parts, wanted, lifted)
 
 
@@ -237,9 +240,9 @@ def _named(parts: Parts, wanted: str) -> list[AgentName | Literal["apex"]]:
     return [_seat(parts, wanted).agent.name]
 
 
-def _result(parts: Parts, wanted: str, lifted: int) -> AgentsResult:
+def _result(parts: Parts, wanted: str, lifted: int, *, dry_run: bool = False) -> AgentsResult:
     shown = [one for one in agents(parts) if wanted in (ALL, one.name)]
-    return AgentsResult(agents=shown, lifted=lifted)
+    return AgentsResult(agents=shown, lifted=lifted, dry_run=dry_run)
 
 
 def _apex(parts: Parts, now: float) -> AgentView:

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The node's report on itself: the views of the API. It reads. All it does is `ping`, `netcheck`, `rotate`,
-`withdraw_invite`, `pause_agent`, `resume_agent`, `ban`, `unban`, `drain`, `undrain`, `revoke`, `rename`,
-`new_identity`, `set_policy`, `approve_routes`, `withdraw_routes`, `invite_mesh`, `accept_pact` and
-`end_pact`."""
+`make_invite`, `withdraw_invite`, `set_config`, `pause_agent`, `resume_agent`, `ban`, `unban`, `drain`,
+`undrain`, `revoke`, `rename`, `new_identity`, `set_policy`, `approve_routes`, `withdraw_routes`,
+`invite_mesh`, `accept_pact` and `end_pact`."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from time import time
+from typing import Protocol
 
 import structlog
 import trio
@@ -16,6 +17,7 @@ import trio
 from phantommesh import __version__
 from phantommesh.agents.actions import Rotate
 from phantommesh.agents.base import Subject
+from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault
 from phantommesh.link.psk import PskPhase
 from phantommesh.management.aclview import AclCheckView, AclView, PolicyResult
@@ -27,12 +29,14 @@ from phantommesh.management.agentview import (
     IncidentView,
     MemoryView,
 )
+from phantommesh.management.bodies import InviteRequest
+from phantommesh.management.configview import ConfigResult, ConfigView
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.events import EventLog
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationInvited, FederationView, PactResult
 from phantommesh.management.finding import find
-from phantommesh.management.inviteview import InvitesView, WithdrawnView
+from phantommesh.management.inviteview import InviteMade, InvitesView, WithdrawnView
 from phantommesh.management.metrics import Metrics
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.peerfaults import Here, PeerSeen, judge
@@ -51,7 +55,7 @@ from phantommesh.management.views import (
     Status,
 )
 from phantommesh.moments import rfc3339
-from phantommesh.node.invitations import listed, withdrawn
+from phantommesh.node.invitations import listed, made, ordered, planned, withdrawn
 from phantommesh.nursery.bell import Bell
 from phantommesh.nursery.keeping.audit import Audit
 from phantommesh.nursery.keeping.decisions import asked
@@ -85,6 +89,18 @@ ROTATE_WAIT = 5.0  # s that a rotation is watched before it is reported as merel
 log = structlog.get_logger("phantommesh.reporting")
 
 
+class Configuring(Protocol):
+    """The process, which knows the file that the node was started from."""
+
+    async def view(self) -> ConfigView:
+        """The file as it is. Raises PhantomMeshError."""
+        ...
+
+    async def put(self, text: str, *, dry_run: bool) -> ConfigResult:
+        """Have the file say ``text``, and the node run with it. Raises PhantomMeshError."""
+        ...
+
+
 class Reporter(Rows):
     """The node as the API's `NodePort`."""
 
@@ -92,6 +108,8 @@ class Reporter(Rows):
         super().__init__(parts)
         self.leaving = False
         """Whether the node says goodbye: then its peers' silence is no fault."""
+        self.configuring: Configuring | None = None
+        """None: the node was not started from a file."""
         self.local = LocalCauses(parts)
         self._checks = NetChecks(parts)
         agentrows.synthesise(parts)
@@ -216,6 +234,16 @@ class Reporter(Rows):
         """The open invites of this authority. Raises TrustError where this node is none."""
         return await trio.to_thread.run_sync(listed, self._parts.state, time())
 
+    async def make_invite(self, wanted: InviteRequest, *, dry_run: bool) -> InviteMade:
+        """Make an invite. Raises PhantomMeshError."""
+        state, now = self._parts.state, time()
+        order = ordered(state, self._parts.config, wanted, now)
+        if dry_run:
+            return planned(order)
+        done = await trio.to_thread.run_sync(made, state, order, now)
+        log.warning("invite made", invite=done.id[:8], role=done.role, uses=done.uses, expires=done.expires)
+        return done
+
     async def withdraw_invite(self, wanted: str) -> WithdrawnView:
         """Take an invite back. Raises UnknownMemberError, TrustError or StateError."""
         gone = await trio.to_thread.run_sync(withdrawn, self._parts.state, wanted)
@@ -294,9 +322,9 @@ class Reporter(Rows):
         """Ban an address or a network. Raises PhantomMeshError."""
         return await threats.ban(self._parts, wanted, seconds, force=force, dry_run=dry_run)
 
-    async def unban(self, network: str | None, by: str | None) -> UnbanResult:
+    async def unban(self, network: str | None, by: str | None, *, dry_run: bool = False) -> UnbanResult:
         """Lift the bans of a network, or all of one origin. Raises PhantomMeshError."""
-        return await threats.unban(self._parts, network, by)
+        return await threats.unban(self._parts, network, by, dry_run=dry_run)
 
     async def netcheck(self) -> NetCheck:
         """This host's network, and how members reach this node."""
@@ -334,13 +362,13 @@ class Reporter(Rows):
         """The memory of threats."""
         return await agentrows.memory(self._parts)
 
-    def pause_agent(self, name: str) -> AgentsResult:
+    def pause_agent(self, name: str, *, dry_run: bool = False) -> AgentsResult:
         """Stop an agent, or ``all``. Raises UnknownMemberError."""
-        return agentrows.pause(self._parts, name)
+        return agentrows.pause(self._parts, name, dry_run=dry_run)
 
-    def resume_agent(self, name: str, *, dry_run: bool) -> AgentsResult:
-        """Let an agent, or ``all``, go on. Raises UnknownMemberError."""
-        return agentrows.resume(self._parts, name, dry_run=dry_run)
+    def resume_agent(self, name: str, *, trying: bool, dry_run: bool = False) -> AgentsResult:
+        """Let an agent, or ``all``, go on, or only say what it would do. Raises UnknownMemberError."""
+        return agentrows.resume(self._parts, name, trying=trying, dry_run=dry_run)
 
     async def rotate(self, peer: str | None, uid: int | None = None) -> RotationResult:
         """Start a new epoch with one peer (by node id or name) or with all, and watch it for some seconds.
@@ -441,13 +469,30 @@ class Reporter(Rows):
             self._parts.decisions.operate([drain.asked(seconds, force=force)])
         return self.drain_state()
 
-    async def undrain(self) -> DrainView:
+    async def undrain(self, *, dry_run: bool = False) -> DrainView:
         """Have members use this node again, whoever had it drain."""
         parts = self._parts
+        if dry_run:
+            return self.drain_state()
         await parts.drainer.take_back()
         now = trio.current_time()
         parts.decisions.order(parts.council.withdraw("nexus", drain.NODE, now), now)
         return self.drain_state()
+
+    async def config_text(self) -> ConfigView:
+        """The configuration's file. Raises PhantomMeshError."""
+        return await self._configuring().view()
+
+    async def set_config(self, text: str, *, dry_run: bool) -> ConfigResult:
+        """Check a configuration, write it to the file and take it over. Raises PhantomMeshError."""
+        return await self._configuring().put(text, dry_run=dry_run)
+
+    def _configuring(self) -> Configuring:
+        if self.configuring is None:
+            raise PhantomMeshError(
+                "this node was not started from a file", fix="start it by `phantommesh run --config FILE`"
+            )
+        return self.configuring
 
     async def rename(self, name: str) -> NameResult:
         """Get another name. Raises PhantomMeshError."""

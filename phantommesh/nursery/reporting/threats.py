@@ -98,7 +98,7 @@ def _record(parts: Parts, done: Ban, seconds: float) -> None:
     parts.decisions.operate([proposal])
 
 
-async def unban(parts: Parts, network: str | None, by: str | None) -> UnbanResult:
+async def unban(parts: Parts, network: str | None, by: str | None, *, dry_run: bool) -> UnbanResult:
     """Lift the bans of a network, or all bans of one origin. Raises BanError and NftError."""
     banning = parts.banning
     if (network is None) == (by is None):
@@ -106,7 +106,8 @@ async def unban(parts: Parts, network: str | None, by: str | None) -> UnbanResul
     if network is not None:
         asked = parse_network(network)
         wider = [ban.network for ban in banning.bans if _holds(ban, asked)]
-        lifted = await banning.unban(asked)
+        same = [ban for ban in banning.bans if ban.network == str(asked)]
+        lifted = same if dry_run else await banning.unban(asked)
         if not lifted and wider:
             raise BanError(
                 f"{asked} has no ban of its own: it is in {wider[0]}, which is banned",
@@ -115,12 +116,12 @@ async def unban(parts: Parts, network: str | None, by: str | None) -> UnbanResul
         if not lifted:
             raise BanError(f"{asked} is not banned", fix="see `phantommesh threats` for what is")
         notes = [f"{asked} is still kept out: it is in {one}, which is banned" for one in wider]
-        return UnbanResult(lifted=[_ban(ban, {}) for ban in lifted], notes=notes)
+        return UnbanResult(lifted=[_ban(ban, {}) for ban in lifted], notes=notes, dry_run=dry_run)
     origin = next((origin for origin in ORIGINS if origin == by), None)
     if origin is None:
         raise BanError("there are no such bans", fix=f"give one of {', '.join(ORIGINS)}")
-    lifted = await banning.drop(origin, DROPPED)
-    return UnbanResult(lifted=[_ban(ban, {}) for ban in lifted])
+    lifted = list(banning.bans.of(origin)) if dry_run else await banning.drop(origin, DROPPED)
+    return UnbanResult(lifted=[_ban(ban, {}) for ban in lifted], dry_run=dry_run)
 
 
 def _holds(ban: Ban, network: Network) -> bool:

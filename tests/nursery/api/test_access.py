@@ -171,7 +171,7 @@ def snapshot(node: FakeNode) -> tuple[object, ...]:
     return (
         list(node.rotated), list(node.revoked), node.replaced, list(node.decided), list(node.asked),
         list(node.lifted), dict(node.phases), node.draining, node.name, list(node.pinged),
-        node.tokens.book,
+        node.tokens.book, list(node.invited), node.config,
     )  # fmt: skip
 
 

@@ -86,7 +86,12 @@ async def test_agents_are_paused_and_resumed_by_name_and_all_together() -> None:
     assert node.phases["apex"] == "running"
     await problem(await ask(app, "POST", "/v1/agents/nobody/pause"), 404)
     await problem(await ask(app, "POST", "/v1/agents/cipher/resume", json={"dry": True}), 400)
-    await problem(await ask(app, "POST", "/v1/agents/cipher/pause?dry_run=true"), 400)
+    before = dict(node.phases)
+    for doing in ("pause", "resume"):
+        tried = await ask(app, "POST", f"/v1/agents/cipher/{doing}?dry_run=true")
+        done = msgspec.json.decode(await tried.get_data(), type=AgentsResult)
+        assert done.dry_run and done.lifted == 1 and node.phases == before
+    await problem(await ask(app, "POST", "/v1/agents/nobody/pause?dry_run=true"), 404)
 
 
 async def test_one_key_does_not_stand_for_two_agents() -> None:

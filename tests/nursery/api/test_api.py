@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+import trio.testing
 from hypercorn.trio.worker_context import WorkerContext
 from quart import Response
 from quart.testing import WebsocketResponseError
@@ -25,9 +26,12 @@ from phantommesh.client.http import ApiError, NodeClient, NodeNotRunningError
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import FaultKind
 from phantommesh.management.aclview import PolicyResult
+from phantommesh.management.configview import ConfigResult, ConfigView
+from phantommesh.management.drainview import DrainView
 from phantommesh.management.endpoints import COMMON, ENDPOINTS, Endpoint
 from phantommesh.management.explainview import Explanation
 from phantommesh.management.federationview import FederationView
+from phantommesh.management.inviteview import InviteMade
 from phantommesh.management.netview import NetCheck
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult, RoutesView
@@ -47,6 +51,7 @@ from phantommesh.management.views import (
     Status,
 )
 from phantommesh.node.draining import DrainRefusedError
+from phantommesh.nursery.api import events
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.auth import Door
 from phantommesh.nursery.api.idempotency import (
@@ -56,6 +61,7 @@ from phantommesh.nursery.api.idempotency import (
     IdempotencyCache,
 )
 from phantommesh.nursery.api.problems import MAX_BODY_BYTES
+from phantommesh.nursery.api.routes.reads import STATUS_AGE
 from phantommesh.nursery.api.server import connection_handler, serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp, listen_unix, peer_uid
 from phantommesh.proofs.statement import ProofError
@@ -137,10 +143,7 @@ async def test_what_cannot_be_tried_without_doing_it_refuses_a_dry_run() -> None
     app = app_of(node)
     writing = [endpoint for endpoint in ENDPOINTS if endpoint.method == "POST" and not endpoint.dry_run]
     assert [endpoint.path for endpoint in writing] == [
-        "/v1/agents/{name}/pause",
-        "/v1/agents/{name}/resume",
         "/v1/pings",
-        "/v1/undrain",
         "/v1/identities",
         "/v1/names",
         "/v1/routes/approvals",
@@ -1076,3 +1079,86 @@ async def test_draining_is_begun_shown_and_ended() -> None:
     node.failure = DrainRefusedError("b drains in the region eu", fix="wait")
     refused = await problem(await ask(node, "POST", "/v1/drain"), 409)
     assert refused.fix == "wait"
+
+
+async def test_a_dry_run_lifts_no_ban_and_ends_no_drain() -> None:
+    node = FakeNode()
+    tried = await ask(node, "DELETE", "/v1/bans?network=192.0.2.250/32&dry_run=true")
+    found = msgspec.json.decode(await tried.get_data(), type=UnbanResult)
+    assert found.dry_run and [one.network for one in found.lifted] == ["192.0.2.250/32"] and not node.lifted
+    await ask(node, "POST", "/v1/drain")
+    before = node.draining
+    assert before.state == "drained"
+    shown = msgspec.json.decode(
+        await (await ask(node, "POST", "/v1/undrain?dry_run=true")).get_data(), type=DrainView
+    )
+    assert shown == before == node.draining
+
+
+async def test_an_invite_is_shown_once_and_is_on_no_record() -> None:
+    node = FakeNode()
+    app, root, key = app_of(node), {"state": {"uid": 0}}, {"Idempotency-Key": "k"}
+    body = {"name": "nas", "seconds": 600}
+    tried = await ask(app, "POST", "/v1/invites?dry_run=true", json=body, scope_base=root)
+    planned = msgspec.json.decode(await tried.get_data(), type=InviteMade)
+    assert planned.dry_run and planned.invite is None and not node.invited
+    made = await ask(app, "POST", "/v1/invites", json=body, headers=key, scope_base=root)
+    done = msgspec.json.decode(await made.get_data(), type=InviteMade)
+    assert done.invite == "pm1_line" and [one.name for one in node.invited] == ["nas"]
+    assert "pm1_line" not in repr(done)
+    # Asked again, it is neither made again nor shown again.
+    again = await problem(await ask(app, "POST", "/v1/invites", json=body, headers=key, scope_base=root), 409)
+    assert "shown once" in again.detail and len(node.invited) == 1
+    assert "pm1_line" not in repr(node.audit.entries)
+    assert node.audit.entries[0].asked["name"] == "nas"
+    # The socket's group may not.
+    other = {"state": {"uid": 4711}}
+    await problem(await ask(app, "POST", "/v1/invites", json=body, scope_base=other), 403)
+    assert len(node.invited) == 1
+
+
+async def test_the_configuration_is_put_whole() -> None:
+    node = FakeNode()
+    app, root = app_of(node), {"state": {"uid": 0}}
+    before, text = node.config, '[node]\nname = "pm-0"\nmesh = "lab"\n'
+    shown = msgspec.json.decode(await (await ask(app, "GET", "/v1/config")).get_data(), type=ConfigView)
+    assert shown.config == before
+    tried = await ask(app, "PUT", "/v1/config?dry_run=true", json={"config": text}, scope_base=root)
+    assert msgspec.json.decode(await tried.get_data(), type=ConfigResult).dry_run and node.config == before
+    await ask(app, "PUT", "/v1/config", json={"config": text}, scope_base=root)
+    assert node.config == text
+    entry = node.audit.entries[-1]
+    assert (entry.who, entry.method, entry.path, entry.status) == ("uid 0", "PUT", "/v1/config", 200)
+    node.failure = PhantomMeshError("log.level = 7 is not a level", fix="set it to info")
+    refused = await problem(await ask(app, "PUT", "/v1/config", json={"config": "x"}, scope_base=root), 409)
+    assert "log.level" in refused.detail and refused.fix
+    await problem(
+        await ask(app, "PUT", "/v1/config", json={"config": text}, scope_base={"state": {"uid": 4711}}), 403
+    )
+
+
+async def test_the_status_is_kept_for_a_moment_and_until_something_happens(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    node = FakeNode()
+    app = app_of(node)
+
+    async def peers() -> int:
+        response = await ask(app, "GET", "/v1/status")
+        return msgspec.json.decode(await response.get_data(), type=Status).peers_total
+
+    assert await peers() == 2
+    node.count = 3
+    assert await peers() == 2
+    node.events.publish("peer.joined", "pm-3", {})
+    assert await peers() == 3
+    node.count = 4
+    await trio.sleep(STATUS_AGE)
+    assert await peers() == 4
+
+
+def test_many_readers_are_told_in_turn_and_a_few_at_once() -> None:
+    assert [events.delay(turn, events.FEW_READERS) for turn in range(events.FEW_READERS)] == [0.0] * 8
+    turns = sorted(events.delay(turn, 200) for turn in range(200))
+    assert turns == [events.SPREAD * turn for turn in range(200)]
+    assert events.delay(255, 9) < 9 * events.SPREAD

@@ -93,6 +93,31 @@ REFUSED: dict[str, tuple[bytes, tuple[int, ...]]] = {
         f"POST /v1/rotations HTTP/1.1\r\n{JSON}Content-Length: 2\r\nContent-Length: 40\r\n\r\n{{}}".encode(),
         (400,),
     ),
+    "a length and a transfer coding": (
+        f"POST /v1/rotations HTTP/1.1\r\n{JSON}Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n"
+        "2\r\n{}\r\n0\r\n\r\n".encode(),
+        (400,),
+    ),
+    "a null byte in a header": (b"GET /v1/status HTTP/1.1\r\nHost: localhost\r\nX: a\x00b\r\n\r\n", (400,)),
+    "a bare carriage return in a header": (
+        get("/v1/status", f"{HEAD}X: a\rTransfer-Encoding: chunked\r\n"), (400,)
+    ),
+    "a header that begins folded": (b"GET /v1/status HTTP/1.1\r\n X: 1\r\nHost: localhost\r\n\r\n", (400,)),
+    "two transfer codings": (
+        f"POST /v1/rotations HTTP/1.1\r\n{JSON}Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n"
+        "\r\n0\r\n\r\n".encode(),
+        (400, 501),
+    ),
+    "a chunk's length that is none": (
+        f"POST /v1/rotations HTTP/1.1\r\n{JSON}Transfer-Encoding: chunked\r\n\r\n"
+        "-2\r\n{}\r\n0\r\n\r\n".encode(),
+        (400,),
+    ),
+    "a configuration of another kind": (
+        post(b'{"config": 7}', "/v1/config").replace(b"POST", b"PUT", 1), (400,)
+    ),
+    "an invite for ever": (post(b'{"seconds": 1e300}', "/v1/invites"), (400,)),
+    "an invite with more than there is": (post(b'{"root": true}', "/v1/invites"), (400,)),
     "two hosts": (get("/v1/status", f"{HEAD}Host: evil.example\r\n"), (400,)),
     "no host": (get("/v1/status", "Connection: close\r\n"), (400,)),
     "a space before the colon": (get("/v1/status", f"{HEAD}Transfer-Encoding : chunked\r\n"), (400,)),
@@ -117,13 +142,39 @@ async def test_a_clean_refusal(what: str, tmp_path: Path) -> None:
     assert node.rotated == [] and node.pinged == [] and node.asked == []
 
 
-async def test_no_request_is_smuggled_behind_another(tmp_path: Path) -> None:
-    """Both a length and a transfer coding (RFC 9112 section 6.3): the coding counts, and what comes behind is
-    no request of its own that a proxy has not seen."""
+async def test_no_upgrade_to_http_2_in_clear(tmp_path: Path) -> None:
+    head = HEAD.replace("close", "Upgrade, HTTP2-Settings")
+    asked = get("/healthz", f"{head}Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n")
+    path = tmp_path / "api.sock"
+    async with serving(FakeNode(), path), await trio.open_unix_socket(path) as stream:
+        await stream.send_all(asked)
+        with trio.fail_after(20):
+            answer = await stream.receive_some(4096)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_folded_transfer_coding_counts_as_one(tmp_path: Path) -> None:
+    """RFC 9112 section 5.2: a fold stands for a space. Whoever took it for a header of no value would find
+    another request in the body."""
+    node = FakeNode()
+    hidden = b"POST /v1/rotations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
+    head = (
+        f"POST /v1/pings HTTP/1.1\r\n{JSON}Transfer-Encoding:\r\n chunked\r\n\r\n{len(hidden):x}\r\n".encode()
+    )
+    async with serving(node, tmp_path / "api.sock"):
+        answer = await sent(tmp_path / "api.sock", head + hidden + b"\r\n0\r\n\r\n")
+    refused(answer, 400)
+    assert answer.count(b"HTTP/1.1 4") == 1 and node.rotated == []
+
+
+@pytest.mark.parametrize("head", [JSON, JSON.replace("Connection: close\r\n", "")])
+async def test_no_request_is_smuggled_behind_another(head: str, tmp_path: Path) -> None:
+    """Both a length and a transfer coding (RFC 9112 section 6.1): a refusal, and what comes behind is no
+    request of its own that a proxy has not seen."""
     node = FakeNode()
     hidden = b"POST /v1/rotations HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n"
     data = (
-        f"POST /v1/nothing HTTP/1.1\r\n{JSON}Content-Length: {5 + len(hidden)}\r\n"
+        f"POST /v1/nothing HTTP/1.1\r\n{head}Content-Length: {5 + len(hidden)}\r\n"
         "Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     ).encode() + hidden
     async with serving(node, tmp_path / "api.sock"):

@@ -27,6 +27,7 @@ from phantommesh.management import servercert
 from phantommesh.management.scopes import Scope
 from phantommesh.management.servercert import TlsFiles
 from phantommesh.nursery.api import server, tls
+from phantommesh.nursery.api.problems import MAX_BODY_BYTES
 from phantommesh.nursery.api.server import serve_api
 from phantommesh.nursery.api.sockets import ApiSocketError, listen_tcp
 from phantommesh.state import apicert
@@ -158,6 +159,47 @@ async def test_nothing_older_than_tls_1_3(tmp_path: Path) -> None:
             await stream.do_handshake()
         await trio.aclose_forcefully(stream)
         assert (await api.get("/healthz")).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_who_still_sends_a_body_that_is_too_large_hears_so(tmp_path: Path) -> None:
+    """A socket that is closed with something unread is reset, and what was answered is lost with it."""
+    async with served(tmp_path) as api:
+        token = api.node.tokens.grant(Scope.ADMIN)
+        size = 8 * MAX_BODY_BYTES
+        head = (
+            f"POST /v1/rotations HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {size}\r\n\r\n"
+        )
+        stream = await api.connect()
+        async with stream:
+            with trio.fail_after(20):
+                await stream.send_all(head.encode())
+                for _ in range(size // 4096):
+                    await stream.send_all(b" " * 4096)
+                answer = b"".join([part async for part in stream])
+        assert answer.startswith(b"HTTP/1.1 413 ") and answer.count(b"HTTP/1.1 ") == 1
+        assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
+async def test_who_sends_without_end_is_cut(tmp_path: Path) -> None:
+    async with served(tmp_path) as api:
+        token = api.node.tokens.grant(Scope.ADMIN)
+        head = (
+            f"POST /v1/rotations HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+            "Content-Type: application/json\r\nContent-Length: 1000000000000\r\n\r\n"
+        )
+        stream = await api.connect()
+        sent = 0
+        with trio.fail_after(20):
+            try:
+                await stream.send_all(head.encode())
+                while sent < 1 << 30:
+                    await stream.send_all(b" " * 65536)
+                    sent += 65536
+            except trio.BrokenResourceError:
+                pass
+        await trio.aclose_forcefully(stream)
+        assert sent < server.LINGER_BYTES + 8_000_000  # and what the kernel holds on both sides
 
 
 async def test_clear_text_to_the_encrypted_port_is_no_request(tmp_path: Path) -> None:

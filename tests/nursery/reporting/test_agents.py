@@ -46,16 +46,16 @@ async def test_agents_decisions_and_incidents_of_a_node_and_who_is_paused(tmp_pa
         assert list(node.parts.council.apex.standing()) == []
         glance = reporter.status().agents
         assert glance is not None and set(glance.paused) - others == {"omniscient"}
-        (dry,) = reporter.resume_agent("nexus", dry_run=True).agents
+        (dry,) = reporter.resume_agent("nexus", trying=True).agents
         assert dry.phase == "dry-run"
 
         reporter.pause_agent("apex")
-        reporter.resume_agent("omniscient", dry_run=False)
+        reporter.resume_agent("omniscient", trying=False)
         await until(
             lambda: any(one.result == "frozen" for one in reporter.decisions(0, 100, agent="omniscient"))
         )
         assert reporter.agents()[0].phase == "paused"
-        reporter.resume_agent("apex", dry_run=False)
+        reporter.resume_agent("apex", trying=False)
         await until(lambda: reporter.agent("omniscient").agent.standing == 2)
         with pytest.raises(UnknownMemberError):
             reporter.pause_agent("nobody")

@@ -48,8 +48,8 @@ async def test_all_agents_that_go_on_are_heard_again(tmp_path: Path) -> None:
     async with serving(tmp_path / "a") as node:
         node.reporter.pause_agent("apex")
         node.reporter.pause_agent("all")
-        assert node.reporter.resume_agent("all", dry_run=True).agents[0].phase == "paused"
-        result = node.reporter.resume_agent("all", dry_run=False)
+        assert node.reporter.resume_agent("all", trying=True).agents[0].phase == "paused"
+        result = node.reporter.resume_agent("all", trying=False)
         assert {one.phase for one in result.agents} == {"running"}
         assert result.agents[0].name == "apex"
 

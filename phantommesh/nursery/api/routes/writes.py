@@ -14,10 +14,12 @@ from phantommesh.management.agentview import AgentsResult
 from phantommesh.management.audit import asked as asked_for
 from phantommesh.management.bodies import (
     BanRequest,
+    ConfigRequest,
     DrainRequest,
     FederationAcceptRequest,
     FederationInviteRequest,
     IdentityRequest,
+    InviteRequest,
     NameRequest,
     PactRequest,
     PauseRequest,
@@ -29,15 +31,18 @@ from phantommesh.management.bodies import (
     RouteRequest,
     UndrainRequest,
 )
+from phantommesh.management.configview import ConfigResult
 from phantommesh.management.drainview import DrainView
 from phantommesh.management.endpoints import (
     APPROVALS,
     BANS,
+    CONFIG,
     DRAINS,
     FEDERATION_ENDS,
     FEDERATION_INVITES,
     FEDERATION_PACTS,
     IDENTITIES,
+    INVITES,
     JSON,
     NAMES,
     PAUSES,
@@ -53,6 +58,7 @@ from phantommesh.management.endpoints import (
     RootOnly,
 )
 from phantommesh.management.federationview import FederationInvited, PactResult
+from phantommesh.management.inviteview import InviteMade
 from phantommesh.management.pingview import PingResult
 from phantommesh.management.routeview import RouteResult
 from phantommesh.management.threatsview import BanResult
@@ -94,11 +100,18 @@ def writes(node: NodePort) -> Handlers:
 
     async def unban() -> Response:
         """Lifting twice lifts once: this has no body and needs no key."""
-        network, by = request.args.get("network"), request.args.get("by")
-        if by not in (None, "operator") or (network is not None and await _evident(node, network)):
+        network, by, dry_run = request.args.get("network"), request.args.get("by"), flag("dry_run")
+        grave = by not in (None, "operator") or (network is not None and await _evident(node, network))
+        if grave and not dry_run:
             need_full(RootOnly("only root may lift what evidence banned", fix="run this with sudo"))
-        done = await node.unban(network, by)
+        done = await node.unban(network, by, dry_run=dry_run)
         return Response(msgspec.json.encode(done), content_type=JSON)
+
+    async def make_invite(wanted: InviteRequest, dry_run: bool) -> InviteMade:
+        return await node.make_invite(wanted, dry_run=dry_run)
+
+    async def set_config(wanted: ConfigRequest, dry_run: bool) -> ConfigResult:
+        return await node.set_config(wanted.config, dry_run=dry_run)
 
     async def withdraw_invite(invite: str) -> Response:
         """An invite that is gone cannot be withdrawn twice: this has no body and needs no key."""
@@ -112,8 +125,8 @@ def writes(node: NodePort) -> Handlers:
     async def set_policy(wanted: PolicyRequest, dry_run: bool) -> PolicyResult:
         return await node.set_policy(wanted.policy, dry_run=dry_run)
 
-    async def undrain(_wanted: UndrainRequest, _dry_run: bool) -> DrainView:
-        return await node.undrain()
+    async def undrain(_wanted: UndrainRequest, dry_run: bool) -> DrainView:
+        return await node.undrain(dry_run=dry_run)
 
     async def replace(_wanted: IdentityRequest, _dry_run: bool) -> IdentityResult:
         return await node.new_identity()
@@ -155,8 +168,8 @@ def writes(node: NodePort) -> Handlers:
 
     def pausing() -> Callable[[str], Awaitable[Response]]:
         async def handler(name: str) -> Response:
-            async def act(_wanted: PauseRequest, _dry_run: bool) -> AgentsResult:
-                return node.pause_agent(name)
+            async def act(_wanted: PauseRequest, dry_run: bool) -> AgentsResult:
+                return node.pause_agent(name, dry_run=dry_run)
 
             return await write(PAUSES, answers, act, (name,))
 
@@ -164,8 +177,8 @@ def writes(node: NodePort) -> Handlers:
 
     def resuming() -> Callable[[str], Awaitable[Response]]:
         async def handler(name: str) -> Response:
-            async def act(wanted: ResumeRequest, _dry_run: bool) -> AgentsResult:
-                return node.resume_agent(name, dry_run=wanted.dry_run)
+            async def act(wanted: ResumeRequest, dry_run: bool) -> AgentsResult:
+                return node.resume_agent(name, trying=wanted.dry_run, dry_run=dry_run)
 
             return await write(RESUMES, answers, act, (name,))
 
@@ -178,7 +191,9 @@ def writes(node: NodePort) -> Handlers:
         PINGS.name: writing(PINGS, ping),
         BANS.name: writing(BANS, ban),
         "unban": unban,
+        INVITES.name: writing(INVITES, make_invite),
         WITHDRAWN_INVITES.name: withdraw_invite,
+        CONFIG.name: writing(CONFIG, set_config),
         DRAINS.name: writing(DRAINS, drain),
         UNDRAINS.name: writing(UNDRAINS, undrain),
         POLICIES.name: writing(POLICIES, set_policy),
