@@ -8,8 +8,8 @@ same one. A policy never runs out, as what it denies would be open then. To have
 authority signs one that allows everything.
 
 A number that is ahead of its time tells that the signer's clock was ahead. No member takes such a policy. A
-node that holds one, from when its own clock was ahead, does not follow it either, nor count or offer it, until
-its time has come. It gives way to any other of its signer.
+node that holds one, from when its own clock was ahead, does not follow it either, nor count or offer it,
+until its time has come. It gives way to any other of its signer.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def encode(policies: Policies) -> bytes:
 
 def decode(data: bytes, root: x509.Certificate, now: float) -> Policies:
     """Read what `encode` wrote, and verify each. Raises TrustError or PolicyError: a node that cannot read
-    the policy it held does not know what to deny. One that is ahead of its time is held and does not count."""
+    the policy it held does not know what to deny. One ahead of its time is held, and does not count."""
     try:
         pack = msgspec.msgpack.decode(data, type=_Pack)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:

@@ -216,6 +216,7 @@ class Node:
             hosts=self._api_names(),
             shutdown=stop,
             grace=GRACE,
+            certified=self.reporter.certified,
             task_status=task_status,
         )
         stopped.set()

@@ -101,8 +101,8 @@ class Policing:
         for one in self._node.policies.ahead(time()):
             signer, number = one.signer, one.signed.number
             yield POLICY_AHEAD.fault(
-                f"an access policy was signed by a clock that was ahead: it is of {_date(number)}, and no member "
-                "follows it before",
+                f"an access policy was signed by a clock that was ahead: it is of {_date(number)}, and "
+                "no member follows it before",
                 "see that this machine's clock is right; then sign the policy once more, with `phantommesh "
                 "acl set-policy`, on the authority that signed it",
                 subject=name_of(self._node.roster.get(signer), signer),
