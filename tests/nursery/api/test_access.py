@@ -511,7 +511,7 @@ async def test_events_of_the_audit_trail_are_told_to_who_may_read_it() -> None:
         node.events.publish(kind, None, {})
     app = remote(node).test_client()
     for scope, told in (("read", ["peer.up"]), ("operate", ["peer.up"]), ("admin", None)):
-        given = {"headers": Headers(headers_of(node, scope)), "scope_base": FAR}
+        given: dict[str, Any] = {"headers": Headers(headers_of(node, scope)), "scope_base": FAR}
         every = told or ["audit.written", "peer.up", "audit.denied"]
         page = await (await app.get("/v1/events", **given)).get_json()
         assert [event["type"] for event in page["items"]] == every
