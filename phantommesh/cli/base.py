@@ -44,6 +44,7 @@ _FIXES = {
     errno.EISDIR: "give the path of a file, not of a directory",
     errno.EACCES: "run this with sudo, or give a path that you may use",
     errno.EPERM: "run this with sudo, or give a path that you may use",
+    errno.EEXIST: "give another name, or move away what is there",
     errno.ENOSPC: "make room on that file system, then run this again",
     errno.EDQUOT: "make room on that file system, then run this again",
     errno.EROFS: "give a path on a file system that can be written to",

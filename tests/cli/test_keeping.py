@@ -2,8 +2,10 @@
 """`backup`, `restore`, `bugreport`, `upgrade-check`, `set`."""
 
 import base64
+import errno
 import io
 import json
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -157,6 +159,25 @@ def test_the_search_for_secrets_finds_one(root: Path) -> None:
     with tarfile.open(fileobj=out, mode="w") as tar:
         tar.add(root / "a" / "state")
     assert sum(secret in out.getvalue() for secret in secrets_of(root / "a" / "state")) >= 12
+
+
+def test_a_report_that_does_not_fit_leaves_nothing_in_the_way(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    at = root / "r.tgz"
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile.TarFile, "addfile", full)
+        refused = run(root / "a", "bugreport", "--output", at)
+    assert refused.exit_code == 1 and "No space left" in refused.stderr and "free some space" in refused.stderr
+    assert not at.exists()
+    assert run(root / "a", "bugreport", "--output", at).exit_code == 0
+    whole = at.read_bytes()
+    monkeypatch.setattr(os.path, "lexists", lambda _: False)  # somebody makes the file just then
+    second = run(root / "a", "bugreport", "--output", at)
+    assert second.exit_code == 1 and "another name" in second.stderr and at.read_bytes() == whole
 
 
 def test_a_report_is_made_without_a_node_or_anything(tmp_path: Path) -> None:
