@@ -75,6 +75,13 @@ def test_a_passphrase_is_long_secret_and_the_right_one(root: Path) -> None:
     assert refused.exit_code == 1 and "passphrase" in refused.stderr and not (root / "c").exists()
 
 
+def test_a_mistyped_path_of_a_passphrase_is_said_to_be_one(root: Path) -> None:
+    refused = run(root / "a", "backup", root / "b", "--passphrase-file", root / "wrod")
+    assert refused.exit_code == 1 and f"no file {root}/wrod" in "".join(refused.stderr.split("\n  "))
+    assert "right path" in refused.stderr and "restore" not in refused.stderr
+    assert not (root / "b").exists()
+
+
 def test_what_is_no_backup_is_refused_before_a_passphrase_is_asked_for(root: Path) -> None:
     refused = run(root / "c", "restore", root / "word")
     assert refused.exit_code == 1 and "no backup" in refused.stderr
@@ -171,7 +178,9 @@ def test_a_report_that_does_not_fit_leaves_nothing_in_the_way(
     with monkeypatch.context() as patched:
         patched.setattr(tarfile.TarFile, "addfile", full)
         refused = run(root / "a", "bugreport", "--output", at)
-    assert refused.exit_code == 1 and "No space left" in refused.stderr and "free some space" in refused.stderr
+    assert (
+        refused.exit_code == 1 and "No space left" in refused.stderr and "free some space" in refused.stderr
+    )
     assert not at.exists()
     assert run(root / "a", "bugreport", "--output", at).exit_code == 0
     whole = at.read_bytes()
