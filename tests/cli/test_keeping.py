@@ -6,6 +6,8 @@ import errno
 import io
 import json
 import os
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,7 +22,7 @@ from click.testing import CliRunner, Result
 from phantommesh.cli import cli
 from phantommesh.management.views import Status
 from phantommesh.nursery.api.server import serve_api
-from phantommesh.state import directory, sealing
+from phantommesh.state import directory, lock, sealing
 from tests.support.fakenode import FakeNode
 
 TOKEN = "pmt_" + "t0ken" * 8
@@ -231,3 +233,52 @@ async def test_a_key_that_waits_says_how_to_start_again_only_where_a_node_runs(
         nursery.cancel_scope.cancel()
     options = f"phantommesh --state-dir {at}/state --config {at}/pm.toml"
     assert told.stderr == f"next: {options} down && {options} run\n"
+
+
+async def test_a_node_looks_at_its_file_also_for_a_key_that_waits(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its status would not say that it has to be restarted."""
+    node, at = FakeNode(), root / "a"
+
+    def hang_up(state_dir: Path) -> bool:
+        assert state_dir == at / "state" and "mtu = 1310" in (at / "pm.toml").read_text()
+        told = {"keys": [], "restart": ["wireguard.mtu"]}
+        trio.from_thread.run_sync(node.events.publish, "config.taken", None, told)
+        return True
+
+    monkeypatch.setattr(lock, "hang_up", hang_up)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_api, node, socket_path=at / "api.sock", group="no-such-group"))
+        done = await trio.to_thread.run_sync(run, at, "set", "wireguard.mtu=1310", "--json")
+        nursery.cancel_scope.cancel()
+    said = json.loads(done.stdout)
+    assert (said["taken"], said["restart"], said["reloaded"]) == ([], ["wireguard.mtu"], True)
+
+
+_HOLD = """
+import fcntl, sys
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_node_that_starts_is_not_said_to_be_stopped(root: Path) -> None:
+    at = root / "a"
+    words = ["status"], ["wait", "--timeout", "1s"]
+    for each in words:
+        assert "the node is not running" in run(at, *each).stderr
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, at / "state" / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        for each in words:
+            told = run(at, *each)
+            assert told.exit_code == 3
+            assert f"the node is starting or leaving (pid {other.pid})" in told.stderr
+            assert "not running" not in told.stderr and "wait" in told.stderr
+        other.stdin.close()
+    assert "the node is not running" in run(at, "status").stderr
