@@ -19,7 +19,8 @@ test: setup-test lint
 	$(TESTS) -m "lab and alone and not kernel and not slow"
 
 # On this machine's kernel where it has WireGuard, whole and in minutes; else in a small VM. That emulates the processor, and
-# a mesh takes five minutes to come up: what `make test` tries over the same nftables is left to it then, unless WHOLE=1 is given.
+# a mesh takes five minutes to come up: what `make test` tries over the same nftables is left to it then, and so is the mesh whose
+# pings a rotation must not lose (tests/kernel/test_rotation.py counts them there), unless WHOLE=1 is given.
 MORE := $(addprefix tests/lab/test_scatter.py::test_,every_dimension_carries_its_share_both_ways one_underlay_carries_no_more_than_its_share what_others_remove_is_put_back forwarded_traffic_is_scattered_too) \
     $(addprefix tests/lab/test_node.py::test_,sigterm_takes_the_vpn_down an_interface_that_goes_away_is_made_again) \
     $(addprefix tests/attacks/test_,neighbour.py nested.py)
@@ -28,7 +29,7 @@ test-kernel:
 	scripts/setup kernel
 	$(BIN)/python -m compileall -q phantommesh tests  # the VM cannot write here, and compiles forty times as slowly
 	more="$(MORE)" less=""; \
-	[ "$(WHOLE)" ] || $(SUDO) scripts/kernel-vm --host-has-wireguard || { more=""; less=" and not killed_node and not that_lost and not netcheck"; }; \
+	[ "$(WHOLE)" ] || $(SUDO) scripts/kernel-vm --host-has-wireguard || { more=""; less=" and not killed_node and not that_lost and not netcheck and not rotation_changes"; }; \
 	$(SUDO) env PHANTOMMESH_LAB_BACKEND=kernel $(if $(WHOLE),PHANTOMMESH_VM_TIMEOUT=7200) scripts/kernel-vm --prefer-host \
 	    $(BIN)/python -m pytest -v -m "(kernel or lab) and not slow" -p no:cacheprovider -p no:hypothesispytest --durations=8 \
 	    -k "not wireguard_go and not boringtun and not second_lab and not down_ and not no_lab and not root$$less" \
