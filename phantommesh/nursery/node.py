@@ -238,8 +238,7 @@ class Node:
             certified = [*dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"])]
             if why := apicert.ensure(state.state, member.name, certified, time()):
                 digest = fingerprint(files.certificate.read_bytes())
-                log.info("the API's certificate is made anew, for the same key if there was one",
-                         why=why, sha256=digest, hosts=certified)  # fmt: skip
+                log.info("the API's own certificate is made", why=why, sha256=digest, hosts=certified)
         return files, hosts
 
     def _services(self) -> dict[str, Callable[[], Awaitable[None]]]:
