@@ -183,7 +183,8 @@ class Omniscient(Agent[Seen]):
         self._looked = float("-inf")
         self._alarms: dict[Rule, _Alarm] = {}
         self._past: dict[str, _Past] = {}
-        self._slow = 0
+        self._slow = 0  # looks in a row that found the loop late
+        self._worst = 0.0  # s that it was held up, since it was last well
         self._jumped: tuple[float, float] | None = None  # when, and by how much
 
     def observe(self, observation: Observation[Seen]) -> Iterable[Proposal]:
@@ -266,13 +267,20 @@ class Omniscient(Agent[Seen]):
     # ---- the process ----
 
     def _process(self, vitals: Vitals, now: float) -> Iterator[Proposal]:
-        self._slow = self._slow + 1 if vitals.lag > LAG else 0
+        if vitals.lag > LAG:
+            self._slow, self._worst = self._slow + 1, max(self._worst, vitals.lag)
+        else:
+            self._slow = 0
         slow = vitals.lag if self._slow == 0 or self._slow >= SLOW_LOOKS else 0.0
+        # By the time that somebody reads it the loop may turn well again: what it rests on is the worst.
         yield from self._finding(
             "loop-slow", slow, LAG, now, "medium", "lag_s",
-            f"the node reacts late: its loop was held up for {vitals.lag:.2f} s again and again",
+            f"the node reacts late: its loop was held up again and again, by up to {self._worst:.2f} s",
             "see what else takes this machine's processors; report it if the machine is idle",
+            measured=self._worst,
         )  # fmt: skip
+        if not (self._slow or self._alarms["loop-slow"].on):
+            self._worst = 0.0
         if vitals.memory is not None:
             yield from self._finding(
                 "memory-high", vitals.memory, self._memory, now, "medium", "memory_bytes",
@@ -310,11 +318,13 @@ class Omniscient(Agent[Seen]):
 
     def _finding(
         self, rule: Rule, value: float, bound: float, now: float, severity: Severity, what: str, text: str,
-        fix: str, *, below: bool = False,
+        fix: str, *, below: bool = False, measured: float | None = None,
     ) -> Iterator[Proposal]:  # fmt: skip
+        """Raise a finding while a value is beyond its bound. ``measured``: what the finding rests on, where
+        that is not the value of now."""
         alarm = self._alarms.setdefault(rule, _Alarm())
         if alarm.look(value, bound, now, below=below):
-            evidence = Evidence(what, round(value, 3), bound, "process")
+            evidence = Evidence(what, round(value if measured is None else measured, 3), bound, "process")
             yield finding("omniscient", Raise(rule, severity, text, fix), evidence, now + STANDS)
 
     # ---- the mesh ----

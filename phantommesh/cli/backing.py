@@ -154,6 +154,10 @@ def _passphrase(file: Path | None, *, new: bool) -> Secret:
     from phantommesh.state.files import read_file
 
     if file is not None:
+        if not file.exists():
+            raise CliError(
+                f"there is no file {file}", fix=f"give the right path by --passphrase-file or {_VARIABLE}"
+            )
         lines = read_file(file, secret=True).splitlines()
         passphrase = lines[0] if lines else b""
     elif sys.stdin is not None and sys.stdin.isatty():

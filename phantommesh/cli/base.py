@@ -37,13 +37,14 @@ EXIT_FAULTY = 4  # `status --exit-code`: the node is at its work, and something 
 EXIT_UNREADY = 5  # `status --exit-code`: it is not at its work
 _EXIT_INTERRUPTED = 130
 # What helps against an error of the system that no verb has words for.
-_NO_MESH = "this machine is in no mesh yet: run `phantommesh init` to make one, or `phantommesh join`"
+NO_MESH = "this machine is in no mesh yet: run `phantommesh init` to make one, or `phantommesh join`"
 _FIXES = {
     errno.ENOENT: "give the path of a file that is there",
     errno.ENOTDIR: "give the path of a file that is there",
     errno.EISDIR: "give the path of a file, not of a directory",
     errno.EACCES: "run this with sudo, or give a path that you may use",
     errno.EPERM: "run this with sudo, or give a path that you may use",
+    errno.EEXIST: "give another name, or move away what is there",
     errno.ENOSPC: "make room on that file system, then run this again",
     errno.EDQUOT: "make room on that file system, then run this again",
     errno.EROFS: "give a path on a file system that can be written to",
@@ -167,19 +168,13 @@ def _fail(ctx: click.Context, error: BaseException) -> NoReturn:
     from phantommesh.client.http import NodeNotRunningError
 
     if isinstance(error, NodeNotRunningError) and (options := ctx.find_object(Options)) is not None:
-        error = NodeNotRunningError(str(error), fix=_how_to_start(options))
+        from phantommesh.cli.absent import explained
+
+        error = explained(error, options)
     _tell(error)
     if isinstance(error, NodeNotRunningError):
         ctx.exit(EXIT_NOT_RUNNING)
     ctx.exit(error.status if isinstance(error, CliError) else EXIT_FAILED)
-
-
-def _how_to_start(options: Options) -> str:
-    from phantommesh.cli.service import starting
-
-    if not _has_node(options):
-        return f"{_NO_MESH}; or pass --socket"
-    return f"start it with `{starting(options)}`, or pass --socket"
 
 
 def _tell(error: BaseException) -> None:
@@ -282,7 +277,7 @@ class Duration(click.ParamType[float]):
 
 def place_of(options: Options) -> "Place":
     """The node to ask: the one of --api, else this machine's. Raises PhantomMeshError."""
-    if not options.api or not _is_far(options):
+    if not options.api or not is_far(options):
         return socket_of(options)
     from phantommesh.client.places import remote, token_of
 
@@ -290,7 +285,7 @@ def place_of(options: Options) -> "Place":
     return remote(options.api, token=token, authority=options.ca, pin=options.fingerprint)
 
 
-def _is_far(options: Options) -> bool:
+def is_far(options: Options) -> bool:
     """Whether --api counts, where --socket may be given too: the command line goes before the environment.
     Raises click.UsageError where neither goes before the other."""
     if options.socket is None:
@@ -368,12 +363,12 @@ def need_node(options: Options) -> None:
     """Raise CliError where this machine is in no mesh yet, and StateError where the node's state is lost."""
     from phantommesh.state.agreement import need_state
 
-    if not _has_node(options):
-        raise CliError(f"there is no node to start in {options.state_dir}", fix=_NO_MESH)
+    if not has_node(options):
+        raise CliError(f"there is no node to start in {options.state_dir}", fix=NO_MESH)
     need_state(options.config, options.state_dir)
 
 
-def _has_node(options: Options) -> bool:
+def has_node(options: Options) -> bool:
     """Whether this machine is in a mesh, as far as this user may see."""
     from phantommesh.state.directory import FORMAT_FILE
 

@@ -198,13 +198,20 @@ def _json(value: object) -> bytes:
 
 
 def _write(path: Path, files: dict[str, bytes]) -> None:
+    """Write the archive, all of it or nothing: half a file would be in the way of the next try. Raises
+    StateError."""
     from phantommesh.state.files import cannot, open_new
 
     try:
-        with open_new(path) as out, tarfile.open(fileobj=out, mode="w:gz") as tar:
-            for name, data in sorted(files.items()):
-                info = tarfile.TarInfo(f"phantommesh/{name}")
-                info.size, info.mode = len(data), 0o600
-                tar.addfile(info, io.BytesIO(data))
+        out = open_new(path)
+        try:
+            with out, tarfile.open(fileobj=out, mode="w:gz") as tar:
+                for name, data in sorted(files.items()):
+                    info = tarfile.TarInfo(f"phantommesh/{name}")
+                    info.size, info.mode = len(data), 0o600
+                    tar.addfile(info, io.BytesIO(data))
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise cannot(f"write {path}", error) from error

@@ -133,7 +133,7 @@ def _in_roster(node: NodeState, wanted: str) -> str:
 @json_option
 @click.pass_obj
 def list_invites(options: Options) -> None:
-    """Show the invites that may still be used, and by whom each was used. Never their secrets.
+    """Show the invites until they run out, and who joined by each. Never their secrets.
 
     The node is asked, if it runs; else the state directory is read, as root.
 
@@ -155,7 +155,7 @@ def list_invites(options: Options) -> None:
     for name in found.damaged:
         say(f"note: {name} is damaged: nobody can use its invite; delete the file", err=True)
     if not found.invites:
-        say("there are no open invites: `phantommesh invite` makes one", err=True)
+        say("there are no invites: `phantommesh invite` makes one", err=True)
         return
     table(
         ("ID", "NAME", "ROLE", "USES LEFT", "EXPIRES IN", "REPLACES", "JOINED"),

@@ -55,7 +55,8 @@ def set_keys(options: Options, assignments: tuple[str, ...], dry_run: bool) -> N
     done = change(before, after)
     if not dry_run and new != text:
         rewrite(options.config, new)
-    reloaded = _reload(options) if done.taken and not dry_run else None
+    # Also for what waits for a restart: the node's status says so from then on.
+    reloaded = _reload(options) if (done.taken or done.waiting) and not dry_run else None
     if options.json:
         emit(
             {

@@ -35,6 +35,7 @@ def wait(options: Options, ready: bool, timeout: float) -> None:
     Example:
       phantommesh wait --ready --timeout 30s
     """
+    from phantommesh.cli.absent import starting_or_leaving
     from phantommesh.client.http import NodeNotRunningError
 
     start, said = time.monotonic(), ""
@@ -43,7 +44,7 @@ def wait(options: Options, ready: bool, timeout: float) -> None:
         try:
             last = client_of(options).status()
         except NodeNotRunningError as error:
-            last, why = error, "the node is not running"
+            last, why = error, starting_or_leaving(options) or "the node is not running"
         else:
             if last.ready:
                 break

@@ -336,11 +336,12 @@ class PathsSection(msgspec.Struct, frozen=True):
 class ApiSection(msgspec.Struct, frozen=True):
     """The API's sockets: a Unix socket always, TCP if `listen` is set.
 
-    `tls`: whether TCP is encrypted; `"auto"`: beyond loopback, where it has to be, and wherever `certificate`
-    is set. `certificate` and `key`: PEM files, read again when they change; without them the node makes a
+    `tls`: whether TCP is encrypted; `"auto"`: beyond loopback, where it has to be, and with a certificate of
+    yours. `certificate` and `key`: PEM files, read again when they change; without them the node makes a
     certificate for itself, and its log has the fingerprint. `client_ca`: a PEM file; then clients
-    need a certificate of one of these authorities, and a token as well. `hosts`: names by which clients call
-    the node, besides its address, its name and that name in the mesh's zone."""
+    need a certificate of one of these authorities, and a token as well. `hosts`: names and addresses by which
+    clients call the node, besides its name, that name in the mesh's zone, `node.endpoints` and its
+    addresses."""
 
     socket: Annotated[str, Meta(min_length=1, max_length=107, description="an absolute path")] = (
         "/run/phantommesh/api.sock"

@@ -501,7 +501,7 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
     ),
     Endpoint(
         name="invites", method="GET", path="/v1/invites",
-        summary="The invites of this authority that may still be used, without their secrets.",
+        summary="The invites of this authority until they run out, and who joined. Never their secrets.",
         scope=Scope.READ, answer=InvitesView, errors=frozenset({409}),
     ),
     INVITES,

@@ -21,8 +21,8 @@ class InviteView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InvitesView(msgspec.Struct, frozen=True, kw_only=True):
-    """All invites that may still be used, by when they end. ``damaged``: names of files that cannot be
-    read."""
+    """All invites that have not run out, by when they end; also those that are used up. ``damaged``: names of
+    files that cannot be read."""
 
     invites: list[InviteView]
     damaged: list[str]

@@ -13,9 +13,15 @@ from pathlib import Path
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from phantommesh.faults import FaultKind
@@ -50,34 +56,54 @@ class ServerCertificate:
     key: Secret
 
 
-def make(name: str, hosts: Iterable[str], now: float) -> ServerCertificate:
+def make(name: str, hosts: Iterable[str], now: float, key: Secret | None = None) -> ServerCertificate:
     """Make a certificate for a node, by its ``name``, and for further ``hosts``, names or addresses. ``now``
-    in Unix seconds."""
-    key = ec.generate_private_key(ec.SECP256R1())
+    in Unix seconds; ``key`` as PEM, None for a new one. Raises CertificateError for a key that cannot be
+    used."""
+    signing = ec.generate_private_key(ec.SECP256R1()) if key is None else _private(key)
     at = datetime.fromtimestamp(now, UTC)
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
     made = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
-        .public_key(key.public_key())
+        .public_key(signing.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(at - timedelta(days=BEFORE))
         .not_valid_after(at + timedelta(days=LIFE))
         .add_extension(x509.SubjectAlternativeName([_general(host) for host in dict.fromkeys(hosts)]), False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
-        .sign(key, hashes.SHA256())
+        .sign(signing, hashes.SHA256())
     )
     return ServerCertificate(
         made.public_bytes(Encoding.PEM),
-        Secret(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
+        Secret(signing.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())),
     )
 
 
 def expires(pem: bytes) -> float:
     """When the first certificate of a PEM file ends, in Unix seconds. Raises CertificateError."""
     return _first(pem).not_valid_after_utc.timestamp()
+
+
+def hosts_of(pem: bytes) -> list[str]:
+    """The names and addresses that the first certificate of a PEM file is for. Raises CertificateError."""
+    try:
+        names = _first(pem).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except (x509.ExtensionNotFound, ValueError) as error:
+        raise CertificateError("it names no host") from error
+    return [str(name.value) for name in names if isinstance(name, x509.DNSName | x509.IPAddress)]
+
+
+def check_key(key: Secret) -> None:
+    """Raise CertificateError for a key, as PEM, that cannot be used."""
+    _private(key)
+
+
+def belong(pem: bytes, key: Secret) -> bool:
+    """Whether the first certificate of a PEM file is for this key. Raises CertificateError."""
+    return _first(pem).public_key() == _private(key).public_key()
 
 
 def fingerprint(pem: bytes) -> str:
@@ -90,6 +116,16 @@ def _first(pem: bytes) -> x509.Certificate:
         return x509.load_pem_x509_certificates(pem)[0]
     except (ValueError, IndexError) as error:
         raise CertificateError("it is no PEM certificate") from error
+
+
+def _private(key: Secret) -> ec.EllipticCurvePrivateKey:
+    try:
+        found = load_pem_private_key(key.reveal(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise CertificateError("its key is no PEM key") from error
+    if not isinstance(found, ec.EllipticCurvePrivateKey):
+        raise CertificateError("its key is not one of an elliptic curve")
+    return found
 
 
 def _general(host: str) -> x509.GeneralName:

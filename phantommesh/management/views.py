@@ -528,7 +528,7 @@ class NodePort(Protocol):
         ...
 
     async def invites(self) -> InvitesView:
-        """The open invites of this authority. Raises TrustError where this node is none."""
+        """The invites of this authority until they run out. Raises TrustError where this node is none."""
         ...
 
     async def make_invite(self, wanted: "InviteRequest", *, dry_run: bool) -> InviteMade:

@@ -114,10 +114,10 @@ class Booked(Protocol):
 
 
 def listed(node: Booked, now: float) -> InvitesView:
-    """Return the invites that may be used at ``now`` (s since 1970). Raises TrustError where this node is no
-    authority."""
+    """Return the invites that have not run out at ``now`` (s since 1970): those that are used up, too, for
+    who joined by them. Raises TrustError where this node is no authority."""
     book = _book(node)
-    open_ = [(name, entry) for name, entry in book.entries() if now < entry.expires and entry.uses_left]
+    open_ = [(name, entry) for name, entry in book.entries() if now < entry.expires]
     return InvitesView(
         invites=[_view(name, entry) for name, entry in sorted(open_, key=lambda one: one[1].expires)],
         damaged=[Path(path).name for path in book.damaged()],

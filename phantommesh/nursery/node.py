@@ -19,10 +19,12 @@ import trio
 from phantommesh.config.changes import change
 from phantommesh.config.sections import Config
 from phantommesh.errors import PhantomMeshError
-from phantommesh.management.servercert import TlsFiles
+from phantommesh.management.servercert import TlsFiles, fingerprint
 from phantommesh.nursery.agents.running import Agents
 from phantommesh.nursery.due import alive
 from phantommesh.nursery.host.backend import Backend
+from phantommesh.nursery.host.errors import BackendError
+from phantommesh.nursery.host.hostaddresses import read_addresses
 from phantommesh.nursery.making import make_parts
 from phantommesh.nursery.members.calling import ask_standing
 from phantommesh.nursery.news import Teller
@@ -208,12 +210,13 @@ class Node:
         await self.parts.tokens.begin()
         await self.parts.audit.begin()
         api = await trio.to_thread.run_sync(import_module, "phantommesh.nursery.api.server")
+        tls, hosts = await trio.to_thread.run_sync(self._api_files)
         await api.serve_api(
             self.reporter,
             socket_path=path,
             listen=self.parts.config.api.listen,
-            tls=await trio.to_thread.run_sync(self._api_files) if self.parts.config.api.listen else None,
-            hosts=self._api_names(),
+            tls=tls,
+            hosts=hosts,
             shutdown=stop,
             grace=GRACE,
             certified=self.reporter.certified,
@@ -221,16 +224,23 @@ class Node:
         )
         stopped.set()
 
-    def _api_names(self) -> tuple[str, ...]:
-        """The names by which clients may call the API over TCP, besides its address."""
-        name, mesh = self.parts.own.member.name, self.parts.state.mesh.name
-        return (*self.parts.config.api.hosts, name, f"{name}.{mesh}.internal")
-
-    def _api_files(self) -> TlsFiles | None:
-        """The files of the API's certificate. Blocks. Raises StateError."""
-        member, state = self.parts.own.member, self.parts.state.state
-        hosts = (*self._api_names(), "localhost", "127.0.0.1", "::1", str(member.ip4), str(member.ip6))
-        return apicert.files_of(self.parts.config.api, state, member.name, hosts, time())
+    def _api_files(self) -> tuple[TlsFiles | None, list[str]]:
+        """The files of the API's certificate, and the names and addresses by which clients may call the API
+        over TCP: what the one is for, the other lets in. Blocks. Raises StateError."""
+        config, member, state = self.parts.config, self.parts.own.member, self.parts.state
+        own = [member.name, f"{member.name}.{state.mesh.name}.internal", str(member.ip4), str(member.ip6)]
+        interfaces: list[str] = []
+        with suppress(BackendError):  # then api.hosts has to name them
+            found = (one.address for one in read_addresses())
+            interfaces = [str(one) for one in found if not (one.is_link_local or one.is_loopback)]
+        hosts = apicert.names_of(config, own, interfaces)
+        files = apicert.files_of(config.api, state.state)
+        if files is not None and not config.api.certificate:
+            certified = [*dict.fromkeys([*hosts, "localhost", "127.0.0.1", "::1"])]
+            if why := apicert.ensure(state.state, member.name, certified, time()):
+                digest = fingerprint(files.certificate.read_bytes())
+                log.info("the API's own certificate is made", why=why, sha256=digest, hosts=certified)
+        return files, hosts
 
     def _services(self) -> dict[str, Callable[[], Awaitable[None]]]:
         parts = self.parts

@@ -269,6 +269,8 @@ def cannot(what: str, error: OSError) -> StateError:
         errno.EACCES: "run as root, or give a path you may write",
         errno.EPERM: "run as root, or give a path you may write",
         errno.EBUSY: "a mount point cannot be the state directory itself: give a directory inside it",
+        errno.EEXIST: "give another name, or move away what is there",
+        errno.EISDIR: "give the path of a file, not of a directory",
         errno.ENOSPC: "free some space on that file system",
         errno.EROFS: "give a path on a file system that can be written",
         errno.ENOTDIR: "give a path whose parents are directories",

@@ -118,6 +118,17 @@ def _holds(process: Path, wanted: tuple[int, int]) -> bool:
     return False
 
 
+def process_of(state_dir: Path) -> int | None:
+    """The process id of the node that has a state directory, whether it answers or not; None where there is
+    none, or none that this process may look into."""
+    with holder(state_dir.resolve() / LOCK_FILE) as handle:
+        if handle is None:
+            return None
+        said = Path(f"/proc/self/fdinfo/{handle}").read_text("ascii")  # pidfd_open(2): -1 once it has ended
+        pid = next((int(line[4:]) for line in said.splitlines() if line.startswith("Pid:")), -1)
+        return pid if pid > 0 else None
+
+
 def hang_up(state_dir: Path) -> bool:
     """Send SIGHUP to the node that runs on a state directory; say whether one does. Raises StateError where
     this process may not."""

@@ -7,6 +7,8 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -22,7 +24,7 @@ from click.testing import CliRunner, Result
 from phantommesh.cli import cli
 from phantommesh.management.views import Status
 from phantommesh.nursery.api.server import serve_api
-from phantommesh.state import directory, sealing
+from phantommesh.state import directory, lock, sealing
 from tests.support.fakenode import FakeNode
 
 TOKEN = "pmt_" + "t0ken" * 8
@@ -108,6 +110,13 @@ def test_a_passphrase_is_long_secret_and_the_right_one(root: Path) -> None:
     word.write_text("another horse battery\n")
     refused = run(root / "c", "restore", root / "b", "--passphrase-file", word)
     assert refused.exit_code == 1 and "passphrase" in refused.stderr and not (root / "c").exists()
+
+
+def test_a_mistyped_path_of_a_passphrase_is_said_to_be_one(root: Path) -> None:
+    refused = run(root / "a", "backup", root / "b", "--passphrase-file", root / "wrod")
+    assert refused.exit_code == 1 and f"no file {root}/wrod" in "".join(refused.stderr.split("\n  "))
+    assert "right path" in refused.stderr and "restore" not in refused.stderr
+    assert not (root / "b").exists()
 
 
 def test_what_is_no_backup_is_refused_before_a_passphrase_is_asked_for(root: Path) -> None:
@@ -196,6 +205,27 @@ def test_the_search_for_secrets_finds_one(root: Path) -> None:
     assert sum(secret in out.getvalue() for secret in secrets_of(root / "a" / "state")) >= 12
 
 
+def test_a_report_that_does_not_fit_leaves_nothing_in_the_way(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    at = root / "r.tgz"
+    with monkeypatch.context() as patched:
+        patched.setattr(tarfile.TarFile, "addfile", full)
+        refused = run(root / "a", "bugreport", "--output", at)
+    assert (
+        refused.exit_code == 1 and "No space left" in refused.stderr and "free some space" in refused.stderr
+    )
+    assert not at.exists()
+    assert run(root / "a", "bugreport", "--output", at).exit_code == 0
+    whole = at.read_bytes()
+    monkeypatch.setattr(os.path, "lexists", lambda _: False)  # somebody makes the file just then
+    second = run(root / "a", "bugreport", "--output", at)
+    assert second.exit_code == 1 and "another name" in second.stderr and at.read_bytes() == whole
+
+
 def test_a_report_is_made_without_a_node_or_anything(tmp_path: Path) -> None:
     done = run(tmp_path, "bugreport", "--output", tmp_path / "r.tgz", "--json")
     assert done.exit_code == 0
@@ -238,3 +268,52 @@ async def test_a_key_that_waits_says_how_to_start_again_only_where_a_node_runs(
         nursery.cancel_scope.cancel()
     options = f"phantommesh --state-dir {at}/state --config {at}/pm.toml"
     assert told.stderr == f"next: {options} down && {options} run\n"
+
+
+async def test_a_node_looks_at_its_file_also_for_a_key_that_waits(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its status would not say that it has to be restarted."""
+    node, at = FakeNode(), root / "a"
+
+    def hang_up(state_dir: Path) -> bool:
+        assert state_dir == at / "state" and "mtu = 1310" in (at / "pm.toml").read_text()
+        told = {"keys": [], "restart": ["wireguard.mtu"]}
+        trio.from_thread.run_sync(node.events.publish, "config.taken", None, told)
+        return True
+
+    monkeypatch.setattr(lock, "hang_up", hang_up)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_api, node, socket_path=at / "api.sock", group="no-such-group"))
+        done = await trio.to_thread.run_sync(run, at, "set", "wireguard.mtu=1310", "--json")
+        nursery.cancel_scope.cancel()
+    said = json.loads(done.stdout)
+    assert (said["taken"], said["restart"], said["reloaded"]) == ([], ["wireguard.mtu"], True)
+
+
+_HOLD = """
+import fcntl, sys
+held = open(sys.argv[1], "w")
+fcntl.flock(held, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_node_that_starts_is_not_said_to_be_stopped(root: Path) -> None:
+    at = root / "a"
+    words = ["status"], ["wait", "--timeout", "1s"]
+    for each in words:
+        assert "the node is not running" in run(at, *each).stderr
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLD, at / "state" / "lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        for each in words:
+            told = run(at, *each)
+            assert told.exit_code == 3
+            assert f"the node is starting or leaving (pid {other.pid})" in told.stderr
+            assert "not running" not in told.stderr and "wait" in told.stderr
+        other.stdin.close()
+    assert "the node is not running" in run(at, "status").stderr

@@ -175,7 +175,7 @@ def test_wait_without_a_node_exits_3(tmp_path: Path) -> None:
 async def test_invites_of_a_running_node_are_listed_and_withdrawn(tmp_path: Path) -> None:
     def check(at: list[str]) -> None:
         shown = json.loads(run(at, "invite", "list", "--json").stdout)
-        assert [one["name"] for one in shown["invites"]] == ["nas", ""]
+        assert [one["name"] for one in shown["invites"]] == ["nas", "", "pm-3"]
         assert "joined by it before: pm-1, pm-2;" in run(at, "invite", "withdraw", "00ff").stderr
         assert run(at, "invite", "withdraw", "beef").exit_code == 1
 

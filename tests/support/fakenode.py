@@ -877,7 +877,8 @@ class FakeNode:
             replaces="", joined=[],
         )  # fmt: skip
         many = msgspec.structs.replace(one, id="00ff" * 8, name="", uses_left=7, joined=["pm-1", "pm-2"])
-        return InvitesView(invites=[one, many], damaged=[])
+        used = msgspec.structs.replace(one, id="77aa" * 8, name="pm-3", uses_left=0, joined=["pm-3"])
+        return InvitesView(invites=[one, many, used], damaged=[])
 
     async def make_invite(self, wanted: InviteRequest, *, dry_run: bool) -> InviteMade:
         if self.failure is not None:

@@ -35,6 +35,13 @@ def test_each_key_has_a_meaning() -> None:
     assert set(MEANINGS) <= KEYS
 
 
+def test_a_meaning_is_of_its_key_alone() -> None:
+    """Words that stand behind a key by chance are no meaning, nor are those of another key."""
+    said = {key: meaning(*key.rsplit(".", 1)) for key in sorted(KEYS)}
+    assert [key for key, text in said.items() if text.startswith(("is ", "are ", "and ", "or "))] == []
+    assert "certificate" in said["api.certificate"] and "key" in said["api.key"]
+
+
 def published() -> set[str]:
     """Every type of event that the nursery's source names; a star for what it puts in."""
     pattern = re.compile(rf"(?:{'|'.join(FAMILIES)})\.[a-z*-]+")

@@ -196,7 +196,7 @@ class Gate:
             return
         raise ProblemError(
             421, "this host name is not the node's",
-            fix="ask for the address that the node listens on, or put the name into api.hosts",
+            fix="ask for the address that the node listens on, or put the name into api.hosts and restart it",
         )  # fmt: skip
 
 

@@ -241,7 +241,7 @@ class Reporter(Rows):
         return pinging.result(entry, tallies, self.paths_to(entry), count=count, size=size)
 
     async def invites(self) -> InvitesView:
-        """The open invites of this authority. Raises TrustError where this node is none."""
+        """The invites of this authority until they run out. Raises TrustError where this node is none."""
         return await trio.to_thread.run_sync(listed, self._parts.state, time())
 
     async def make_invite(self, wanted: InviteRequest, *, dry_run: bool) -> InviteMade:

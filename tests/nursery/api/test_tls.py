@@ -19,10 +19,10 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from cryptography.x509.oid import NameOID
 
-from phantommesh.config.sections import ApiSection
+from phantommesh.config.sections import ApiSection, Config, NodeSection
 from phantommesh.errors import PhantomMeshError
 from phantommesh.management import servercert
 from phantommesh.management.scopes import Scope
@@ -342,22 +342,81 @@ async def test_one_block_does_not_take_all_connections(
             await stream.aclose()
 
 
+def key_of(pem: bytes) -> bytes:
+    public = x509.load_pem_x509_certificate(pem).public_key()
+    return public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+
+
 def test_the_node_makes_a_certificate_and_keeps_it(tmp_path: Path) -> None:
     state, api = StateDir(tmp_path), ApiSection(listen="0.0.0.0:8480")
-    now = time.time()
-    files = apicert.files_of(api, state, "pm-1", ["pm-1", "pm-1.lab.internal", "192.0.2.7"], now)
+    now, hosts = time.time(), ["pm-1", "pm-1.lab.internal", "192.0.2.7"]
+    files = apicert.files_of(api, state)
     assert files is not None and files.certificate == tmp_path / API_CERT
+    assert apicert.ensure(state, "pm-1", hosts, now)
     first = tls.load(files).fingerprint
     assert [(tmp_path / name).stat().st_mode & 0o777 for name in (API_CERT, API_KEY)] == [0o600, 0o600]
-    assert apicert.files_of(api, state, "pm-1", [], now + 3000 * 86_400) == files
+    # An address less is no reason for another one.
+    assert not apicert.ensure(state, "pm-1", hosts[:2], now + 3000 * 86_400)
     assert tls.load(files).fingerprint == first
-    # It is made anew once it has run out, or is damaged.
-    apicert.files_of(api, state, "pm-1", ["pm-1"], now + 3651 * 86_400)
+    # It is made anew once it has run out, or is damaged, or is for another key.
+    key = key_of(files.certificate.read_bytes())
+    assert "run out" in apicert.ensure(state, "pm-1", hosts, now + 3651 * 86_400)
     second = tls.load(files).fingerprint
     files.certificate.write_bytes(b"nonsense")
-    apicert.files_of(api, state, "pm-1", ["pm-1"], now)
+    assert "damaged" in apicert.ensure(state, "pm-1", hosts, now)
     assert len({first, second, tls.load(files).fingerprint}) == 3
-    assert apicert.files_of(ApiSection(listen="127.0.0.1:8480"), state, "pm-1", [], now) is None
+    assert key_of(files.certificate.read_bytes()) == key
+    files.key.write_bytes(servercert.make("pm-1", hosts, now).key.reveal())
+    assert "another key" in apicert.ensure(state, "pm-1", hosts, now)
+    tls.load(files)
+    files.key.write_bytes(b"nonsense")
+    assert apicert.ensure(state, "pm-1", hosts, now)
+    tls.load(files)
+    assert apicert.files_of(ApiSection(listen="127.0.0.1:8480"), state) is None
+
+
+def test_a_certificate_is_made_anew_for_the_names_that_it_should_have(tmp_path: Path) -> None:
+    state, now = StateDir(tmp_path), time.time()
+    apicert.ensure(state, "nas", ["nas", "192.0.2.7"], now)
+    before = state.read(API_CERT)
+    assert "vpn.example.net" in apicert.ensure(state, "nas", ["nas", "192.0.2.7", "vpn.example.net"], now)
+    after = state.read(API_CERT)
+    assert key_of(after) == key_of(before) and after != before
+    # A new name replaces the old one; an address that the host had stays, so that it may come back.
+    why = apicert.ensure(state, "cellar", ["cellar", "vpn.example.net", "192.0.2.8"], now)
+    assert why == "it was not for cellar, 192.0.2.8 and for nas"
+    renamed = state.read(API_CERT)
+    assert set(servercert.hosts_of(renamed)) == {"cellar", "vpn.example.net", "192.0.2.8", "192.0.2.7"}
+    assert key_of(renamed) == key_of(before)
+    assert not apicert.ensure(state, "cellar", ["cellar", "vpn.example.net", "192.0.2.7"], now)
+    assert "vpn.example.net" in apicert.ensure(state, "cellar", ["cellar"], now)
+
+
+@pytest.mark.parametrize(
+    ("listen", "at"),
+    [
+        ("192.0.2.1:8480", {"192.0.2.1"}),
+        ("[2001:DB8::1]:8480", {"2001:db8::1"}),
+        ("localhost:8480", {"localhost"}),
+        ("0.0.0.0:8480", {"198.51.100.4", "2001:db8::4"}),
+        ("[::]:8480", {"198.51.100.4", "2001:db8::4"}),
+    ],
+)
+def test_clients_may_call_the_node_by_where_it_is(listen: str, at: set[str]) -> None:
+    config = Config(
+        NodeSection("nas", "lab", endpoints=("203.0.113.9:51800", "Vpn.example.net")),
+        api=ApiSection(listen=listen, hosts=("API.example.net", "2001:db8:0::7")),
+    )
+    names = apicert.names_of(config, ["nas", "nas.lab.internal"], ["198.51.100.4", "2001:db8::4"])
+    always = {"nas", "nas.lab.internal", "203.0.113.9", "vpn.example.net", "api.example.net", "2001:db8::7"}
+    assert set(names) == always | at
+
+
+def test_a_certificate_keeps_few_addresses_of_before(tmp_path: Path) -> None:
+    state, now = StateDir(tmp_path), time.time()
+    for number in range(apicert.MOST_FORMER + 20):
+        apicert.ensure(state, "nas", ["nas", f"192.0.2.{number}"], now)
+    assert len(servercert.hosts_of(state.read(API_CERT))) == apicert.MOST_FORMER + 2
 
 
 def test_dual_stack_whatever_the_host_says() -> None:

@@ -149,6 +149,23 @@ def test_a_lag_counts_when_it_comes_again_and_again() -> None:
     assert found == [set(), set(), {"loop-slow"}]
 
 
+def test_a_lag_is_told_by_the_looks_that_it_rests_on_and_not_by_the_last_one() -> None:
+    run = Run()
+
+    def look(lag: float) -> Proposal | None:
+        return next(iter(run.look(Seen((), replace(WELL, lag=lag)))), None)
+
+    looks = [look(lag) for lag in (2 * LAG, 4 * LAG, 3 * LAG, 0.01)]
+    for told in looks[SLOW_LOOKS - 1 :]:
+        assert told is not None and f"by up to {4 * LAG:.2f} s" in told.why
+        assert told.evidence[0].value == 4 * LAG
+    while look(0.0) is not None:
+        pass
+    # Another time, which has nothing to do with the first.
+    told = [look(2 * LAG) for _ in range(SLOW_LOOKS)][-1]
+    assert told is not None and told.evidence[0].value == 2 * LAG
+
+
 def test_a_jump_of_the_clock_is_told_for_a_while() -> None:
     run = Run()
     assert not rules(run.look(Seen((), replace(WELL, jump=JUMP / 2))))

@@ -34,19 +34,20 @@ def made(node: NodeState, *, life: int = 60, name: str | None = None, uses: int 
     )
 
 
-def test_open_invites_are_listed_without_their_secrets(node: NodeState) -> None:
+def test_invites_are_listed_until_they_run_out_without_their_secrets(node: NodeState) -> None:
     late, soon = made(node, life=90, uses=2), made(node, name="nas")
     made(node, life=5)
-    used = made(node)
+    used = made(node, life=70)
     node.invites.consume(used.invite_id, node.identity.node_id, NOW, "b")
     node.invites.consume(late.invite_id, node.identity.node_id, NOW, "c")
     found = listed(node, NOW + 10)
-    assert [one.id for one in found.invites] == [soon.invite_id.hex(), late.invite_id.hex()]
+    assert [one.id for one in found.invites] == [one.invite_id.hex() for one in (soon, used, late)]
     assert [(one.name, one.uses_left, one.joined) for one in found.invites] == [
         ("nas", 1, []),
+        ("", 0, ["b"]),
         ("", 1, ["c"]),
     ]
-    for one in (late, soon):
+    for one in (late, soon, used):
         assert one.secret.reveal().hex() not in repr(found)
 
 
