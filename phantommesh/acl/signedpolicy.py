@@ -6,6 +6,10 @@ two of one number the one of the greater hash. Policies of revoked authorities d
 root's pardon brings them back. So it does not matter in which order they came, and every node comes to the
 same one. A policy never runs out, as what it denies would be open then. To have no policy any more, an
 authority signs one that allows everything.
+
+A number that is ahead of its time tells that the signer's clock was ahead. No member takes such a policy. A
+node that holds one, from when its own clock was ahead, does not follow it either, nor count or offer it,
+until its time has come. It gives way to any other of its signer.
 """
 
 from __future__ import annotations
@@ -83,6 +87,10 @@ class SignedPolicy(msgspec.Struct, frozen=True, array_like=True):
         der = self.authority_cert
         return authority_node(der) or NodeId(hashlib.sha3_256(der).digest()[:NODE_ID_BYTES])
 
+    def ahead(self, now: float) -> bool:
+        """Whether its number is ahead of its time by more than clocks may differ. ``now`` in unix seconds."""
+        return self.number > now + EARLY
+
     @property
     def order(self) -> tuple[int, bytes]:
         """Its place among policies: the greatest holds."""
@@ -90,8 +98,8 @@ class SignedPolicy(msgspec.Struct, frozen=True, array_like=True):
 
 
 def sign(authority: Authority, section: PolicySection, *, last: int, now: float) -> SignedPolicy:
-    """Sign a policy once its tests pass. ``last`` is the greatest number known, 0 for none; ``now`` in unix
-    seconds. Raises PolicyError."""
+    """Sign a policy once its tests pass. ``last`` is the greatest number known (`Policies.last`), 0 for none;
+    ``now`` in unix seconds. Raises PolicyError."""
     mesh = describe_mesh(authority.root)
     accept(section, mesh)
     encoded, number = section.encode(), max(last + 1, int(now))
@@ -119,7 +127,7 @@ def verify(signed: SignedPolicy, root: x509.Certificate, now: float) -> Verified
         raise TrustError("the mesh's policy has fields out of range")
     if signed.mesh != mesh.root_hash:
         raise TrustError("the policy is another mesh's")
-    if signed.number > now + EARLY:
+    if signed.ahead(now):
         raise TrustError(
             "the mesh's policy has a number that is ahead of its time",
             fix="set this machine's clock if it is behind, or else the clock of the authority that signed",
@@ -137,49 +145,61 @@ def _signed(mesh: bytes, number: int, policy: bytes) -> bytes:
 
 
 class Policies:
-    """The policies that a node holds."""
+    """The policies that a node holds. ``now`` is in unix seconds, and tells which are ahead of their time."""
 
     def __init__(self) -> None:
         self._held: dict[NodeId, Verified] = {}
 
     def __iter__(self) -> Iterator[Verified]:
-        """All that are held, by signer, for others to be offered."""
+        """All that are held, by signer."""
         return iter([self._held[signer] for signer in sorted(self._held)])
 
-    def digest(self) -> bytes:
-        """Equal for nodes that hold the same, 32 bytes; empty where there is none."""
-        named = b"".join(one.signed.digest for one in self)
+    def ahead(self, now: float) -> list[Verified]:
+        """Those that do not count yet."""
+        return [one for one in self if one.signed.ahead(now)]
+
+    def offered(self, now: float) -> list[Verified]:
+        """Those that others take, by signer."""
+        return [one for one in self if not one.signed.ahead(now)]
+
+    def digest(self, now: float) -> bytes:
+        """Equal for nodes that offer the same, 32 bytes; empty where there is none."""
+        named = b"".join(one.signed.digest for one in self.offered(now))
         return hashlib.sha3_256(b"phantommesh acl policies" + named).digest() if named else b""
 
-    @property
-    def last(self) -> int:
-        """The greatest number that is held; 0 for none."""
-        return max((one.signed.number for one in self._held.values()), default=0)
+    def last(self, now: float) -> int:
+        """The greatest number that counts; 0 for none."""
+        return max((one.signed.number for one in self.offered(now)), default=0)
 
-    def wants(self, signed: SignedPolicy) -> bool:
+    def wants(self, signed: SignedPolicy, now: float) -> bool:
         """Whether this would be held if it were genuine: that costs no signature check."""
         held = self._held.get(signed.signer)
+        if held is not None and held.signed.ahead(now):
+            return signed.order != held.signed.order
         if held is not None:
             return signed.order > held.signed.order
-        return len(self._held) < MAX_HELD or signed.order > self._least().signed.order
+        if len(self._held) < MAX_HELD:
+            return True
+        least = self._least(now).signed
+        return least.ahead(now) or signed.order > least.order
 
-    def hold(self, new: Verified) -> bool:
+    def hold(self, new: Verified, now: float) -> bool:
         """Keep a verified policy. Return whether it was news."""
-        if not self.wants(new.signed):
+        if not self.wants(new.signed, now):
             return False
         self._held[new.signer] = new
         if len(self._held) > MAX_HELD:
-            del self._held[self._least().signer]
+            del self._held[self._least(now).signer]
         return True
 
-    def current(self, revoked: Container[NodeId]) -> Verified | None:
+    def current(self, revoked: Container[NodeId], now: float) -> Verified | None:
         """The policy in force; None where there is none. ``revoked`` are the nodes whose word does not
         count."""
-        counted = [one for one in self._held.values() if one.signer not in revoked]
+        counted = [one for one in self.offered(now) if one.signer not in revoked]
         return max(counted, key=lambda one: one.signed.order, default=None)
 
-    def _least(self) -> Verified:
-        return min(self._held.values(), key=lambda one: one.signed.order)
+    def _least(self, now: float) -> Verified:
+        return min(self._held.values(), key=lambda one: (not one.signed.ahead(now), one.signed.order))
 
 
 class _Pack(msgspec.Struct, frozen=True, array_like=True):
@@ -194,13 +214,13 @@ def encode(policies: Policies) -> bytes:
 
 def decode(data: bytes, root: x509.Certificate, now: float) -> Policies:
     """Read what `encode` wrote, and verify each. Raises TrustError or PolicyError: a node that cannot read
-    the policy it held does not know what to deny."""
+    the policy it held does not know what to deny. One ahead of its time is held, and does not count."""
     try:
         pack = msgspec.msgpack.decode(data, type=_Pack)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise TrustError("the mesh's policies cannot be read") from error
     found = Policies()
     for signed in pack.policies:
-        # It was taken in once, by a clock that was right.
-        found.hold(verify(signed, root, max(now, float(min(signed.number, 2**63)))))
+        # It was taken in once, by the clock of then.
+        found.hold(verify(signed, root, max(now, float(min(signed.number, 2**63)))), now)
     return found

@@ -50,6 +50,7 @@ def backup(options: Options, file: Path, passphrase_file: Path | None) -> None:
     need_access("backup", options.state_dir)
     from phantommesh.state.backup import manifest_of, pack
     from phantommesh.state.directory import StateDir
+    from phantommesh.state.files import place_new
     from phantommesh.state.sealing import seal
     from phantommesh.state.start import load_node
 
@@ -64,7 +65,7 @@ def backup(options: Options, file: Path, passphrase_file: Path | None) -> None:
             seal(pack(manifest, options.config, StateDir.open(options.state_dir)), passphrase, out)
             out.flush()
             os.fsync(out.fileno())
-        os.link(new, file)  # fails where somebody was faster
+        place_new(new, file)
     finally:
         new.unlink(missing_ok=True)
     count = file.stat().st_size

@@ -133,9 +133,9 @@ def _collected(options: Options, missing: dict[str, str]) -> Iterator[tuple[str,
 
 def redacted(data: bytes) -> bytes:
     """Star out invites and tokens, wherever they stand."""
-    from phantommesh.config.writing import redact
+    from phantommesh.secret import starred
 
-    return redact(data.decode("utf-8", "backslashreplace")).encode("utf-8")
+    return starred(data.decode("utf-8", "backslashreplace")).encode("utf-8")
 
 
 def _silent(client: NodeClient) -> str | None:

@@ -101,13 +101,14 @@ def config_write(options: Options) -> None:
 def config_show(options: Options) -> None:
     """Show the configuration with its defaults, as the environment changes it; secrets are starred out."""
     from phantommesh.config import writing
+    from phantommesh.secret import starred
     from phantommesh.state.agreement import load_config
 
     shown = load_config(options.config, options.state_dir)
     if options.json:
         emit(writing.redacted(shown))
     else:
-        click.echo(writing.redact(writing.render(shown)), nl=False)
+        click.echo(starred(writing.render(shown)), nl=False)
 
 
 @config.command("get")

@@ -37,10 +37,10 @@ from phantommesh.config.sections import (
     WireguardSection,
     is_section,
 )
-from phantommesh.config.writing import redact
 from phantommesh.dimensions import DIMENSIONS
 from phantommesh.endpoint import parse_endpoint
 from phantommesh.reachable import Reach, Why, all_loopback, is_loopback, special
+from phantommesh.secret import starred
 
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 
@@ -118,7 +118,7 @@ def parse(text: str, given: environment.Settings = MappingProxyType({})) -> Conf
     except (ValueError, RecursionError) as error:
         # also: an integer of thousands of digits is a plain ValueError, deep nesting a RecursionError
         fix = _RULES_APART if re.search(_RULES, text) and re.search(_ACL, text) else _mended(str(error))
-        raise ConfigError(f"not TOML: {redact(str(error))[:200]}", fix=fix) from None
+        raise ConfigError(f"not TOML: {starred(str(error))[:200]}", fix=fix) from None
     _refuse_unknown("", document, {field.name: field for field in msgspec.structs.fields(Config)})
     if isinstance(document.get("acl"), list):  # `[[acl]]`: a file with rules and no more to say
         document["acl"] = {"rule": document["acl"]}
@@ -435,14 +435,14 @@ def _refuse_unknown(prefix: str, given: dict[str, Any], known: dict[str, Any]) -
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
             fix = f"did you mean {prefix}{near[0]}?" if near else f"the keys here are {', '.join(known)}"
-            raise UnknownKeyError(f"unknown key {redact(prefix + key[:64])} = {show(given[key])}", fix=fix)
+            raise UnknownKeyError(f"unknown key {starred(prefix + key[:64])} = {show(given[key])}", fix=fix)
 
 
 def _refuse_renamed_goal(key: str, given: Any) -> None:
     values = given.items() if isinstance(given, dict) else [("", given)]
     for name, value in values if key in ("scatter.goal", "scatter.peers") else ():
         if isinstance(value, str) and (new := RENAMED_GOALS.get(value)):
-            where = f"{redact(name[:64])} in {key}" if name else key
+            where = f"{starred(name[:64])} in {key}" if name else key
             raise ConfigError(
                 f"{where} = {show(value)}: this goal is called {show(new)} now",
                 fix=f"set {where} to {show(new)}",

@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Meta
 
 from phantommesh.config.sections import ConfigError
-from phantommesh.config.writing import redact
 from phantommesh.errors import shortened
+from phantommesh.secret import starred
 
 
 def bad(key: str, given: Any, kind: Any) -> ConfigError:
@@ -38,5 +38,5 @@ def show(value: Any) -> str:
         text = json.dumps(value, default=str)
     except (ValueError, RecursionError):
         text = "a value that is too deep"
-    text = redact(text)
+    text = starred(text)
     return shortened(text, 80)

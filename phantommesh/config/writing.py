@@ -10,9 +10,9 @@ from typing import Any, Final
 import msgspec
 
 from phantommesh.config.sections import SECTIONS, Config, is_section, is_tables
+from phantommesh.secret import starred
 
 _NAME_LINE: Final = re.compile(r"""(\s*(?:node\s*\.\s*)?name\s*=\s*)("[^"\n]*"|'[^'\n]*')""")
-_TOKEN: Final = re.compile(r"pm[t1]_[A-Za-z0-9_-]*")
 
 
 def render(config: Config) -> str:
@@ -73,10 +73,5 @@ def toml(value: Any) -> str:
 
 def redacted(config: Config) -> dict[str, Any]:
     """Return the configuration as plain data to show. A token pasted into some value is starred out."""
-    shown: dict[str, Any] = json.loads(redact(json.dumps(msgspec.to_builtins(config))))
+    shown: dict[str, Any] = json.loads(starred(json.dumps(msgspec.to_builtins(config))))
     return shown
-
-
-def redact(text: str) -> str:
-    """Star out what follows pm1_ (an invite) and pmt_ (an API token)."""
-    return _TOKEN.sub(lambda token: token[0][:4] + "***", text)

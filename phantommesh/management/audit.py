@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 from typing import Final, Protocol
+from urllib.parse import unquote
 
 import msgspec
+from msgspec.structs import force_setattr
 
+from phantommesh.errors import shortened
 from phantommesh.moments import rfc3339
+from phantommesh.secret import HIDDEN, starred
 
 WRITTEN: Final = "audit.written"
 DENIED: Final = "audit.denied"
@@ -15,13 +19,16 @@ MOST_PATH: Final = 200  # characters
 MOST_DETAIL: Final = 300
 MOST_TEXT: Final = 100  # characters of one text of a body
 MOST_ITEMS: Final = 16  # of one list or table of a body
-HIDDEN: Final = "***"
 
 
 class Write(msgspec.Struct, frozen=True, kw_only=True):
     """A request that would change something, answered. ``who``: ``uid 0``, ``token ID (NAME)`` or ``nobody``;
     ``address``: of a client over TCP; ``asked``: the body, cut and without secrets; ``status``: HTTP's;
-    ``detail``: why it was refused or failed."""
+    ``detail``: why it was refused or failed.
+
+    Whatever looks like a secret is starred out as it is made, wherever it stands: clients put tokens into
+    URLs, and the trail is kept, and told to others. Path and detail are cut after that: no secret in two.
+    """
 
     who: str
     address: str | None
@@ -30,6 +37,12 @@ class Write(msgspec.Struct, frozen=True, kw_only=True):
     asked: dict[str, object] = {}
     status: int
     detail: str = ""
+
+    def __post_init__(self) -> None:
+        force_setattr(self, "who", starred(self.who))
+        force_setattr(self, "path", shortened(_starred_path(self.path), MOST_PATH))
+        force_setattr(self, "asked", _starred(self.asked))
+        force_setattr(self, "detail", shortened(starred(self.detail), MOST_DETAIL))
 
     @property
     def denied(self) -> bool:
@@ -67,7 +80,25 @@ def entry(write: Write, seq: int, at: float) -> AuditEntry:
 def asked(body: msgspec.Struct, secret: frozenset[str]) -> dict[str, object]:
     """A body as plain data of bounded size, without its ``secret`` fields."""
     plain: dict[str, object] = msgspec.to_builtins(body)
-    return {key: HIDDEN if key in secret else _cut(value) for key, value in plain.items()}
+    return {key: HIDDEN if key in secret else _cut(_starred(value)) for key, value in plain.items()}
+
+
+def _starred_path(path: str) -> str:
+    """A path and query as they came; decoded where that brings a secret to light."""
+    decoded = unquote(path)
+    return starred(path) if starred(decoded) == decoded else starred(decoded)
+
+
+def _starred(value: object) -> object:
+    match value:
+        case str():
+            return starred(value)
+        case list():
+            return [_starred(one) for one in value]
+        case dict():
+            return {starred(str(key)): _starred(one) for key, one in value.items()}
+        case _:
+            return value
 
 
 def _cut(value: object) -> object:

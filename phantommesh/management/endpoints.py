@@ -547,12 +547,14 @@ ENDPOINTS: tuple[Endpoint[Any], ...] = (
         summary="The memory of threats, and what other members hint.",
     ),
     Endpoint(
-        name="events", method="GET", path="/v1/events", summary="What happened in the node lately.",
-        scope=Scope.READ, answer=Page[Event], query=(*PAGE, *EVENTS),
+        name="events", method="GET", path="/v1/events",
+        summary="What happened in the node lately; `audit.*` to scope `admin` alone.", scope=Scope.READ,
+        answer=Page[Event], query=(*PAGE, *EVENTS),
     ),
     Endpoint(
-        name="follow_events", method="WS", path="/v1/events", summary="Each new event as it happens.",
-        scope=Scope.READ, query=EVENTS, errors=frozenset({503}),
+        name="follow_events", method="WS", path="/v1/events",
+        summary="Each new event as it happens; `audit.*` to scope `admin` alone.", scope=Scope.READ,
+        query=EVENTS, errors=frozenset({503}),
     ),
     Endpoint(
         name="tokens", method="GET", path="/v1/tokens", summary="The tokens of the API, without their text.",

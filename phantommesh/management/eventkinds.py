@@ -33,5 +33,7 @@ EVENT_KINDS: Final = {
     "health.copied": "another run of this node's own identity was seen",
     "health.restarted": "a service of the node failed and was started again",
     "health.drain-*": "this node drains, or does not any more",
+    "audit.written": "somebody asked the API for a change, and what came of it; told to scope `admin` alone",
+    "audit.denied": "the API refused somebody a change; told to scope `admin` alone",
     "gap": "to a slow reader alone: so many events were dropped before the next one",
 }

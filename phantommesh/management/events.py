@@ -7,12 +7,13 @@ for a reader, so a slow reader costs nothing: where events that it comes for are
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import msgspec
 
 from phantommesh.errors import PhantomMeshError
+from phantommesh.management.scopes import Scope, allows
 from phantommesh.management.views import Event
 from phantommesh.moments import rfc3339
 
@@ -21,6 +22,8 @@ FAMILIES = (
     "health", "audit",
 )  # fmt: skip
 GAP = "gap"
+NEEDED = {"audit": Scope.ADMIN}
+"""The scopes of families that not every reader is told: that of the endpoint that has the same."""
 
 # Tuning.
 KEPT = 4096
@@ -35,10 +38,12 @@ class FilterError(PhantomMeshError):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """The types that a reader wants. The empty filter wants all."""
+    """The types that a reader wants. The empty filter wants all. ``withheld``: families that the reader is
+    not told, whatever it wants."""
 
     types: frozenset[str] = frozenset()
     families: frozenset[str] = frozenset()
+    withheld: frozenset[str] = frozenset()
 
     @classmethod
     def parse(cls, text: str) -> "Filter":
@@ -64,10 +69,18 @@ class Filter:
                 types.add(pattern)
         return cls(frozenset(types), frozenset(families))
 
+    def told(self, granted: Scope | None) -> "Filter":
+        """The same for a reader with this scope: it is not told what it may not ask for."""
+        withheld = frozenset(family for family, needed in NEEDED.items() if not allows(granted, needed))
+        return replace(self, withheld=withheld)
+
     def wants(self, kind: str) -> bool:
-        """Whether events of this type are wanted."""
+        """Whether events of this type are wanted, and not withheld."""
+        family = kind.partition(".")[0]
+        if family in self.withheld:
+            return False
         everything = not self.types and not self.families
-        return everything or kind in self.types or kind.partition(".")[0] in self.families
+        return everything or kind in self.types or family in self.families
 
 
 def _is_name(name: str) -> bool:

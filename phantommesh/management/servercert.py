@@ -24,7 +24,10 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from phantommesh.faults import FaultKind
 from phantommesh.secret import Secret
+
+NOT_TAKEN = FaultKind("api-certificate-not-taken", "medium")
 
 # Tuning.
 LIFE: Final = 3650  # days: clients know it by its fingerprint, and would have to learn another

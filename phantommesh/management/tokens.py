@@ -31,7 +31,8 @@ MAX_LIFE: Final = 3_650 * 86_400.0  # s
 
 # Tuning.
 MAX_TOKENS: Final = 256  # kept at a time; each request with a token is compared with all of them
-REMEMBERED: Final = 30 * 86_400.0  # s for which a token that is over can be told from one that never was
+# s for which a token that is over can be told from one that never was, where there is room for it
+REMEMBERED: Final = 30 * 86_400.0
 
 _SHAPE: Final = re.compile(r"pmt_[A-Za-z0-9_-]{43}")
 
@@ -149,15 +150,18 @@ class TokenBook:
         return Looked(found.state(now), found)
 
     def make(self, request: TokenRequest, random: bytes, *, by: str, now: float) -> tuple[TokenBook, Made]:
-        """Return the book with a new token, and that. ``random`` has `ID_BYTES` + `RANDOM_BYTES` bytes.
-        Raises TokenError where there are too many."""
+        """Return the book with a new token, and that. ``random`` has `ID_BYTES` + `RANDOM_BYTES` bytes. In a
+        full book it takes the place of the one that has been over for longest. Raises TokenError where all
+        count."""
         kept = self.pruned(now).tokens
-        if len(kept) >= MAX_TOKENS:
+        over = sorted((token for token in kept if token.state(now) != "good"), key=_end)
+        if len(kept) - len(over) >= MAX_TOKENS:
             raise TokenError(
-                f"there are {len(kept)} tokens, which is the most",
-                fix="revoke those that nobody uses (`phantommesh token list`): they make room "
-                f"{REMEMBERED / 86_400:.0f} days later",
+                f"there are {len(kept)} tokens that count, which is the most",
+                fix="revoke those that nobody uses (`phantommesh token list`)",
             )
+        gone = {token.id for token in over[: max(0, len(kept) + 1 - MAX_TOKENS)]}
+        kept = tuple(token for token in kept if token.id not in gone)
         assert len(random) == ID_BYTES + RANDOM_BYTES
         text = PREFIX + urlsafe_b64encode(random[ID_BYTES:]).decode().rstrip("=")
         token = Token(

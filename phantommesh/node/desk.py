@@ -161,7 +161,7 @@ class Desk:
             keys=encode_keys(self._ring.keys),
             active_key=NO_KEY if self._ring.active is None else self._ring.active.id,
             own_authority_cert=own_authority_cert,
-            policies=tuple(one.signed.encode() for one in node.policies),
+            policies=tuple(one.signed.encode() for one in node.policies.offered(at.wall)),
         )
 
     def _choose(self, invite: InviteEntry, node_id: NodeId, others: Sequence[Entry]) -> IPv4Address:

@@ -273,10 +273,11 @@ class Serving:
                 active = NO_KEY if self._ring.active is None else self._ring.active.id
                 return messages.KeysAre(
                     node.revocations.digest(), encode_keys(self._ring.keys), active, self._pacts(),
-                    self._policies.digest(),
+                    self._policies.digest(at.wall),
                 )  # fmt: skip
             case policymessages.AskPolicies():
-                return policymessages.PoliciesAre(tuple(one.signed.encode() for one in self._policies))
+                offered = self._policies.offered(at.wall)
+                return policymessages.PoliciesAre(tuple(one.signed.encode() for one in offered))
             case pactmessages.AskPacts():
                 told: messages.Answer = yield Federal(party, request)
                 return told

@@ -18,17 +18,14 @@ from structlog.typing import EventDict, Processor
 
 from phantommesh.management.logbudget import MAX_LINE, LogBudget
 from phantommesh.node.steps import Told
-from phantommesh.secret import Secret
+from phantommesh.secret import HIDDEN, Secret, starred
 
 LogFormat = Literal["auto", "json", "console"]
 
-REDACTED = "***"
 _SECRET_WORDS = frozenset(
     {"psk", "psks", "key", "keys", "token", "tokens", "secret", "secrets", "password", "seed", "invite"}
 )
 _WORD = re.compile(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])")
-# Invites (pm1_) and API tokens (pmt_) wherever they stand in text.
-_TOKEN = re.compile(r"\b(pm[0-9t]_)[A-Za-z0-9_=-]{8,}")
 _PORT = re.compile(r":[0-9]+(/[a-z]+)?$")
 # Dependencies that log every connection or message at INFO.
 _NOISY = ("hypercorn", "quart", "quart_trio", "pyroute2")
@@ -44,12 +41,12 @@ def _names_a_secret(name: str) -> bool:
 def _redact_value(value: object) -> object:
     match value:
         case str():
-            text = _TOKEN.sub(r"\1" + REDACTED, value)
+            text = starred(value)
             return text if len(text) <= MAX_LINE else text[:MAX_LINE] + " (cut)"
         case None | bool() | int() | float():
             return value
         case Secret():
-            return REDACTED
+            return HIDDEN
         case bytes() | bytearray() | memoryview():
             return f"<{len(value)} bytes>"  # a caller that means to show bytes formats them
         case Mapping():
@@ -63,7 +60,7 @@ def _redact_value(value: object) -> object:
 def _redact_item(name: str, value: object) -> object:
     # Ages and counts of keys are wanted and no number is a secret here.
     if _names_a_secret(name) and not isinstance(value, (type(None), bool, int, float)):
-        return REDACTED
+        return HIDDEN
     return _redact_value(value)
 
 

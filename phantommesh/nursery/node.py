@@ -219,6 +219,7 @@ class Node:
             hosts=hosts,
             shutdown=stop,
             grace=GRACE,
+            certified=self.reporter.certified,
             task_status=task_status,
         )
         stopped.set()

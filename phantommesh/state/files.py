@@ -6,6 +6,7 @@ import fcntl
 import os
 import re
 import secrets
+import shutil
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +17,11 @@ from typing import Final
 from phantommesh.errors import PhantomMeshError
 
 _TAIL_BYTES: Final = 64  # of a file's end by which it is known again: a record's signature is in them
+# What file systems without hard links say: the kernel's own, and those of others by FUSE or a network.
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK})
+_NO_SYNC: Final = frozenset(
+    {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
+)  # of a directory, by some of those
 MAX_FILE_BYTES: Final = 384 * 1024 * 1024  # the largest roster that records/roster.py allows
 
 
@@ -178,6 +184,33 @@ def open_new(path: Path) -> BufferedWriter:
     """Make a file that is not there yet, mode 0600. Raises OSError."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.fdopen(os.open(path, flags, 0o600), "wb")
+
+
+def place_new(written: Path, path: Path) -> None:
+    """Have a file that is written whole stand at ``path`` too, where nothing may be yet; it is on disk then.
+    ``written`` is the caller's to remove. Raises OSError, and then there is nothing of it at ``path``.
+
+    On a file system without hard links, as of most USB sticks (FAT, exFAT), the bytes are copied: while that
+    lasts a crash leaves a part of them, at a name that only this made.
+    """
+    try:
+        os.link(written, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        with written.open("rb") as source, open_new(path) as copy:
+            try:
+                shutil.copyfileobj(source, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
+    try:
+        sync_directory(path.parent)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
 
 
 def fill(file: BufferedWriter, data: bytes, mode: int) -> None:

@@ -241,7 +241,7 @@ def finish_join(
     ring.promote(active_key, now)
     ruled = Policies()
     for told in policies:
-        ruled.hold(verify_policy(SignedPolicy.decode_untrusted(told), root, now))
+        ruled.hold(verify_policy(SignedPolicy.decode_untrusted(told), root, now), now)
     known = Roster.decode_untrusted(roster, root, revoked, now)
     members = [member, *(entry.member for entry in known if entry.valid(now))]
     check((mesh.network4, mesh.network6), {ip: m.name for m in members for ip in (m.ip4, m.ip6)})
@@ -268,7 +268,7 @@ def finish_join(
     )
     if ring.active is not None:
         files[directory.KEYRING] = ring.encode()
-    if ruled.last:
+    if ruled.last(now):
         files[directory.POLICIES] = encode_policies(ruled)
     if draft.authority_key is not None:
         files[directory.AUTHORITY_KEY] = draft.authority_key.to_pem().reveal()

@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 import pytest
@@ -58,6 +60,39 @@ def test_a_backup_is_put_back_elsewhere_and_nothing_is_overwritten(root: Path) -
     assert json.loads(back.stdout)["manifest"]["node"] == "nas"
     assert run(root / "c", "config", "show").stdout == run(root / "a", "config", "show").stdout
     assert sorted(path.name for path in root.iterdir()) == ["a", "b", "c", "word"]
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_backup_goes_to_a_file_system_without_hard_links(
+    root: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """As FAT and exFAT are. Nothing is overwritten there either, and nothing is left of what failed."""
+    faster = False
+
+    def link(_written: object, path: Path) -> None:
+        if faster:
+            path.write_text("another's")
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "link", link)
+    key: list[str | Path] = ["--passphrase-file", root / "word"]
+    done = run(root / "a", "backup", root / "b", *key)
+    assert done.exit_code == 0, done.output
+    assert (root / "b").stat().st_mode & 0o777 == 0o600
+    assert run(root / "c", "restore", root / "b", "--check", *key).exit_code == 0
+
+    def full(source: BinaryIO, copy: BinaryIO) -> None:
+        copy.write(source.read(100))
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", full)
+        failed = run(root / "a", "backup", root / "d", *key)
+    assert failed.exit_code == 1 and not (root / "d").exists()
+    faster = True
+    assert run(root / "a", "backup", root / "e", *key).exit_code == 1
+    assert (root / "e").read_text() == "another's"
+    assert sorted(path.name for path in root.iterdir()) == ["a", "b", "e", "word"]
 
 
 def test_a_passphrase_is_long_secret_and_the_right_one(root: Path) -> None:

@@ -14,7 +14,7 @@ from phantommesh.config.environment import variables
 ROOT = Path(__file__).parent.parent.parent
 TEXT = (ROOT / "docs" / "operations.md").read_text()
 GLOBAL = {param.envvar for param in cli.params if isinstance(param.envvar, str)}
-SECRETS = {"PHANTOMMESH_INVITE", "PHANTOMMESH_TOKEN"}  # their texts: no option has them
+SECRETS = {"PHANTOMMESH_INVITE", "PHANTOMMESH_TOKEN"}  # which no option gives
 
 EVENTS = (
     "reboot", "off for a month", "disk is lost", "configuration is lost", "second authority",

@@ -18,7 +18,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import NotFound
 
 from phantommesh.errors import shortened
-from phantommesh.management.audit import MOST_DETAIL, MOST_PATH, Write
+from phantommesh.management.audit import Write
 from phantommesh.management.endpoints import ENDPOINTS, Endpoint
 from phantommesh.management.views import NodePort, Problem
 from phantommesh.nursery.api import problems
@@ -145,9 +145,9 @@ def _record_writes(app: QuartTrio, node: NodePort) -> None:
         await node.audit.wrote(
             Write(
                 who=by.called, address=by.address, method=endpoint.method,
-                path=shortened(f"{request.path}?{query}" if query else request.path, MOST_PATH),
+                path=f"{request.path}?{query}" if query else request.path,
                 asked=g.get("asked", {}), status=response.status_code,
-                detail=shortened(g.get("detail", ""), MOST_DETAIL),
+                detail=g.get("detail", ""),
             )
         )  # fmt: skip
         return response

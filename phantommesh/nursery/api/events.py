@@ -127,7 +127,7 @@ async def _cancel_without(tokens: TokenDesk, by: Caller, scope: trio.CancelScope
 
 def _wanted(args: MultiDict[str, str]) -> Filter:
     try:
-        return Filter.parse(",".join(args.getlist("types")))
+        return Filter.parse(",".join(args.getlist("types"))).told(caller().scope)
     except FilterError as error:
         raise ProblemError(400, str(error), fix=error.fix) from None
 

@@ -46,7 +46,7 @@ from phantommesh.management.views import NodePort
 from phantommesh.nursery.api.app import create_app
 from phantommesh.nursery.api.auth import Door
 from phantommesh.nursery.api.sockets import ApiSocketError, UnixSocket, listen_tcp, listen_unix, peer_uid
-from phantommesh.nursery.api.tls import Tls
+from phantommesh.nursery.api.tls import Tls, Told
 from phantommesh.rates import source_block
 
 # Tuning.
@@ -74,12 +74,14 @@ async def serve_api(
     group: str = GROUP,
     shutdown: trio.Event | None = None,
     grace: float = 2.0,
+    certified: Told = lambda _problem: None,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until cancelled, or until ``shutdown`` is set: then accept nothing, give requests under way
     ``grace`` seconds, cut what is left, and return. ``started`` gets the addresses. The Unix socket's file
     is gone afterwards. ``tls``: for ``listen``, which else is in clear; ``hosts``: names by which clients may
-    call the node there. Raises ApiSocketError where it cannot listen.
+    call the node there. ``certified`` is told why files that have changed cannot be used, and None once they
+    can. Raises ApiSocketError where it cannot listen.
     """
     listen_anew = partial(listen_unix, socket_path, group=group)
     unix = _Kept(await trio.to_thread.run_sync(listen_anew), listen_anew)
@@ -88,7 +90,7 @@ async def serve_api(
         if listen is None:
             await _serve(node, unix, None, ending, grace, task_status)
             return
-        secured = None if tls is None else await Tls.of(tls)
+        secured = None if tls is None else await Tls.of(tls, certified)
         with listen_tcp(listen, encrypted=secured is not None) as listener:
             tcp = _Tcp(listener, secured, frozenset(hosts))
             await _serve(node, unix, tcp, ending, grace, task_status)

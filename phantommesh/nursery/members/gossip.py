@@ -110,7 +110,10 @@ class GossipDriver:
         self._node, self._keeper, self._keys, self._caller, self._udp = node, keeper, keys, caller, udp
         self._federating, self._policing = federating, policing
         pacts = (lambda: b"") if federating is None else federating.federation.pacts.digest
-        policies = node.policies.digest
+
+        def policies() -> bytes:
+            return node.policies.digest(time())
+
         digest = partial(together, keys.digest, pacts, policies)
         self._where, self._changed, self._look = where, changed, look
         self._may, self._agree_on, self._further = may, agree, further

@@ -96,6 +96,7 @@ def own_faults(parts: Parts, local: LocalCauses, *, starting: bool = False) -> I
     yield from parts.guarding.faults()
     yield from parts.banning.faults()
     yield from parts.access.faults()
+    yield from parts.policing.faults()
     for name in parts.config.guard.forward:
         if not Path("/sys/class/net", name).exists():
             yield guard.FORWARD_UNKNOWN.fault(

@@ -20,6 +20,7 @@ from phantommesh.agents.base import Subject
 from phantommesh.errors import PhantomMeshError
 from phantommesh.faults import Fault
 from phantommesh.link.psk import PskPhase
+from phantommesh.management import servercert
 from phantommesh.management.aclview import AclCheckView, AclView, PolicyResult
 from phantommesh.management.agentview import (
     AgentDetail,
@@ -111,6 +112,7 @@ class Reporter(Rows):
         self.configuring: Configuring | None = None
         """None: the node was not started from a file."""
         self.local = LocalCauses(parts)
+        self._certificate: PhantomMeshError | None = None
         self._checks = NetChecks(parts)
         agentrows.synthesise(parts)
         self._finished = Bell()
@@ -135,6 +137,10 @@ class Reporter(Rows):
     def audit(self) -> Audit:
         """What was asked of the API, and by whom."""
         return self._parts.audit
+
+    def certified(self, problem: PhantomMeshError | None) -> None:
+        """Take note of why the API goes on with an older certificate; None: it has that of the files."""
+        self._certificate = problem
 
     def status(self) -> Status:
         """This node at a glance."""
@@ -202,7 +208,11 @@ class Reporter(Rows):
             f"{min(ports)} to {max(ports)}",
             measured=parts.paths.problem is None,
         )
-        return [*health.own_faults(parts, self.local, starting=life == "starting"), *judge(here, seen)]
+        own = [*health.own_faults(parts, self.local, starting=life == "starting")]
+        if (problem := self._certificate) is not None:
+            text = f"the API goes on with the certificate that it had: {problem}"
+            own.append(servercert.NOT_TAKEN.fault(text, problem.fix))
+        return [*own, *judge(here, seen)]
 
     def degraded(self) -> list[str]:
         """The same as lines."""

@@ -479,6 +479,56 @@ async def test_what_is_asked_is_on_record_once_and_without_secrets() -> None:
     assert [entry["seq"] for entry in pages["items"] + rest["items"]] == [1, 2, 3]
 
 
+PASTED: Final = "pmt_" + "Zm9v-_" * 7 + "A"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", f"/v1/tokens?access_token={PASTED}", {"scope": "read"}),
+        ("POST", f"/v1/tokens?access_token=%70mt%5F{PASTED[4:]}", {"scope": "read"}),
+        ("POST", f"/v1/rotations?{'x' * 150}{PASTED}=1", {}),  # where a path is cut
+        ("DELETE", f"/v1/tokens/{PASTED}", None),
+        ("POST", "/v1/rotations", {"peer": f"{'x' * 80}{PASTED}"}),  # where a body is cut
+        ("POST", "/v1/rotations", {PASTED: 1}),
+        ("POST", "/v1/tokens", {"scope": "read", "name": PASTED}),
+    ],
+)
+async def test_a_secret_that_a_client_puts_anywhere_is_not_on_record(
+    method: str, path: str, body: dict[str, Any] | None
+) -> None:
+    node = FakeNode()
+    app = create_app(node, Door(trusted=True)).test_client()
+    await app.open(path, method=method, json=body, scope_base={"state": {"uid": 0}})
+    (entry,) = node.audit.entries
+    assert PASTED[4:12] not in repr(msgspec.to_builtins(entry))
+    assert entry.path.startswith(path[:10])
+
+
+async def test_events_of_the_audit_trail_are_told_to_who_may_read_it() -> None:
+    node = FakeNode()
+    for kind in ("audit.written", "peer.up", "audit.denied"):
+        node.events.publish(kind, None, {})
+    app = remote(node).test_client()
+    for scope, told in (("read", ["peer.up"]), ("operate", ["peer.up"]), ("admin", None)):
+        given: dict[str, Any] = {"headers": Headers(headers_of(node, scope)), "scope_base": FAR}
+        every = told or ["audit.written", "peer.up", "audit.denied"]
+        page = await (await app.get("/v1/events", **given)).get_json()
+        assert [event["type"] for event in page["items"]] == every
+        page = await (await app.get("/v1/events?types=audit.*,peer.up", **given)).get_json()
+        assert [event["type"] for event in page["items"]] == every
+        with trio.fail_after(20):
+            async with app.websocket("/v1/events?since=oldest", **given) as followed:
+                assert [msgspec.json.decode(await followed.receive())["type"] for _ in every] == every
+                node.events.publish("audit.written", None, {})
+                node.events.publish("peer.up", None, {})
+                after = msgspec.json.decode(await followed.receive())
+                assert after["type"] == ("peer.up" if told else "audit.written")
+        node.events = type(node.events)(run="run1", clock=time.time)
+        for kind in ("audit.written", "peer.up", "audit.denied"):
+            node.events.publish(kind, None, {})
+
+
 async def test_the_page_for_people_has_every_path_and_nothing_from_elsewhere() -> None:
     response = await create_app(FakeNode(), Door(trusted=True)).test_client().get("/docs")
     text = await response.get_data(as_text=True)

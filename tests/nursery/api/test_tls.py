@@ -23,6 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from phantommesh.config.sections import ApiSection, Config, NodeSection
+from phantommesh.errors import PhantomMeshError
 from phantommesh.management import servercert
 from phantommesh.management.scopes import Scope
 from phantommesh.management.servercert import TlsFiles
@@ -231,6 +232,49 @@ async def test_a_changed_certificate_is_taken_and_a_broken_one_is_not(
                 await trio.sleep(0.01)
         assert loaded.loaded.fingerprint == servercert.fingerprint(files.certificate.read_bytes())
         nursery.cancel_scope.cancel()
+
+
+async def test_a_file_that_could_not_be_read_is_taken_as_soon_as_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever kept it from being read, and though the file itself does not change any more."""
+    monkeypatch.setattr(tls, "LOOK", 0.01)
+    files, told, tries = certificate(tmp_path), list[PhantomMeshError | None](), 0
+    loaded = await tls.Tls.of(files, told.append)
+    first, load = loaded.loaded.fingerprint, tls.load
+
+    def failing(files: TlsFiles) -> tls.Loaded:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise ApiSocketError("not yet")
+        return load(files)
+
+    monkeypatch.setattr(tls, "load", failing)
+    certificate(tmp_path, "another")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loaded.watch)
+        with trio.fail_after(20):
+            while loaded.loaded.fingerprint == first:
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert [str(problem) for problem in told] == ["None", *["not yet"] * 3, "None"]
+
+
+def test_other_rights_to_a_file_are_a_change(tmp_path: Path) -> None:
+    files = certificate(tmp_path)
+    before = tls._look(files)
+    files.key.chmod(0o640)
+    assert tls._look(files) != before
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    files = certificate(tmp_path)
+    files.key.unlink()
+    with pytest.raises(
+        ApiSocketError, match=r"cannot read .*api\.key, of the API's certificate: No such file"
+    ):
+        tls.load(files)
 
 
 async def test_mtls_lets_in_whose_certificate_an_authority_has_signed(tmp_path: Path) -> None:

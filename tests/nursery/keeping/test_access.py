@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from phantommesh.management.audit import Write
-from phantommesh.management.events import EventLog
+from phantommesh.management.events import EventLog, Filter
 from phantommesh.management.scopes import Scope
 from phantommesh.management.tokens import TokenRequest
 from phantommesh.nursery.keeping import audit, ledger
@@ -96,6 +96,23 @@ async def test_what_was_asked_is_on_disk_before_it_is_answered(tmp_path: Path, n
     assert [entry.seq for entry in second.read(2, 9)] == [3, 4]
     file.write_bytes(file.read_bytes().replace(b"/v1/1", b"/v1/9"))
     assert "does not follow" in ledger.check(tmp_path / "audit").problem
+
+
+async def test_no_token_is_on_disk_nor_among_the_events_nor_read_back(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    token, events = "pmt_" + "Zm9v" * 10 + "Zm9", EventLog(run="run", clock=lambda: 1.0)
+    kept = Audit(tmp_path / "audit", events)
+    nursery.start_soon(kept.keep)
+    await kept.wrote(write(path=f"/v1/tokens?access_token={token}"))
+    (file,) = ledger.files(tmp_path / "audit")
+    shown = f"{file.read_text()}{kept.read(0, 9)}{events.read(0, Filter(), 9)}"
+    assert "access_token" in shown and "Zm9v" not in shown
+    # A line that an older version wrote is not told either.
+    file.write_bytes(file.read_bytes().replace(b"pmt_***", token.encode()))
+    again = Audit(tmp_path / "audit", events)
+    await again.begin()
+    assert [entry.path for entry in again.read(0, 9)] == ["/v1/tokens?access_token=pmt_***"]
 
 
 async def test_a_disk_that_refuses_holds_up_an_answer_for_a_moment_only(

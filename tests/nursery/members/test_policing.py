@@ -15,11 +15,12 @@ from phantommesh.nursery.keeping import saver
 from phantommesh.nursery.members import policing
 from phantommesh.nursery.members.policing import Policing
 from phantommesh.nursery.node import Node
+from phantommesh.records.roster import name_of
 from phantommesh.state import directory
 from phantommesh.state.directory import StateDir
 from phantommesh.state.files import StateError
 from phantommesh.state.start import NodeState, load_node
-from phantommesh.trust.certificates import TrustError
+from phantommesh.trust.certificates import EARLY, TrustError
 from phantommesh.trust.identity import NodeId
 from phantommesh.trust.revocation import revoke
 from tests.support.loopback import join, make_authority, make_invite, serving, until
@@ -62,9 +63,9 @@ async def test_a_policy_that_an_authority_signs_holds_on_every_member(tmp_path: 
             await until(lambda: len(rules_of(beta)) == 3)
             # It is told once, and not asked for again.
             assert alpha.parts.keys.digest() == beta.parts.keys.digest()
-            assert alpha.parts.state.policies.digest() == beta.parts.state.policies.digest()
+            assert alpha.parts.state.policies.digest(time()) == beta.parts.state.policies.digest(time())
     kept = load_node(tmp_path / "beta" / "state", time())  # with nobody there to tell it
-    found = kept.policies.current(kept.revocations)
+    found = kept.policies.current(kept.revocations, time())
     assert found is not None and found.policy == SSH.policy()
     kept.state.write(directory.POLICIES, b"damaged")
     with pytest.raises(StateError, match=r"policies\.bin is damaged"):
@@ -78,9 +79,9 @@ async def test_a_joiner_has_the_policy_before_it_starts(tmp_path: Path) -> None:
         await alpha.parts.policing.set(SSH, dry_run=False)
         await join(tmp_path / "beta", invite, "beta")
         joined = load_node(tmp_path / "beta" / "state", time())
-        found = joined.policies.current(joined.revocations)
+        found = joined.policies.current(joined.revocations, time())
         assert found is not None and found.policy == SSH.policy()
-        assert joined.policies.digest() == alpha.parts.state.policies.digest()
+        assert joined.policies.digest(time()) == alpha.parts.state.policies.digest(time())
 
 
 def made(at: Path) -> tuple[NodeState, Policing, list[str]]:
@@ -133,6 +134,27 @@ async def test_a_policy_that_fails_its_tests_is_not_signed(tmp_path: Path) -> No
     assert not said and desk.current() is None
 
 
+async def test_a_policy_of_a_clock_that_was_ahead_is_a_fault_until_another_is_signed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, desk, _ = made(tmp_path / "alpha")
+    with monkeypatch.context() as patch:
+        patch.setattr(policing, "time", lambda: time() + 2 * EARLY)
+        await desk.set(SSH, dry_run=False)
+        assert desk.current() is not None and not list(desk.faults())
+    assert desk.current() is None
+    (fault,) = desk.faults()
+    assert (fault.code, fault.subject) == (
+        "policy-ahead",
+        name_of(state.roster.get(state.identity.node_id), state.identity.node_id),
+    ) and "set-policy" in fault.fix
+    (kept,) = decode(state.state.read(directory.POLICIES), state.root, time()).ahead(time())
+    again = Policing(load_node(tmp_path / "alpha" / "state", time()), changed=lambda: None)
+    assert kept.signer == state.identity.node_id and len(list(again.faults())) == 1
+    await again.set(SSH, dry_run=False)
+    assert again.current() == SSH.policy() and not list(again.faults())
+
+
 async def test_a_revoked_authoritys_policy_does_not_count(tmp_path: Path) -> None:
     state, desk, _ = made(tmp_path / "alpha")
     await desk.set(SSH, dry_run=False)
@@ -169,5 +191,5 @@ async def test_what_the_disk_refuses_holds_and_is_written_later(
         full = False
         await until(lambda: "state-not-written" not in codes(alpha))
     kept = load_node(tmp_path / "alpha" / "state", time())
-    found = kept.policies.current(kept.revocations)
+    found = kept.policies.current(kept.revocations, time())
     assert found is not None and found.policy == SSH.policy()

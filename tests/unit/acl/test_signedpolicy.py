@@ -111,7 +111,7 @@ def test_a_number_ahead_of_its_time_does_not_block_all_later_policies() -> None:
 def test_any_bytes_are_refused_cleanly(data: bytes) -> None:
     try:
         signed = SignedPolicy.decode_untrusted(data)
-        assert Policies().wants(signed)  # what costs nothing tells nothing
+        assert Policies().wants(signed, NOW)  # what costs nothing tells nothing
         verify(signed, HERE.root, NOW)
     except TrustError:
         pass
@@ -141,37 +141,37 @@ def test_every_node_comes_to_the_same_policy(
 ) -> None:
     held = Policies()
     for at in (*order, *again):
-        wanted = held.wants(some()[at].signed)
-        assert held.hold(some()[at]) == wanted
-    said = held.current(revoked)
+        wanted = held.wants(some()[at].signed, NOW)
+        assert held.hold(some()[at], NOW) == wanted
+    said = held.current(revoked, NOW)
     counted = [one for one in some() if one.signer not in revoked]
     assert said == max(counted, key=lambda one: (one.signed.number, one.signed.digest), default=None)
-    assert len(list(held)) == 3 and held.last == 9
+    assert len(list(held)) == 3 and held.last(NOW) == 9
 
 
 def test_a_revoked_authoritys_policy_gives_way_to_the_one_before() -> None:
     held = Policies()
     for one in some():
-        held.hold(one)
-    newest = held.current(NOBODY)
+        held.hold(one, NOW)
+    newest = held.current(NOBODY, NOW)
     assert newest is not None and newest.policy.rules[0].name == "three-9"
-    before = held.current({newest.signer})
+    before = held.current({newest.signer}, NOW)
     assert before is not None and before.signed.number == 5
-    assert held.current({one.signer for one in some()}) is None
+    assert held.current({one.signer for one in some()}, NOW) is None
 
 
 def test_what_is_held_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(signedpolicy, "MAX_HELD", 2)
     held = Policies()
     for one in some():
-        held.hold(one)
+        held.hold(one, NOW)
     assert sorted(one.signed.number for one in held) == [5, 9]
 
 
 def test_what_is_on_disk_is_verified_again() -> None:
     held = Policies()
     for one in some():
-        held.hold(one)
+        held.hold(one, NOW)
     kept = encode(held)
     assert [one.signed for one in decode(kept, HERE.root, NOW)] == [one.signed for one in held]
     with pytest.raises(TrustError):
@@ -179,3 +179,42 @@ def test_what_is_on_disk_is_verified_again() -> None:
     for broken in (b"", kept[:-1], kept.replace(b"three-9", b"three-8")):
         with pytest.raises(TrustError):
             decode(broken, HERE.root, NOW)
+
+
+def test_a_policy_that_was_signed_by_a_clock_ahead_of_time_does_not_count_until_then() -> None:
+    """Nor does it keep its signer from signing another, which takes its place."""
+    before = verify(sign(authority("one"), DENY, last=0, now=NOW - 60), HERE.root, NOW)
+    other = verify(sign(authority("two"), DENY, last=0, now=NOW - 90), HERE.root, NOW)
+    wrong = NOW + 2 * EARLY
+    early = verify(sign(authority("one"), DENY, last=before.signed.number, now=wrong), HERE.root, wrong)
+    held, others = Policies(), Policies()
+    for one in (before, other):
+        assert held.hold(one, NOW) and others.hold(one, NOW)
+    assert held.hold(early, wrong) and held.current(NOBODY, wrong) is early
+    # Now the clock is right, and the node starts anew.
+    again = decode(encode(held), HERE.root, NOW)
+    assert [one.signed for one in again.ahead(NOW)] == [early.signed]
+    assert [one.signed for one in again.offered(NOW)] == [other.signed]
+    found = again.current(NOBODY, NOW)
+    assert found is not None and found.signed == other.signed
+    assert again.last(NOW) == other.signed.number and again.digest(NOW) != others.digest(NOW)
+    assert not again.hold(early, NOW) and not again.wants(early.signed, NOW)
+    # Others give back the one before.
+    assert again.hold(before, NOW) and again.digest(NOW) == others.digest(NOW)
+    assert again.current(NOBODY, NOW) is before is others.current(NOBODY, NOW)
+    # And so does the next that is signed, with a number that all take.
+    anew = decode(encode(held), HERE.root, NOW)
+    signed = sign(authority("one"), PolicySection(), last=anew.last(NOW), now=NOW)
+    assert anew.hold(verify(signed, HERE.root, NOW), NOW) and not anew.ahead(NOW)
+    # Else its time comes.
+    assert held.current(NOBODY, NOW + EARLY) is early
+
+
+def test_what_is_ahead_of_its_time_is_the_first_that_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signedpolicy, "MAX_HELD", 2)
+    wrong = NOW + 2 * EARLY
+    held = Policies()
+    early = verify(forged(authority("three"), DENY, int(wrong)), HERE.root, wrong)
+    for one, now in ((early, wrong), (some()[0], NOW), (some()[1], NOW)):
+        assert held.hold(one, now)
+    assert [one.signed.number for one in held] == [5, 5]

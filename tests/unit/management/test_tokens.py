@@ -100,10 +100,28 @@ def test_the_book_is_bounded_and_what_is_long_over_makes_room() -> None:
         book, _made = made(book)
     with pytest.raises(TokenError, match="the most"):
         made(book)
-    with pytest.raises(TokenError):
-        made(book, now=160.0 + REMEMBERED - 1)
     book, _made = made(book, now=160.0 + REMEMBERED)
     assert len(book.tokens) == 1
+
+
+def test_a_token_that_is_over_gives_way_in_a_full_book_the_oldest_first() -> None:
+    book = TokenBook()
+    for number in range(MAX_TOKENS):
+        book, _made = made(book, now=100.0 + number / 1000)
+    ids = [token.id for token in book.tokens]
+    for at, index in ((120.0, 7), (110.0, 3)):  # the later made was revoked first, and so is over for longer
+        book, _ = book.revoke(ids[index], at)
+    book, first = made(book, now=130.0)
+    assert [token.id for token in book.tokens] == [*(i for i in ids if i != ids[3]), first.token.id]
+    book, second = made(book, now=130.0)
+    assert not {ids[3], ids[7]} & {token.id for token in book.tokens} and len(book.tokens) == MAX_TOKENS
+    with pytest.raises(TokenError, match="that count"):
+        made(book, now=130.0)
+    # What has expired gives way too, and nothing that counts.
+    book, third = made(book, now=165.0)
+    assert len(book.tokens) == MAX_TOKENS
+    assert {first.token, second.token, third.token} <= set(book.tokens)
+    assert decode(encode(book)) == book
 
 
 def test_a_file_is_read_as_it_was_written() -> None:

@@ -427,5 +427,5 @@ def test_a_policy_that_cannot_be_read_makes_no_node(tmp_path: Path) -> None:
             joiner.join(policies=(good.encode(), bad))
         assert not (joiner.at / "state").exists()
     joiner.join(policies=(good.encode(),))
-    found = load_node(joiner.at / "state", NOW).policies.current(())
+    found = load_node(joiner.at / "state", NOW).policies.current((), NOW)
     assert found is not None and found.signed == good
