@@ -39,6 +39,17 @@ BODY = PEM.splitlines()[1]
         (f"PrivateKey = {KEY}", KEY, "PrivateKey = ***"),
         (f"private_key={'ab' * 32}", "abab", "private_key=***"),
     ],
+    ids=[
+        "query",
+        "path",
+        "invite",
+        "pact",
+        "pem",
+        "half-pem",
+        "key-in-path",
+        "named-key",
+        "hex-key",
+    ],  # none is drawn
 )
 def test_a_secret_is_starred_out_wherever_it_stands(text: str, secret: str, left: str | None) -> None:
     shown = starred(text)
